@@ -1,0 +1,100 @@
+"""mixerzoo: a modular zoo of cross-layer mixers for decoder language models.
+
+Everything that a user or the author of a mixer needs is exported here. Names are resolved on first use,
+so that `import mixerzoo` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixerzoo.cache import KVCache
+    from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
+    from mixerzoo.decoder import Decoder, LoopConfig, ModelConfig
+    from mixerzoo.errors import MixerzooError
+    from mixerzoo.generation import generate, stream
+    from mixerzoo.hookspecs import hookimpl
+    from mixerzoo.mixer import (
+        AttentionInputs,
+        Context,
+        DecoderShape,
+        Mixer,
+        MixerCard,
+        MixerConfig,
+        Plan,
+        ReferenceReading,
+        Site,
+        State,
+    )
+    from mixerzoo.recipe import Recipe, build, load_recipe
+    from mixerzoo.registry import load_registry
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "cache": ("KVCache",),
+    "checkpoints": ("load_checkpoint", "save_checkpoint"),
+    "decoder": ("Decoder", "LoopConfig", "ModelConfig"),
+    "errors": ("MixerzooError",),
+    "generation": ("generate", "stream"),
+    "hookspecs": ("hookimpl",),
+    "mixer": (
+        "AttentionInputs",
+        "Context",
+        "DecoderShape",
+        "Mixer",
+        "MixerCard",
+        "MixerConfig",
+        "Plan",
+        "ReferenceReading",
+        "Site",
+        "State",
+    ),
+    "recipe": ("Recipe", "build", "load_recipe"),
+    "registry": ("load_registry",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [  # noqa: RUF022  grouped by who uses them
+    # build, run, load
+    "Decoder",
+    "KVCache",
+    "LoopConfig",
+    "ModelConfig",
+    "Recipe",
+    "build",
+    "generate",
+    "load_checkpoint",
+    "load_recipe",
+    "load_registry",
+    "save_checkpoint",
+    "stream",
+    # write a mixer
+    "AttentionInputs",
+    "Context",
+    "DecoderShape",
+    "Mixer",
+    "MixerCard",
+    "MixerConfig",
+    "MixerzooError",
+    "Plan",
+    "ReferenceReading",
+    "Site",
+    "State",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'mixerzoo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mixerzoo.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

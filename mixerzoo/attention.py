@@ -1,0 +1,231 @@
+"""Attention over the sequence: who sees whom, and the backends that compute it, by name.
+
+Shapes: B batch, H query heads, G key/value heads, T query tokens, S key tokens, d head_dim.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixerzoo.errors import BackendError
+
+BackendName: TypeAlias = Literal["sdpa", "eager", "flex", "xformers"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+
+class Visibility(NamedTuple):
+    """Which keys each query may see, kept as positions so that a backend need not build [T, S].
+
+    A query sees a key that is not later than itself, not padding, within the window, and of its own
+    document. It always sees itself, so that no softmax is empty.
+
+    Attributes:
+        queries: absolute positions int64 [T].
+        keys: absolute positions int64 [S]; negative where storage was never filled.
+        window: how many most recent positions are visible, or None for all.
+        padding: int64 [B], number of padding tokens on the left of each row, or None.
+        documents: int64 [B, S] document of each token (then T = S), or None.
+        square: T = S and both count from the same position, so plain causal attention is the whole rule
+            when nothing else is set.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    window: int | None
+    padding: Tensor | None
+    documents: Tensor | None
+    square: bool
+
+    @property
+    def causal_only(self) -> bool:
+        """Plain causal attention of a square [T, T] says it all."""
+        return self.square and self.window is None and self.padding is None and self.documents is None
+
+    def visible(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether batch row ``row`` lets query number ``query`` see key number ``key`` (broadcast)."""
+        q, k = self.queries[query], self.keys[key]
+        seen = (k <= q) & (k >= 0)
+        if self.window is not None:
+            seen = seen & (k > q - self.window)
+        if self.padding is not None:
+            seen = seen & (k >= self.padding[row])
+        if self.documents is not None:
+            seen = seen & (self.documents[row, query] == self.documents[row, key])
+        return seen | (k == q)
+
+    def dense(self) -> Tensor:
+        """The rule as booleans [B or 1, 1, T, S], True where visible."""
+        if self.padding is not None:
+            batch = self.padding.size(0)
+        else:
+            batch = 1 if self.documents is None else self.documents.size(0)
+        device = self.queries.device
+        row = torch.arange(batch, device=device)[:, None, None, None]
+        query = torch.arange(self.queries.size(0), device=device)[:, None]
+        key = torch.arange(self.keys.size(0), device=device)
+        return self.visible(row, query, key)
+
+
+class AttentionMask(NamedTuple):
+    """A `Visibility` and its dense form, built once per forward and shared by all layers.
+
+    Attributes:
+        visibility: the rule.
+        dense: bool [B or 1, 1, T, S], or None where the rule is plain causal or hides nothing.
+    """
+
+    visibility: Visibility
+    dense: Tensor | None
+
+
+Backend: TypeAlias = Callable[[Tensor, Tensor, Tensor, AttentionMask, float], Tensor]
+
+
+def make_mask(visibility: Visibility, backend: BackendName, hides_nothing: bool) -> AttentionMask:
+    """Build what ``backend`` needs of the rule.
+
+    Args:
+        visibility: the rule.
+        backend: name of the backend that will read it.
+        hides_nothing: the caller knows that every query sees every key (one new token, no window, no
+            padding).
+    """
+    if visibility.causal_only and backend != "eager":
+        return AttentionMask(visibility, None)
+    if hides_nothing or backend == "flex":
+        return AttentionMask(visibility, None)
+    return AttentionMask(visibility, visibility.dense())
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """Attention written out: scores, mask, softmax (float32, or float64 for float64 inputs), mix.
+
+    Args:
+        q: queries [B, H, T, d].
+        k: keys [B, G, S, d].
+        v: values [B, G, S, d].
+        mask: who sees whom.
+        scale: factor of the scores.
+
+    Returns:
+        [B, H, T, d].
+    """
+    group = q.size(1) // k.size(1)
+    k = k.repeat_interleave(group, dim=1)
+    v = v.repeat_interleave(group, dim=1)
+    scores = (q @ k.transpose(-1, -2)) * scale
+    if mask.dense is not None:
+        scores = scores.masked_fill(~mask.dense, float("-inf"))
+    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    return scores.softmax(dim=-1, dtype=exact).to(v.dtype) @ v
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """PyTorch's `scaled_dot_product_attention`; arguments as in `eager_attention`."""
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask.dense,
+        is_causal=mask.dense is None and mask.visibility.causal_only,
+        scale=scale,
+        enable_gqa=q.size(1) != k.size(1),
+    )
+
+
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """PyTorch's flex attention: a fused kernel on CUDA, its unfused reference elsewhere.
+
+    Arguments as in `eager_attention`.
+    """
+    from torch.nn.attention.flex_attention import flex_attention as unfused
+
+    rule = mask.visibility
+
+    def visible(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return torch.where(rule.visible(b, query, key), score, float("-inf"))
+
+    grouped = q.size(1) != k.size(1)
+    if torch.compiler.is_compiling():
+        out = unfused(q, k, v, score_mod=visible, scale=scale, enable_gqa=grouped)
+    elif q.is_cuda:
+        out = _fused_flex()(q, k, v, score_mod=visible, scale=scale, enable_gqa=grouped)
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+            out = unfused(q, k, v, score_mod=visible, scale=scale, enable_gqa=grouped)
+    return out  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _fused_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention as unfused
+
+    return torch.compile(unfused, dynamic=True)
+
+
+def xformers_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """xformers' `memory_efficient_attention` with grouped heads; arguments as in `eager_attention`."""
+    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
+    batch, num_heads, num_queries, head_dim = q.shape
+    num_kv_heads, num_keys = k.size(1), k.size(2)
+    group = num_heads // num_kv_heads
+
+    def grouped(x: Tensor) -> Tensor:
+        return x.transpose(1, 2)[:, :, :, None].expand(batch, num_keys, num_kv_heads, group, head_dim)
+
+    q = q.view(batch, num_kv_heads, group, num_queries, head_dim).permute(0, 3, 1, 2, 4)
+    bias: Any = None
+    if mask.visibility.causal_only:
+        bias = LowerTriangularMask()
+    elif mask.dense is not None:
+        # The kernels want rows that start at multiples of 8 elements.
+        padded = -(-num_keys // 8) * 8
+        full = (batch, num_kv_heads, group, num_queries, padded)
+        bias = q.new_zeros(full)[..., :num_keys]
+        bias.masked_fill_(~mask.dense[:, :, None], float("-inf"))
+    out = memory_efficient_attention(q, grouped(k), grouped(v), attn_bias=bias, scale=scale)
+    return out.permute(0, 2, 3, 1, 4).reshape(batch, num_heads, num_queries, head_dim)  # type: ignore[no-any-return]
+
+
+_FUNCTIONS: dict[BackendName, Backend] = {
+    "sdpa": sdpa_attention,
+    "eager": eager_attention,
+    "flex": flex_attention,
+    "xformers": xformers_attention,
+}
+
+
+def backend_function(name: BackendName) -> Backend:
+    """The attention function of a backend."""
+    return _FUNCTIONS[name]
+
+
+def check_backend(name: BackendName, device: torch.device | str) -> None:
+    """Refuse a backend that cannot run on a device.
+
+    Raises:
+        BackendError: says why and what to choose instead.
+    """
+    if name != "xformers":
+        return
+    if torch.device(device).type not in ("cuda", "meta") or not torch.cuda.is_available():
+        raise BackendError(
+            "the attention backend 'xformers' needs a CUDA device, and none is in use here; "
+            "set model.attention to 'sdpa' (or 'eager', 'flex')"
+        )
+    try:
+        import xformers.ops  # noqa: F401
+    except ImportError as error:
+        raise BackendError(
+            f"the attention backend 'xformers' is not installed ({error}); "
+            'run `pip install "mixerzoo[xformers]"`, or set model.attention to \'sdpa\''
+        ) from error

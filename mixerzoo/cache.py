@@ -1,0 +1,316 @@
+"""The one interface between a decoder and the past.
+
+The cache stores what each step's attention reads: keys and values after all mixing. It knows slots and
+windows from the plan, and nothing of mixers. Shapes: B batch, G key/value heads, d head_dim, T new
+tokens, S tokens that attention sees (past and new).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mixerzoo.errors import CacheError
+from mixerzoo.mixer import DecoderShape, Plan
+
+
+class KVCache:
+    """Keys and values of every slot that a plan owns.
+
+    A step calls `append` once per forward with its new keys and values and attends to what comes back;
+    the decoder calls `advance` once, after the last step. Storage is either growing (by blocks) or fixed
+    (allocated in full, of constant shape, as compiled decoding needs it). Slots with a window keep only
+    their most recent tokens.
+
+    With gradients enabled, appended tensors that require them stay in the graph; the storage is then
+    replaced instead of written in place.
+
+    Args:
+        plan: who owns which slot, and the windows.
+        shape: the decoder's sizes.
+        batch_size: B.
+        dtype: of the stored keys and values.
+        device: where they live.
+        max_length: None for growing storage, else the fixed number of tokens.
+        max_rollback: how many tokens `crop` must be able to take back from windowed slots. Slots without
+            a window can always be cropped.
+        block_size: tokens by which growing storage grows.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        shape: DecoderShape,
+        batch_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        max_length: int | None = None,
+        max_rollback: int = 0,
+        block_size: int = 256,
+    ) -> None:
+        if batch_size < 1:
+            raise CacheError(f"batch_size is {batch_size}; it must be at least 1")
+        if max_length is not None and max_length < 1:
+            raise CacheError(f"max_length is {max_length}; it must be at least 1")
+        if max_rollback < 0:
+            raise CacheError(f"max_rollback is {max_rollback}; it must not be negative")
+        self.plan = plan
+        self.shape = shape
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.max_length = max_length
+        self.max_rollback = max_rollback
+        self.block_size = block_size
+        # A fixed cache counts in a tensor, so that a compiled decoding step is one graph for all lengths.
+        self._length: int | Tensor = 0
+        if max_length is not None:
+            self._length = torch.zeros((), dtype=torch.long, device=self.device)
+        steps = range(len(plan.order))
+        self._keys = {step: self._empty(step) for step in steps if plan.owns_k(step)}
+        self._values = {step: self._empty(step) for step in steps if plan.owns_v(step)}
+        # By window: tokens before this position were dropped before a crop and cannot come back.
+        self._oldest: dict[int, int] = {}
+
+    # Used by the decoder.
+
+    @property
+    def length(self) -> int:
+        """Tokens per sequence that have been advanced over."""
+        return int(self._length)
+
+    def positions(self, num_new: int) -> Tensor:
+        """Absolute positions int64 [T] of the next ``num_new`` tokens.
+
+        Raises:
+            CacheError: they do not fit in fixed storage. (A compiled graph cannot look at the length,
+                so there the caller must see to it.)
+        """
+        if self.max_length is not None and not torch.compiler.is_compiling():
+            end = self.length + num_new
+            if end > self.max_length:
+                raise CacheError(
+                    f"{num_new} new tokens after {self.length} do not fit in a cache of max_length "
+                    f"{self.max_length}; make it at least {end}, or use a growing cache (max_length=None)"
+                )
+        return self._length + torch.arange(num_new, device=self.device)
+
+    def key_positions(self, window: int | None, num_new: int) -> Tensor:
+        """Absolute positions int64 [S] of what `append` returns for slots of this window.
+
+        Negative positions mark storage that has never been filled.
+        """
+        if window is None:
+            return torch.arange(self._span(num_new), device=self.device)
+        kept = self._held(window)
+        return self._length - kept + torch.arange(kept + num_new, device=self.device)
+
+    def append(self, slot: int, k: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Store the new keys and values of a slot and return all that attention sees there.
+
+        Args:
+            slot: the owning step.
+            k: new keys [B, G, T, d], or None where the step owns no keys.
+            v: new values [B, G, T, d], or None where the step owns no values.
+
+        Returns:
+            Keys and values [B, G, S, d], or None where None was given. Their positions are
+            ``key_positions(window of the slot, T)``.
+
+        Raises:
+            CacheError: the slot is not in the plan, or the batch is of another size.
+        """
+        keys = None if k is None else self._append(self._keys, "keys", slot, k)
+        values = None if v is None else self._append(self._values, "values", slot, v)
+        return keys, values
+
+    def advance(self, num_new: int) -> None:
+        """Count ``num_new`` appended tokens as past."""
+        if isinstance(self._length, Tensor):
+            self._length.add_(num_new)
+        else:
+            self._length += num_new
+
+    # Used by those who decode.
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from position ``length`` on (speculative decoding rolls back so).
+
+        Raises:
+            CacheError: ``length`` is negative or beyond the present length, or a windowed slot no longer
+                has the tokens that it would need; `max_rollback` makes it keep them.
+        """
+        if not 0 <= length <= self.length:
+            raise CacheError(f"cannot crop to {length} tokens: the cache holds {self.length}")
+        dropped = self.length - length
+        oldest = dict(self._oldest)
+        for window in {w for _, _, w in self._slots() if w is not None}:
+            oldest[window] = max(oldest.get(window, 0), self.length - self._window_storage(window))
+            if oldest[window] > max(0, length - window + 1):
+                raise CacheError(
+                    f"cannot crop {dropped} tokens: a slot of window {window} has dropped what it would "
+                    f"need; create the cache with max_rollback={dropped} or more"
+                )
+        self._oldest = oldest
+        for step, storage, window in self._slots():
+            data = storage[step]
+            if window is None:
+                storage[step] = _clear(data, length, self.length)
+            elif self.max_length is None:
+                storage[step] = data[:, :, : data.size(2) - dropped]
+            elif dropped:
+                kept = data[:, :, : data.size(2) - dropped]
+                storage[step] = torch.cat([torch.zeros_like(data[:, :, :dropped]), kept], dim=2)
+        self.advance(-dropped)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i of the batch what row ``rows[i]`` was (beam search); the batch size may change.
+
+        Args:
+            rows: int64 [new batch size], on any device.
+
+        Raises:
+            CacheError: a row is out of range.
+        """
+        rows = rows.to(self.device)
+        if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= self.batch_size:
+            raise CacheError(f"rows must be a vector of numbers from 0 to {self.batch_size - 1}, got {rows.tolist()}")
+        for step, storage, _ in self._slots():
+            storage[step] = storage[step].index_select(0, rows)
+        self.batch_size = len(rows)
+
+    def copy(self) -> KVCache:
+        """An independent cache of the same content (one prefix, many continuations)."""
+        twin = copy.copy(self)
+        if isinstance(self._length, Tensor):
+            twin._length = self._length.clone()
+        twin._oldest = dict(self._oldest)
+        twin._keys = {step: data.clone() for step, data in self._keys.items()}
+        twin._values = {step: data.clone() for step, data in self._values.items()}
+        return twin
+
+    def reset(self) -> None:
+        """Forget everything; fixed storage stays allocated."""
+        if isinstance(self._length, Tensor):
+            self._length.zero_()
+        else:
+            self._length = 0
+        self._oldest = {}
+        for step, storage, _ in self._slots():
+            storage[step] = self._empty(step) if self.max_length is None else torch.zeros_like(storage[step])
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Persistent bytes that one token of one sequence adds while no window is full."""
+        return self.plan.bytes_per_token(self.shape, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values: those held by growing storage, all of fixed storage.
+
+        The unused end of the last block of growing storage counts in `allocated_nbytes` only.
+        """
+        if self.max_length is not None:
+            return self.allocated_nbytes
+        total = 0
+        for step, storage, window in self._slots():
+            data = storage[step]
+            held = self.length if window is None else data.size(2)
+            total += data[:, :, :held].nbytes
+        return total
+
+    @property
+    def allocated_nbytes(self) -> int:
+        """Bytes of all storage."""
+        return sum(storage[step].nbytes for step, storage, _ in self._slots())
+
+    def __repr__(self) -> str:
+        kind = "growing" if self.max_length is None else f"max_length={self.max_length}"
+        return (
+            f"KVCache(batch_size={self.batch_size}, length={self.length}, {kind}, dtype={self.dtype}, "
+            f"slots={len(self._keys)}K+{len(self._values)}V, nbytes={self.nbytes})"
+        )
+
+    # Storage: [B, G, capacity, d] for each owned slot.
+
+    def _slots(self) -> Iterator[tuple[int, dict[int, Tensor], int | None]]:
+        for storage in (self._keys, self._values):
+            for step in storage:
+                yield step, storage, self.plan.windows[step]
+
+    def _window_storage(self, window: int) -> int:
+        kept = window + self.max_rollback
+        return kept if self.max_length is None else min(kept, self.max_length)
+
+    def _held(self, window: int) -> int:
+        """Tokens that the storage of a windowed slot holds now."""
+        if self.max_length is not None:
+            return self._window_storage(window)
+        return next(storage[step].size(2) for step, storage, w in self._slots() if w == window)
+
+    def _empty(self, step: int) -> Tensor:
+        window = self.plan.windows[step]
+        if self.max_length is None:
+            capacity = 0
+        elif window is None:
+            capacity = self.max_length
+        else:
+            capacity = self._window_storage(window)
+        # Zeros, because attention weighs unfilled storage with an exact 0, and 0 × NaN is NaN.
+        size = (self.batch_size, self.shape.num_kv_heads, capacity, self.shape.head_dim)
+        return torch.zeros(size, dtype=self.dtype, device=self.device)
+
+    def _span(self, num_new: int) -> int:
+        """S of a slot without window: a compiled graph over fixed storage sees all of it."""
+        if self.max_length is not None and torch.compiler.is_compiling():
+            return self.max_length
+        return self.length + num_new
+
+    def _append(self, storage: dict[int, Tensor], what: str, slot: int, new: Tensor) -> Tensor:
+        data = storage.get(slot)
+        if data is None:
+            raise CacheError(f"step {slot} owns no {what} in this cache's plan")
+        if new.size(0) != self.batch_size:
+            raise CacheError(f"a batch of {new.size(0)} rows does not fit in a cache of {self.batch_size}")
+        new = new.to(data.dtype)
+        num_new = new.size(2)
+        window = self.plan.windows[slot]
+        if window is not None:
+            seen = torch.cat([data, new], dim=2)
+            kept = self._window_storage(window)
+            # A copy, so that the dropped past does not stay alive behind a view.
+            storage[slot] = seen[:, :, -kept:].clone()
+            return seen
+        span = self._span(num_new)
+        in_graph = torch.is_grad_enabled() and (new.requires_grad or data.requires_grad)
+        if self.max_length is None:
+            if in_graph:
+                data = torch.cat([data[:, :, : self.length], new], dim=2)
+            else:
+                data = self._grown(data, span)
+                data[:, :, self.length : span] = new
+        else:
+            positions = self._length + torch.arange(num_new, device=self.device)
+            data = data.index_copy(2, positions, new) if in_graph else data.index_copy_(2, positions, new)
+        storage[slot] = data
+        return data[:, :, :span]
+
+    def _grown(self, data: Tensor, span: int) -> Tensor:
+        if span <= data.size(2):
+            return data
+        capacity = -(-span // self.block_size) * self.block_size
+        grown = data.new_zeros(data.size(0), data.size(1), capacity, data.size(3))
+        grown[:, :, : self.length] = data[:, :, : self.length]
+        return grown
+
+
+def _clear(data: Tensor, start: int, stop: int) -> Tensor:
+    """``data`` with positions ``start … stop − 1`` zeroed, in place unless it is part of a graph."""
+    if data.requires_grad:
+        return torch.cat([data[:, :, :start], torch.zeros_like(data[:, :, start:])], dim=2)
+    data[:, :, start:stop] = 0
+    return data

@@ -1,0 +1,61 @@
+"""Text for training: sources, tokenizers, and prepared tokens on disk.
+
+``prepare`` is the way in; ``TokenWindows`` cuts what it returns into sequences; ``yardsticks`` says what
+simple models reach on the same validation text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixerzoo.data.config import (
+    BpeTokenizer,
+    BytesTokenizer,
+    DataConfig,
+    HfSource,
+    PretrainedTokenizer,
+    StdlibSource,
+    TextSource,
+)
+from mixerzoo.data.entry import PreparedData, TokenSplit
+from mixerzoo.data.prepare import default_cache_dir, prepare
+from mixerzoo.data.progress import Progress
+from mixerzoo.data.sources import Corpus, read_documents
+from mixerzoo.data.split import SplitCorpus, split_documents
+from mixerzoo.data.tokenizer import TextTokenizer, TokenStream
+from mixerzoo.data.yardsticks import yardsticks
+
+if TYPE_CHECKING:
+    from mixerzoo.data.windows import TokenWindows
+
+__all__ = [
+    "BpeTokenizer",
+    "BytesTokenizer",
+    "Corpus",
+    "DataConfig",
+    "HfSource",
+    "PreparedData",
+    "PretrainedTokenizer",
+    "Progress",
+    "SplitCorpus",
+    "StdlibSource",
+    "TextSource",
+    "TextTokenizer",
+    "TokenSplit",
+    "TokenStream",
+    "TokenWindows",
+    "default_cache_dir",
+    "prepare",
+    "read_documents",
+    "split_documents",
+    "yardsticks",
+]
+
+
+def __getattr__(name: str) -> object:
+    # The one name whose module cannot do without torch at import time.
+    if name == "TokenWindows":
+        from mixerzoo.data.windows import TokenWindows
+
+        return TokenWindows
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,145 @@
+"""The ``data`` part of a recipe: where the text comes from and how it becomes tokens.
+
+Importing this module costs pydantic and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+BYTES_VOCAB_SIZE = 257
+"""The 256 byte values and one end-of-text token."""
+
+# YAML and JSON give lists; a frozen model holds tuples.
+_Strings = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StdlibSource(_Config):
+    """The running Python's own standard library: every ``*.py`` file and every pydoc topic is a document.
+
+    Needs no network. The text differs from one Python version to the next.
+    """
+
+    name: Literal["stdlib"] = Field("stdlib", description="Which source this is.")
+    max_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Keep at most this many bytes of text, as a sample spread over the whole library.",
+    )
+
+
+class TextSource(_Config):
+    """Local UTF-8 files. A ``.jsonl`` file is one document a line, any other file is one document."""
+
+    name: Literal["text"] = Field("text", description="Which source this is.")
+    paths: _Strings = Field(description="Files or glob patterns ('**' crosses directories).")
+    field: str = Field("text", description="The key that holds the text in each line of a .jsonl file.")
+    validation_paths: _Strings | None = Field(
+        None,
+        description="Files or glob patterns to validate on. Without them, validation_fraction of the "
+        "documents in 'paths' is held out.",
+    )
+
+
+class HfSource(_Config):
+    """A dataset streamed by the ``datasets`` library, from the Hugging Face hub or from local files."""
+
+    name: Literal["hf"] = Field("hf", description="Which source this is.")
+    path: str = Field(
+        min_length=1, description="The dataset, as in datasets.load_dataset: 'owner/name', 'json', 'parquet'…"
+    )
+    config: str | None = Field(None, description="The configuration (subset) of the dataset.")
+    split: str = Field("train", description="The split to train on.")
+    validation_split: str | None = Field(
+        None,
+        description="The split to validate on. Without it, validation_fraction of the documents in 'split' "
+        "is held out.",
+    )
+    field: str = Field("text", description="The column that holds the text.")
+    data_files: str | _Strings | dict[str, str | _Strings] | None = Field(
+        None, description="Files of the dataset: one, several, or several for each split."
+    )
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit on the hub. With a full commit hash, text that was prepared "
+        "before is found without the network.",
+    )
+    max_documents: int | None = Field(None, ge=1, description="Stop after this many documents of each split.")
+    max_bytes: int | None = Field(
+        None, ge=1, description="Stop before each split would exceed this many bytes of text."
+    )
+
+
+class BytesTokenizer(_Config):
+    """One token a byte (ids 0 to 255) and an end-of-text token (id 256)."""
+
+    name: Literal["bytes"] = Field("bytes", description="Which tokenizer this is.")
+
+    @property
+    def vocab_size(self) -> int:
+        """257."""
+        return BYTES_VOCAB_SIZE
+
+
+class BpeTokenizer(_Config):
+    """Byte-level BPE, trained on the training documents only."""
+
+    name: Literal["bpe"] = Field("bpe", description="Which tokenizer this is.")
+    vocab_size: int = Field(
+        ge=BYTES_VOCAB_SIZE,
+        description="Number of tokens, with the 256 bytes and the end-of-text token. A small text may fill "
+        "fewer.",
+    )
+
+
+class PretrainedTokenizer(_Config):
+    """An existing tokenizer in the format of the ``tokenizers`` library."""
+
+    name: Literal["pretrained"] = Field("pretrained", description="Which tokenizer this is.")
+    path: str = Field(
+        min_length=1, description="A tokenizer.json, a directory that holds one, or a model name on the hub."
+    )
+    end_of_text: str | None = Field(
+        None,
+        min_length=1,
+        description="The token that ends a document. Without it, the directory's own eos_token or one of the "
+        "usual names is taken.",
+    )
+
+    @property
+    def vocab_size(self) -> None:
+        """None: only the tokenizer itself knows (``PreparedData.tokenizer.vocab_size``)."""
+        return None
+
+
+Source = Annotated[StdlibSource | TextSource | HfSource, Field(discriminator="name")]
+"""Any source, told apart by ``name``."""
+
+TokenizerConfig = Annotated[BytesTokenizer | BpeTokenizer | PretrainedTokenizer, Field(discriminator="name")]
+"""Any tokenizer, told apart by ``name``."""
+
+
+class DataConfig(_Config):
+    """Text, its tokens, and how they are cut into sequences."""
+
+    source: Source = Field(description="Where the text comes from.")
+    tokenizer: TokenizerConfig = Field(description="How text becomes tokens.")
+    sequence_length: int = Field(ge=1, description="Tokens in one training sequence.")
+    validation_fraction: float = Field(
+        0.05,
+        gt=0.0,
+        le=0.5,
+        description="Share of the documents held out for validation, where the source names no validation "
+        "text of its own.",
+    )
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of tokens as far as it is known without the data; None for a pretrained tokenizer."""
+        return self.tokenizer.vocab_size

@@ -1,0 +1,110 @@
+"""What two simple models need for the validation text: figures to hold a trained model's against.
+
+A language model over documents also predicts where each one ends, so the bigram model does too: its 257
+symbols are the byte values and a boundary that stands before, between and after documents.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixerzoo.data.entry import PreparedData
+from mixerzoo.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BOUNDARY = b"\xff"
+"""Stands for the boundary: a byte that UTF-8 never uses, so that counts fit a table of 256 x 256."""
+
+_SYMBOLS = 257
+# Added to every count. Small, since of 257 x 257 pairs text uses few; Laplace's 1 drowns a small text.
+_SMOOTHING = 0.1
+_CHUNK = 1 << 20
+
+
+def yardsticks(prepared: PreparedData) -> dict[str, float]:
+    """Bits per byte of validation text under two simple models.
+
+    Computed once and kept in the cache entry.
+
+    Args:
+        prepared: from ``prepare``.
+
+    Returns:
+        ``bigram_bits_per_byte``: a byte bigram model, counts of the training side plus 0.1 each, which also
+        predicts the end of every document.
+        ``xz_bits_per_byte``: the validation documents joined, compressed by xz at its strongest preset.
+
+    Raises:
+        DataError: the cache entry is gone or damaged.
+    """
+    path = prepared.directory / "yardsticks.json"
+    known = _read(path)
+    if known is None:
+        try:
+            known = _compute(prepared)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot compute yardsticks from {prepared.directory} ({error}): prepare the data again"
+            ) from error
+        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        scratch.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        os.replace(scratch, path)
+    return known
+
+
+def count_bigrams(stream: bytes) -> np.ndarray[Any, Any]:
+    """Counts of adjacent bytes, int64 of shape ``[256, 256]`` (first, second).
+
+    Args:
+        stream: UTF-8 text, with ``BOUNDARY`` before, between and after documents.
+    """
+    import numpy as np
+
+    symbols = np.frombuffer(stream, dtype=np.uint8).astype(np.int64)
+    return np.bincount(symbols[:-1] * 256 + symbols[1:], minlength=256 * 256).reshape(256, 256)
+
+
+def save_bigrams(path: Path, train: np.ndarray[Any, Any], validation: np.ndarray[Any, Any]) -> None:
+    """Writes the counts of both sides for ``yardsticks``.
+
+    Args:
+        path: a .npy file.
+        train: ``count_bigrams`` of the training documents.
+        validation: ``count_bigrams`` of the validation documents.
+    """
+    import numpy as np
+
+    np.save(path, np.stack([train, validation]))
+
+
+def _read(path: Path) -> dict[str, float] | None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {name: float(known[name]) for name in ("bigram_bits_per_byte", "xz_bits_per_byte")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there yet, or damaged: it is computed again
+
+
+def _compute(prepared: PreparedData) -> dict[str, float]:
+    import numpy as np
+
+    train, validation = np.load(prepared.directory / "bigrams.npy")
+    smoothed = train + _SMOOTHING
+    totals = train.sum(axis=1, keepdims=True) + _SMOOTHING * _SYMBOLS
+    bits = -(validation * np.log2(smoothed / totals)).sum()
+
+    compressor = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
+    size = 0
+    with (prepared.directory / "validation.txt").open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size += len(compressor.compress(chunk))
+    size += len(compressor.flush())
+    num_bytes = prepared.validation.num_bytes
+    return {"bigram_bits_per_byte": float(bits) / num_bytes, "xz_bits_per_byte": 8 * size / num_bytes}

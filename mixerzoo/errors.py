@@ -1,0 +1,53 @@
+"""Errors that a user can act on, and the nearest-name suggestion that they share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MixerzooError(Exception):
+    """Something the user can put right. The command line prints it and exits with code 2."""
+
+
+class RecipeError(MixerzooError):
+    """A recipe (or an override of one) says something that cannot be run."""
+
+
+class MixerError(MixerzooError):
+    """A mixer is unknown, or cannot work on the decoder it was asked to serve."""
+
+
+class PluginError(MixerzooError):
+    """A plugin cannot be loaded or breaks the rules of registration."""
+
+
+class CacheError(MixerzooError):
+    """A cache was asked for something that it cannot hold or no longer has."""
+
+
+class CheckpointError(MixerzooError):
+    """A checkpoint is missing, damaged, or not of a kind that can be read."""
+
+
+class DataError(MixerzooError):
+    """Text or tokens are missing, malformed, or too few."""
+
+
+class BackendError(MixerzooError):
+    """An attention backend cannot run here."""
+
+
+class RunError(MixerzooError):
+    """A run directory is in the way, incomplete, or belongs to another recipe."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A trailing ``" (did you mean 'x'?)"``, or ``""`` where nothing is near.
+
+    Args:
+        name: what was written.
+        known: the names that would have been right.
+    """
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

@@ -1,0 +1,227 @@
+"""The recipe: one YAML file that is the whole experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from mixerzoo.data.config import DataConfig
+from mixerzoo.decoder import Decoder, ModelConfig, materialize
+from mixerzoo.errors import MixerError, RecipeError
+from mixerzoo.mixer import MixerConfig
+from mixerzoo.registry import load_registry
+from mixerzoo.validation import Problem, problems
+from mixerzoo.yaml_source import YamlSource
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class MixerChoice(BaseModel):
+    """``{name: …, **options}``: a mixer by name, its options validated by the mixer's own ``Config``."""
+
+    model_config = _STRICT
+
+    name: str = Field(description="Name of an installed mixer; `mixerzoo list` shows them.")
+    options: SerializeAsAny[MixerConfig]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_flat(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "name" not in value or isinstance(value.get("options"), MixerConfig):
+            return value
+        found = _check_mixer(value)
+        if isinstance(found, MixerChoice):
+            return found
+        # As a field of a larger model the paths would be lost; `parse_recipe` checks mixers beforehand.
+        raise ValueError("; ".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in found))
+
+    @model_serializer
+    def _to_flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options.model_dump()}
+
+
+class TrainConfig(BaseModel):
+    """How the decoder is trained. One step sees ``batch_size × accumulation`` sequences."""
+
+    model_config = _STRICT
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    batch_size: int = Field(ge=1, description="Sequences per forward, on each device.")
+    accumulation: int = Field(1, ge=1, description="Forwards per optimiser step.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "constant", "wsd"] = Field(
+        "cosine", description="After warm-up: cosine to the final rate, constant, or stable and then linear decay."
+    )
+    warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Share of the steps that warm up linearly.")
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the steps that decay (wsd only).")
+    final_learning_rate_fraction: float = Field(
+        0.0, ge=0, le=1, description="Final over peak learning rate (cosine and wsd)."
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second decay.")
+    weight_decay: float = Field(0.1, ge=0, description="Of matrices; vectors and scalars are not decayed.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient to this norm; 0 does not clip.")
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast; weights stay float32.")
+    compile: bool = Field(False, description="Run the forward and backward through torch.compile.")
+    activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward.")
+    log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    checkpoint_interval: int | None = Field(None, ge=1, description="Steps between checkpoints; default: a tenth.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints to keep.")
+
+
+class EvalConfig(BaseModel):
+    """How validation is done: an exact sum over tokens."""
+
+    model_config = _STRICT
+
+    interval: int | None = Field(None, ge=1, description="Steps between validations; default: only at the end.")
+    batch_size: int = Field(16, ge=1, description="Sequences per forward.")
+    max_sequences: int | None = Field(
+        None, ge=1, description="Sequences used while training; the final validation uses all."
+    )
+
+
+class Recipe(BaseModel):
+    """One experiment: model, mixer, data, training, evaluation and seed."""
+
+    model_config = _STRICT
+
+    model: ModelConfig = Field(description="The decoder.")
+    mixer: MixerChoice = Field(description="The mixer and its options.")
+    data: DataConfig = Field(description="Text and tokenizer.")
+    train: TrainConfig = Field(description="Training.")
+    eval: EvalConfig = Field(EvalConfig(), description="Validation.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of the initial weights and the order of the data.")
+
+    def with_vocab_size(self, vocab_size: int) -> Recipe:
+        """The recipe with an open ``model.vocab_size`` filled in.
+
+        Args:
+            vocab_size: of the tokenizer.
+
+        Raises:
+            RecipeError: the recipe sets a smaller one than the tokenizer needs.
+        """
+        own = self.model.vocab_size
+        if own is not None:
+            if own < vocab_size:
+                raise RecipeError(f"model.vocab_size is {own}, but the tokenizer has {vocab_size} tokens")
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"vocab_size": vocab_size})})
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_mixer(value: Mapping[str, Any]) -> MixerChoice | list[Problem]:
+    options = {key: option for key, option in value.items() if key != "name"}
+    name = value.get("name")
+    if not isinstance(name, str):
+        return [Problem((), "the key 'name' is required") if name is None else Problem(("name",), "expected text")]
+    try:
+        entry = load_registry().get(name)
+    except MixerError as error:
+        return [Problem(("name",), str(error))]
+    try:
+        config = entry.mixer.Config.model_validate(options)
+    except ValidationError as error:
+        return problems(error, entry.mixer.Config)
+    return MixerChoice.model_construct(name=name, options=config)
+
+
+def parse_recipe(source: YamlSource) -> Recipe:
+    """Validate a recipe.
+
+    Raises:
+        RecipeError: lists every problem with its place.
+    """
+    data = dict(source.data)
+    found: list[Problem] = []
+    if isinstance(data.get("mixer"), Mapping):
+        checked = _check_mixer(data["mixer"])
+        if isinstance(checked, MixerChoice):
+            data["mixer"] = checked
+        else:
+            found += [Problem(("mixer", *problem.path), problem.message) for problem in checked]
+            # Any valid mixer, so that the rest of the recipe is checked in the same pass.
+            data["mixer"] = MixerChoice.model_construct(name="", options=MixerConfig())
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        found += problems(error, Recipe)
+    if found or recipe is None:
+        raise RecipeError("\n".join(f"{source.where(problem.path)}: {problem.message}" for problem in found))
+    return recipe
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: of the YAML file.
+        overrides: each ``"key.path=value"``.
+
+    Raises:
+        RecipeError: names file, line and key of everything that is wrong.
+    """
+    return parse_recipe(YamlSource.read(Path(path), overrides))
+
+
+def build(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Decoder:
+    """The decoder of a recipe with its initial weights.
+
+    Args:
+        recipe: a `Recipe`, the mapping it is validated from, or the path of a recipe file.
+        device: where the weights go; ``"meta"`` builds the structure alone.
+        dtype: of the weights.
+
+    Raises:
+        RecipeError: the recipe is not valid, or its vocabulary size is still open.
+        MixerError: the mixer cannot work on this decoder.
+        BackendError: the attention backend cannot run on the device.
+    """
+    if isinstance(recipe, Mapping):
+        recipe = parse_recipe(YamlSource(yaml.safe_dump(dict(recipe)), "recipe"))
+    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    if recipe.data.vocab_size is not None:
+        recipe = recipe.with_vocab_size(recipe.data.vocab_size)
+    mixer = load_registry().get(recipe.mixer.name).mixer
+    with torch.device("meta"):
+        decoder = Decoder(recipe.model, mixer, recipe.mixer.options)
+    if torch.device(device).type == "meta":
+        return decoder.to(dtype)
+    return materialize(decoder, recipe.seed, device=device, dtype=dtype)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of recipes, with the options of every installed mixer, for editors."""
+    schema = Recipe.model_json_schema()
+    choices = []
+    for name, entry in load_registry().entries.items():
+        options = entry.mixer.Config.model_json_schema()
+        properties = {"name": {"const": name, "description": entry.mixer.card.summary}}
+        choices.append({**options, "title": name, "properties": properties | options.get("properties", {}),
+                        "required": ["name", *options.get("required", [])]})
+    schema["$defs"]["MixerChoice"] = {"oneOf": choices}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mixerzoo recipe", **schema}

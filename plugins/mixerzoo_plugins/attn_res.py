@@ -1,0 +1,244 @@
+"""Attention Residuals (arXiv 2603.15031): what a sublayer reads is a softmax-weighted sum over depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mixerzoo import (
+    Context,
+    DecoderShape,
+    Mixer,
+    MixerCard,
+    MixerConfig,
+    ReferenceReading,
+    Site,
+    hookimpl,
+)
+
+
+class Config(MixerConfig):
+    """Options of Attention Residuals."""
+
+    dialect: Literal["kimi", "snapshot"] = Field(
+        "kimi", description="kimi: sources are sublayer or block outputs; snapshot: snapshots of a running stream."
+    )
+    block_size: int = Field(
+        1, ge=1, description="S in sublayers: outputs summed into one source (kimi; 1 is Full) or steps between snapshots."
+    )
+    recency_bias: float = Field(3.0, description="Initial bias of the running stream's logit (snapshot only).")
+
+
+class Source(NamedTuple):
+    """A vector to attend to, and 1 / rms of it, computed once.
+
+    Attributes:
+        value: [B, T, D].
+        inverse_rms: [B, T], float32 (float64 for float64 values).
+    """
+
+    value: Tensor
+    inverse_rms: Tensor
+
+
+class State(NamedTuple):
+    """Finished sources, and the running sum: of the open block (kimi, None before its first output) or of
+    everything so far (snapshot)."""
+
+    finished: tuple[Source, ...]
+    running: Tensor | None
+
+
+class DepthQuery(nn.Module):
+    """The learned query of one site: softmax over sources of w·(γ ⊙ v / rms(v)), then the weighted sum.
+
+    Args:
+        size: D.
+        bias: whether the last source's logit has a learned bias (`snapshot`).
+    """
+
+    def __init__(self, size: int, bias: bool) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(size))
+        self.gain = nn.Parameter(torch.empty(size))
+        self.recency_bias = nn.Parameter(torch.empty(())) if bias else None
+
+    def forward(self, sources: Sequence[Source]) -> Tensor:
+        """Mix sources [B, T, D]."""
+        exact = sources[0].inverse_rms.dtype
+        folded = (self.query * self.gain).to(exact)
+        logits = [(source.value.to(exact) @ folded) * source.inverse_rms for source in sources]
+        if self.recency_bias is not None:
+            logits[-1] = logits[-1] + self.recency_bias
+        weights = torch.stack(logits, dim=-1).softmax(-1).to(sources[0].value.dtype)
+        mixed = weights[..., :1] * sources[0].value
+        for i, source in enumerate(sources[1:], start=1):
+            mixed = torch.addcmul(mixed, weights[..., i : i + 1], source.value)
+        return mixed
+
+
+class AttnRes(Mixer):
+    """Hidden-state attention over depth in place of residual addition."""
+
+    name = "attn_res"
+    Config = Config
+    card = MixerCard(
+        title="Attention Residuals",
+        summary="Each sublayer reads a learned softmax-weighted sum of earlier outputs instead of their plain sum.",
+        paper="arXiv 2603.15031",
+        equation="h = Σ_i α_i·v_i,  α = softmax_i(w·RMSNorm_γ(v_i))",
+        family="depth-weighted",
+        acts_on="hidden states, before each sublayer and before the final norm",
+        parameters="2·D per site with more than one source (snapshot: 2·D + 1 at each of 2L+1 sites)",
+        kv_bytes="2·L·G·d·e",
+        in_flight_bytes="Full (2L+1)·(D·e + 4); blocks (blocks + 1)·(D·e + 4) + D·e",
+        neutral=(
+            "kimi, block_size 1, at initialisation (w = 0): the uniform mean, equal to the residual sum up to "
+            "the norm's eps"
+        ),
+        dialects={
+            "kimi": (
+                "v_0 is the embedding and v_i the output of sublayer i; with block_size S > 1 the outputs of S "
+                "sublayers are summed into one source, and the open block's sum is one more source"
+            ),
+            "snapshot": (
+                "a stream that is never reset is snapshot at the end of a layer once S sublayers have passed; "
+                "sources are the embedding, the snapshots and the stream, whose logit has a learned bias"
+            ),
+        },
+        notes=(
+            "A single source is returned unchanged, so kimi's first site has no parameters. In a looped decoder "
+            "every unrolled site has a query of its own."
+        ),
+    )
+    reference_keys = frozenset({"attnres_block_size", "attnres_recency_bias_init"})
+
+    def __init__(self, config: Config, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.keeps_stream = config.dialect == "snapshot"
+        self.num_sublayers = 2 * shape.num_steps
+        #: Numbers of sublayers after which the running sum becomes a finished source.
+        self.closing = _closing(config, self.num_sublayers)
+        first = 0 if self.keeps_stream else 1
+        #: By number of sublayers done before the read; the last is the final read.
+        self.queries = nn.ModuleDict(
+            {str(i): DepthQuery(shape.hidden_size, self.keeps_stream) for i in range(first, self.num_sublayers + 1)}
+        )
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        assert isinstance(self.config, Config)
+        for query in self.queries.values():
+            assert isinstance(query, DepthQuery)
+            nn.init.zeros_(query.query)
+            nn.init.ones_(query.gain)
+            if query.recency_bias is not None:
+                nn.init.constant_(query.recency_bias, self.config.recency_bias)
+
+    def start(self, x: Tensor, context: Context) -> State:
+        return State((self._source(x),), x if self.keeps_stream else None)
+
+    def read(self, state: State, site: Site) -> Tensor:
+        return self._attend(state, _sublayers_before(site))
+
+    def write(self, state: State, site: Site, y: Tensor) -> State:
+        running = y if state.running is None else state.running + y
+        done = _sublayers_before(site) + 1
+        if done not in self.closing:
+            return State(state.finished, running)
+        return State((*state.finished, self._source(running)), running if self.keeps_stream else None)
+
+    def finish(self, state: State) -> Tensor:
+        return self._attend(state, self.num_sublayers)
+
+    def in_flight_bytes(self, dtype: torch.dtype) -> int:
+        exact = torch.promote_types(dtype, torch.float32)
+        hidden = self.shape.hidden_size * dtype.itemsize
+        peak = 0
+        for done in range(self.num_sublayers + 1):
+            finished = 1 + sum(1 for closed in self.closing if closed <= done)
+            running = self.keeps_stream or (done > 0 and done not in self.closing)
+            peak = max(peak, finished * (hidden + exact.itemsize) + running * hidden)
+        return peak
+
+    def flops_per_token(self) -> int:
+        flops = 0
+        for done in range(self.num_sublayers + 1):
+            read = len(self._read_at(done))
+            if read > 1:
+                flops += 4 * self.shape.hidden_size * read
+        return flops
+
+    def sources(self, site: Site) -> tuple[Site | None, ...]:
+        sites = self.shape.sites()
+        return tuple(None if i == 0 else sites[i - 1] for i in self._read_at(_sublayers_before(site)))
+
+    @classmethod
+    def read_reference(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]
+    ) -> ReferenceReading | None:
+        if not any("attnres_" in name for name in tensors) and config.get("baseline_mode") != "attnres":
+            return None
+        # The two dialects share every config key; only snapshot checkpoints carry recency biases.
+        biased = any(name.endswith("_aggregator.recency_bias") for name in tensors)
+        options = {
+            "dialect": "snapshot" if biased else "kimi",
+            "block_size": config.get("attnres_block_size", 12),
+            "recency_bias": float(config.get("attnres_recency_bias_init", 3.0)),
+        }
+        layers = int(config["num_hidden_layers"])
+        aggregators = {"model.attnres_final_aggregator": 2 * layers}
+        for layer in range(layers):
+            aggregators[f"model.layers.{layer}.attnres_attn_aggregator"] = 2 * layer
+            aggregators[f"model.layers.{layer}.attnres_mlp_aggregator"] = 2 * layer + 1
+        parts = {"pseudo_query": "query", "norm.weight": "gain", "recency_bias": "recency_bias"}
+        names = {
+            f"{aggregator}.{part}": f"queries.{number}.{own}"
+            for aggregator, number in aggregators.items()
+            for part, own in parts.items()
+            if f"{aggregator}.{part}" in tensors
+        }
+        unused = frozenset(name for name, own in names.items() if not biased and own.startswith("queries.0."))
+        return ReferenceReading(options, {n: own for n, own in names.items() if n not in unused}, unused)
+
+    def _source(self, value: Tensor) -> Source:
+        exact = value.to(torch.promote_types(value.dtype, torch.float32))
+        return Source(value, torch.rsqrt(exact.square().mean(-1) + self.shape.norm_eps))
+
+    def _attend(self, state: State, done: int) -> Tensor:
+        sources = state.finished
+        if state.running is not None:
+            sources = (*sources, self._source(state.running))
+        if len(sources) == 1:
+            return sources[0].value
+        mixed: Tensor = self.queries[str(done)](sources)
+        return mixed
+
+    def _read_at(self, done: int) -> tuple[int, ...]:
+        """Sources after ``done`` sublayers, each by the number of sublayers that it closes with."""
+        finished = (0, *(closed for closed in self.closing if closed <= done))
+        running = self.keeps_stream or (done > 0 and done not in self.closing)
+        return (*finished, done) if running else finished
+
+
+def _closing(config: Config, num_sublayers: int) -> tuple[int, ...]:
+    if config.dialect == "kimi":
+        return tuple(range(config.block_size, num_sublayers + 1, config.block_size))
+    closing, last = [], 0
+    for done in range(2, num_sublayers + 1, 2):
+        if done - last >= config.block_size:
+            closing.append(done)
+            last = done
+    return tuple(closing)
+
+
+def _sublayers_before(site: Site) -> int:
+    return 2 * site.step + (site.branch == "mlp")
+
+
+@hookimpl
+def mixerzoo_mixers() -> list[type[Mixer]]:
+    return [AttnRes]
