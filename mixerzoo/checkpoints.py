@@ -108,6 +108,7 @@ def save_checkpoint(decoder: Decoder, directory: str | Path) -> None:
         del tensors["lm_head.weight"]
     partial = directory / f".{WEIGHTS_FILE}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors makes it private
     os.replace(partial, directory / WEIGHTS_FILE)
     partial = directory / f".{CONFIG_FILE}.partial"
     partial.write_text(json.dumps(config_dict(decoder), indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import yaml
@@ -80,6 +80,22 @@ class TrainConfig(BaseModel):
     log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_interval: int | None = Field(None, ge=1, description="Steps between checkpoints; default: a tenth.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints to keep.")
+
+    @model_validator(mode="after")
+    def _checkpoints_follow_logs(self) -> Self:
+        # A logged loss is a mean over log_interval steps; a checkpoint in between would split it on resume.
+        if self.checkpoint_interval is not None and self.checkpoint_interval % self.log_interval:
+            raise ValueError(
+                f"checkpoint_interval {self.checkpoint_interval} is not a multiple of log_interval {self.log_interval}"
+            )
+        return self
+
+    @property
+    def resolved_checkpoint_interval(self) -> int:
+        """Steps between checkpoints, with the default applied: a tenth, rounded up to a multiple of log_interval."""
+        if self.checkpoint_interval is not None:
+            return self.checkpoint_interval
+        return -(-self.steps // (10 * self.log_interval)) * self.log_interval
 
 
 class EvalConfig(BaseModel):

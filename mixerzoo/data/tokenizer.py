@@ -218,7 +218,7 @@ def pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
 
     Args:
         text: any text.
-        size: characters after which a piece ends at the next such place.
+        size: at least 1; a piece ends at the first such place after this many characters.
     """
     start = 0
     while found := _END_OF_WORD.search(text, start + size):

@@ -1,0 +1,88 @@
+"""The command line. Each command is a module with a function ``command``, imported when it is called.
+
+So `mixerzoo --help` costs what typer costs, whatever the commands import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mixerzoo import __version__
+from mixerzoo.cli.common import print_error
+from mixerzoo.errors import MixerzooError
+
+#: name → (module, what `mixerzoo --help` says: the first line of its ``command``'s docstring).
+COMMANDS = {
+    "list": ("mixerzoo.cli.list_mixers", "List the installed mixers."),
+    "show": ("mixerzoo.cli.show", "Show all that a mixer says about itself, and how to put it in a recipe."),
+    "describe": ("mixerzoo.cli.describe", "Say what a recipe's decoder costs and who reads whom in it."),
+    "train": ("mixerzoo.cli.train", "Train the decoder of a recipe."),
+    "eval": ("mixerzoo.cli.eval", "Evaluate a trained decoder."),
+    "generate": ("mixerzoo.cli.generate", "Continue a text with a trained decoder."),
+    "schema": ("mixerzoo.cli.schema", "Print the JSON Schema of recipes, for editors."),
+}
+
+# Plain help and messages: they can be grepped, and no box breaks a path in two.
+_STYLE: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command when it is called, and turns a `MixerzooError` into a message and exit code 2."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put the command itself in the place of its summary, then resolve as usual."""
+        if args and args[0] in COMMANDS:
+            function = importlib.import_module(COMMANDS[args[0]][0]).command
+            single = typer.Typer(**_STYLE)
+            single.command(args[0], help=inspect.getdoc(function))(function)
+            self.commands[args[0]] = typer.main.get_command(single)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except MixerzooError as error:
+            print_error(error)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=LazyGroup, no_args_is_help=True, help="mixerzoo: a zoo of cross-layer mixers for decoder language models.", **_STYLE
+)
+for _name, (_module, _summary) in COMMANDS.items():
+    app.command(_name, help=_summary)(lambda: None)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mixerzoo {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line on ``sys.argv``; does not return.
+
+    Exit codes: 0, 2 for what the user can put right, 130 after Ctrl-C. Any other failure is a bug and keeps
+    its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a letter of an equation shows a question mark.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app()

@@ -1,0 +1,94 @@
+"""What the commands share: their common arguments, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixerzoo.errors import BackendError, MixerzooError
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+#: A recipe file.
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)]
+
+#: Overrides of a recipe.
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY.PATH=VALUE",
+        help="Overrides of the recipe, e.g. train.steps=100 mixer.stride=4.",
+        show_default=False,
+    ),
+]
+
+#: Plain JSON in place of tables.
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+#: The letters of the cards' formulas.
+LETTERS = "D hidden size, L layers, H query heads, G key/value heads, d head_dim, e bytes per number"
+
+_MAX_ERROR_LINES = 20
+
+
+def print_error(error: MixerzooError) -> None:
+    """Print an error to stderr as it is: no markup, no wrapping, at most a screenful of lines."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo("\n".join(lines[:_MAX_ERROR_LINES]), err=True)
+    if len(lines) > _MAX_ERROR_LINES:
+        typer.echo(f"… and {len(lines) - _MAX_ERROR_LINES} more", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    # A stream that cannot carry every letter would spoil them.
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=not unicode))
+
+
+def console() -> Console:
+    """Standard output as a rich console that takes text literally."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def table(*columns: str, **options: Any) -> Table:
+    """A table with a rule below its header and none besides.
+
+    Args:
+        columns: headers.
+        options: of `rich.table.Table`.
+    """
+    from rich import box
+    from rich.table import Table
+
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", **options)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of an option's value; without one, a GPU where there is one.
+
+    Raises:
+        BackendError: there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"device {name!r} cannot be used here: {reason}") from error
+    if device.type == "meta":
+        raise BackendError("device 'meta' holds no numbers")
+    return device

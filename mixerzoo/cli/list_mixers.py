@@ -1,0 +1,77 @@
+"""`mixerzoo list`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from mixerzoo.cli.common import LETTERS, JsonOption, console, print_json, table
+
+if TYPE_CHECKING:
+    from mixerzoo.registry import MixerEntry, Registry
+
+
+def command(as_json: JsonOption = False) -> None:
+    """List the installed mixers.
+
+    Formulas are per token: the cache keeps the persistent bytes for every past token, the bytes in flight are
+    those of the current forward.
+    """
+    from mixerzoo.registry import load_registry
+
+    registry = load_registry()
+    if as_json:
+        print_json(_to_dict(registry))
+    else:
+        _print(registry)
+
+
+def _sorted(registry: Registry) -> list[MixerEntry]:
+    from mixerzoo.mixer import MixerCard
+
+    families = get_args(get_type_hints(MixerCard)["family"])
+    return sorted(registry.entries.values(), key=lambda e: (families.index(e.mixer.card.family), e.mixer.name))
+
+
+def _to_dict(registry: Registry) -> dict[str, Any]:
+    mixers = []
+    for entry in _sorted(registry):
+        card = entry.mixer.card
+        mixers.append(
+            {
+                "name": entry.mixer.name,
+                "title": card.title,
+                "summary": card.summary,
+                "family": card.family,
+                "acts_on": card.acts_on,
+                "parameters": card.parameters,
+                "kv_bytes_per_token": card.kv_bytes,
+                "in_flight_bytes_per_token": card.in_flight_bytes,
+                "paper": card.paper,
+                "distribution": entry.distribution,
+                "version": entry.version,
+                "plugin": entry.plugin,
+            }
+        )
+    broken = [{"plugin": b.plugin, "reason": b.reason, "details": b.details} for b in registry.broken]
+    return {"mixers": mixers, "broken_plugins": broken}
+
+
+def _print(registry: Registry) -> None:
+    from rich.padding import Padding
+
+    out = console()
+    listing = table("Mixer", "Acts on", "Parameters", "KV bytes", "In-flight bytes")
+    plain = registry.entries.get("residual")
+    for entry in _sorted(registry):
+        card = entry.mixer.card
+        as_residual = plain is not None and entry is not plain and card.kv_bytes == plain.mixer.card.kv_bytes
+        listing.add_row(
+            "\n".join(filter(None, (entry.mixer.name, card.family, card.paper, f"{entry.distribution} {entry.version}"))),
+            card.acts_on,
+            card.parameters,
+            "1×" if as_residual else card.kv_bytes,
+            card.in_flight_bytes,
+        )
+    out.print(listing)
+    for broken in registry.broken:
+        out.print(f"Could not be loaded: {broken.plugin}: {broken.reason}")

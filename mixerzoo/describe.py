@@ -1,0 +1,168 @@
+"""What a recipe's decoder costs, beside a plain residual one.
+
+Everything is computed on the meta device: no weight is ever allocated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixerzoo.decoder import Decoder, Layer
+from mixerzoo.errors import RecipeError
+from mixerzoo.mixer import DecoderShape
+from mixerzoo.picture import picture as picture
+from mixerzoo.recipe import MixerChoice, Recipe, build
+
+#: The mixer that every other one is compared with.
+BASELINE = "residual"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one decoder costs. All bytes are of one dtype.
+
+    Attributes:
+        decoder_parameters: of the skeleton; tied weights count once.
+        mixer_parameters: of the mixer.
+        parameters: both together.
+        weight_bytes: of all parameters.
+        kv_bytes_per_token: what one token adds to the cache while no window is full.
+        cache_bytes: of the cache of one sequence of the recipe's length.
+        in_flight_bytes_per_token: peak bytes of the mixer's state per token of the current forward.
+        flops_per_token: see `flops_per_token`.
+    """
+
+    decoder_parameters: int
+    mixer_parameters: int
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    cache_bytes: int
+    in_flight_bytes_per_token: int
+    flops_per_token: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A recipe's decoder, what it costs, and what a plain residual one of the same sizes costs.
+
+    Attributes:
+        mixer: name and options.
+        shape: the decoder's sizes.
+        sequence_length: tokens at which the cache and the FLOPs are counted.
+        dtype: of all byte counts.
+        costs: with the recipe's mixer.
+        baseline: with plain residual addition.
+        picture: who reads whom, see `picture`.
+    """
+
+    mixer: dict[str, Any]
+    shape: DecoderShape
+    sequence_length: int
+    dtype: torch.dtype
+    costs: Costs
+    baseline: Costs
+    picture: str
+
+    def extra_percent(self) -> dict[str, float | None]:
+        """For each cost, by how many percent it exceeds the baseline's; None where that is 0."""
+        own, base = asdict(self.costs), asdict(self.baseline)
+        return {name: 100 * (own[name] - base[name]) / base[name] if base[name] else None for name in own}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON holds it; the costs of the recipe's own decoder stand at the top level."""
+        return {
+            "mixer": self.mixer,
+            "model": asdict(self.shape),
+            "sequence_length": self.sequence_length,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **asdict(self.costs),
+            BASELINE: asdict(self.baseline),
+            "extra_percent": self.extra_percent(),
+            "picture": self.picture,
+        }
+
+
+def describe(recipe: Recipe) -> Description:
+    """Count what a recipe's decoder costs.
+
+    Bytes are counted in float32, or in bfloat16 where the recipe trains in it.
+
+    Args:
+        recipe: a validated recipe.
+
+    Raises:
+        RecipeError: the vocabulary size is open, and no tokenizer that is known without its data fills it.
+        MixerError: the mixer cannot work on this decoder.
+    """
+    if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
+        raise RecipeError(
+            "the vocabulary size is open: a pretrained tokenizer is not read here; set it, "
+            "e.g. model.vocab_size=50304"
+        )
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    length = recipe.data.sequence_length
+    decoder = build(recipe, device="meta")
+    plain = recipe.model_copy(update={"mixer": MixerChoice.model_validate({"name": BASELINE})})
+    return Description(
+        mixer=recipe.mixer.model_dump(mode="json"),
+        shape=decoder.shape,
+        sequence_length=length,
+        dtype=dtype,
+        costs=count_costs(decoder, length, dtype),
+        baseline=count_costs(build(plain, device="meta"), length, dtype),
+        picture=picture(decoder),
+    )
+
+
+def count_costs(decoder: Decoder, sequence_length: int, dtype: torch.dtype) -> Costs:
+    """The costs of a decoder on any device.
+
+    Args:
+        decoder: the model.
+        sequence_length: tokens at which the cache and the FLOPs are counted.
+        dtype: of all byte counts.
+    """
+    skeleton, mixing = decoder.num_parameters()
+    return Costs(
+        decoder_parameters=skeleton,
+        mixer_parameters=mixing,
+        parameters=skeleton + mixing,
+        weight_bytes=(skeleton + mixing) * dtype.itemsize,
+        kv_bytes_per_token=decoder.plan.bytes_per_token(decoder.shape, dtype),
+        cache_bytes=decoder.plan.elements(decoder.shape, sequence_length) * dtype.itemsize,
+        in_flight_bytes_per_token=decoder.mixer.in_flight_bytes(dtype),
+        flops_per_token=flops_per_token(decoder, sequence_length),
+    )
+
+
+def flops_per_token(decoder: Decoder, sequence_length: int) -> int:
+    """Floating-point operations of one forward, averaged over the tokens of a sequence.
+
+    2 · (weights of all projections that run: of a layer once per step, of keys and values only where the
+    step owns them, of the head, not of the embedding) + Σ over steps of 4·H·d·(average context)
+    + ``mixer.flops_per_token()``. Without a window the average context is (T + 1) / 2.
+
+    Args:
+        decoder: the model.
+        sequence_length: T.
+    """
+    plan, shape = decoder.plan, decoder.shape
+    weights = decoder.lm_head.weight.numel()
+    context_sum = 0
+    for step, number in enumerate(plan.order):
+        layer = decoder.model.layers[number]
+        assert isinstance(layer, Layer)
+        weights += sum(part.weight.numel() for part in layer.modules() if isinstance(part, nn.Linear))
+        if not plan.owns_k(step):
+            weights -= layer.self_attn.k_proj.weight.numel()
+        if not plan.owns_v(step):
+            weights -= layer.self_attn.v_proj.weight.numel()
+        seen = min(plan.window(step) or sequence_length, sequence_length)
+        context_sum += seen * (seen + 1) // 2 + (sequence_length - seen) * seen
+    attention = 4 * shape.num_heads * shape.head_dim * context_sum
+    return 2 * weights + round(attention / sequence_length) + decoder.mixer.flops_per_token()

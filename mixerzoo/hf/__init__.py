@@ -1,0 +1,1 @@
+"""The Hugging Face adapter: what lets Trainer run a mixerzoo decoder."""

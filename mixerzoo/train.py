@@ -1,0 +1,265 @@
+"""Trains the decoder of a recipe and leaves a run directory behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from mixerzoo import __version__
+from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
+from mixerzoo.data import PreparedData, TokenWindows, prepare, yardsticks
+from mixerzoo.decoder import Decoder
+from mixerzoo.errors import CheckpointError, RunError
+from mixerzoo.evaluate import Score, score
+from mixerzoo.hf.trainer import MixerZooTrainer, complete_checkpoints
+from mixerzoo.recipe import Recipe, build
+from mixerzoo.registry import load_registry
+from mixerzoo.runs import RunDirectory, write_atomically
+
+
+class Reporter:
+    """Hears how a run goes; every method does nothing unless overridden."""
+
+    def data(self, stage: str, done: int, total: int) -> None:
+        """Bytes of text done and in all (0 where not known) of a stage of data preparation."""
+
+    def ready(self, recipe: Recipe, decoder: Decoder, data: PreparedData, first_step: int) -> None:
+        """Training starts after ``first_step`` steps that were done before."""
+
+    def step(self, step: int, loss: float | None, tokens_per_second: float) -> None:
+        """A step is done; the loss is that of the newest log line."""
+
+    def validation(self, step: int, result: Score) -> None:
+        """A validation during training is done."""
+
+    def final_validation(self, done: int, total: int) -> None:
+        """Sequences of the final validation done and in all."""
+
+
+def train(
+    recipe: Recipe,
+    directory: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train, validate and save.
+
+    Under torchrun every process calls this with the same arguments; the first one writes.
+
+    Args:
+        recipe: the experiment.
+        directory: the run directory.
+        resume: continue the run that the directory holds from its newest complete checkpoint, or from the
+            beginning if it has none. A finished run is left as it is.
+        overwrite: replace the run that the directory holds.
+        command: what started the run, for its records.
+        reporter: hears of progress.
+
+    Returns:
+        The final figures, as in ``result.json``.
+
+    Raises:
+        RunError: the directory is in the way or holds another run, or the loss is not finite.
+        DataError: the text is missing or too little.
+        RecipeError, MixerError, BackendError: the recipe cannot be built.
+    """
+    if resume and overwrite:
+        raise RunError("--resume and --overwrite exclude each other")
+    main = int(os.environ.get("RANK", "0")) == 0
+    reporter = reporter if reporter is not None and main else Reporter()
+    transformers_logging.set_verbosity_error()
+    run = RunDirectory(directory)
+    if resume:
+        run.recipe()
+    elif main:
+        run.check_free(overwrite=overwrite)
+    # A recipe that cannot be built must fail before minutes go into its data.
+    if recipe.model.vocab_size is not None or recipe.data.vocab_size is not None:
+        build(recipe, device="meta")
+    data = prepare(recipe.data, progress=reporter.data)
+    recipe = recipe.with_vocab_size(recipe.data.vocab_size or data.tokenizer.vocab_size)
+    decoder = build(recipe)
+    if resume:
+        run.check_same(recipe, data.fingerprint)
+        if run.finished:
+            raise RunError(f"{directory} is finished: nothing is left to resume")
+    elif main:
+        run.start(recipe, data.fingerprint, command, overwrite=overwrite)
+    checkpoints = complete_checkpoints(run.checkpoints) if resume else []
+    first_step, newest = checkpoints[-1] if checkpoints else (0, None)
+    if main:
+        run.rewind_log(first_step)
+    reporter.ready(recipe, decoder, data, first_step)
+    trainer = MixerZooTrainer(
+        decoder,
+        recipe,
+        TokenWindows(data.train.tokens, recipe.data.sequence_length),
+        run.checkpoints,
+        [_Progress(run, recipe, data, reporter, main)],
+    )
+    if newest is not None and first_step >= recipe.train.steps:
+        # Trainer would take one step more than asked.
+        decoder.load_state_dict(load_checkpoint(newest).state_dict())
+    else:
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    final = _score(decoder, recipe, data, None, reporter)
+    result = {**final.to_dict(), **yardsticks(data), **_accounting(decoder), "steps": recipe.train.steps}
+    if main:
+        save_checkpoint(decoder, directory)
+        data.tokenizer.save(directory)
+        write_atomically(directory / "README.md", model_card(recipe, result))
+        run.finish(result)
+    if dist.is_initialized():
+        dist.barrier()
+    return result
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics.jsonl, validates at intervals and tells the reporter."""
+
+    def __init__(self, run: RunDirectory, recipe: Recipe, data: PreparedData, reporter: Reporter, main: bool) -> None:
+        self._run, self._recipe, self._data, self._reporter, self._main = run, recipe, data, reporter, main
+        self._loss: float | None = None
+        self._began, self._began_at = 0.0, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began, self._began_at = time.monotonic(), state.global_step
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if "loss" not in logs:
+            return
+        self._loss = logs["loss"]
+        if self._main:
+            figures = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate")}
+            speed = round(self._tokens_per_second(args, state), 1)
+            self._run.log({"step": state.global_step, **figures, "tokens_per_second": speed})
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._reporter.step(state.global_step, self._loss, self._tokens_per_second(args, state))
+        interval = self._recipe.eval.interval
+        if interval is not None and state.global_step % interval == 0 and state.global_step < state.max_steps:
+            decoder = kwargs["model"].decoder
+            decoder.eval()
+            result = _score(decoder, self._recipe, self._data, self._recipe.eval.max_sequences, None)
+            decoder.train()
+            self._reporter.validation(state.global_step, result)
+            if self._main:
+                self._run.log({"step": state.global_step, "validation": result.to_dict()})
+
+    def _tokens_per_second(self, args: TrainingArguments, state: TrainerState) -> float:
+        train = self._recipe.train
+        per_step = train.batch_size * train.accumulation * args.world_size * self._recipe.data.sequence_length
+        return (state.global_step - self._began_at) * per_step / max(1e-9, time.monotonic() - self._began)
+
+
+def _score(
+    decoder: Decoder, recipe: Recipe, data: PreparedData, max_sequences: int | None, reporter: Reporter | None
+) -> Score:
+    return score(
+        decoder,
+        data.validation.tokens,
+        sequence_length=recipe.data.sequence_length,
+        start_token=data.tokenizer.end_of_text_id,
+        num_bytes=data.validation.num_bytes,
+        batch_size=recipe.eval.batch_size,
+        max_sequences=max_sequences,
+        bf16=recipe.train.precision == "bf16",
+        progress=None if reporter is None else reporter.final_validation,
+    )
+
+
+def evaluate_run(directory: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Score a finished run on the validation text of its own recipe.
+
+    Args:
+        directory: the run directory.
+        reporter: hears of progress.
+
+    Returns:
+        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts.
+
+    Raises:
+        RunError: the directory holds no run.
+        CheckpointError: it holds no readable checkpoint, or one of another vocabulary.
+        DataError: the recipe's text cannot be read.
+    """
+    reporter = reporter or Reporter()
+    recipe = RunDirectory(directory).recipe()
+    decoder = load_checkpoint(directory, attention=recipe.model.attention)
+    if torch.cuda.is_available():
+        decoder.to("cuda")
+    data = prepare(recipe.data, progress=reporter.data)
+    if data.tokenizer.vocab_size > decoder.shape.vocab_size:
+        raise CheckpointError(f"{directory}: the tokenizer has more tokens than the checkpoint's embedding has rows")
+    final = _score(decoder, recipe, data, None, reporter)
+    return {**final.to_dict(), **yardsticks(data), **_accounting(decoder)}
+
+
+def _accounting(decoder: Decoder) -> dict[str, Any]:
+    skeleton, mixing = decoder.num_parameters()
+    dtype = decoder.lm_head.weight.dtype
+    return {
+        "mixer": decoder.mixer.name,
+        "parameters": skeleton + mixing,
+        "mixer_parameters": mixing,
+        "kv_bytes_per_token": decoder.plan.bytes_per_token(decoder.shape, dtype),
+        "in_flight_bytes_per_token": decoder.mixer.in_flight_bytes(dtype),
+    }
+
+
+def model_card(recipe: Recipe, result: dict[str, Any]) -> str:
+    """The README.md of a run directory, with the metadata block of a Hugging Face model card."""
+    entry = load_registry().get(recipe.mixer.name)
+    card = entry.mixer.card
+    paper = f" ({card.paper})" if card.paper else ""
+    return f"""---
+library_name: mixerzoo
+tags:
+- mixerzoo
+- {recipe.mixer.name}
+---
+
+# {card.title}, {result["parameters"]:,} parameters
+
+A decoder language model whose layers are joined by the mixer `{recipe.mixer.name}`{paper}: {card.summary}
+Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source `{recipe.data.source.name}`.
+
+| validation | |
+|---|---|
+| bits per byte | {result["bits_per_byte"]:.4f} |
+| perplexity per token | {result["perplexity"]:.3f} |
+| byte-bigram model, bits per byte | {result["bigram_bits_per_byte"]:.4f} |
+| xz, bits per byte | {result["xz_bits_per_byte"]:.4f} |
+| KV cache, bytes per token | {result["kv_bytes_per_token"]:,} |
+| in flight, bytes per token | {result["in_flight_bytes_per_token"]:,} |
+
+```python
+import torch
+import mixerzoo
+from mixerzoo.data import TextTokenizer
+
+decoder = mixerzoo.load_checkpoint(".")
+tokenizer = TextTokenizer.load(".")
+prompt = torch.tensor([tokenizer.encode("def ")])
+tokens = mixerzoo.generate(decoder, prompt, max_new_tokens=50, temperature=0.8)
+print(tokenizer.decode(tokens[0].tolist()))
+```
+
+The recipe is in `recipe.yaml`, the versions and the data's fingerprint in `run.json`.
+"""
