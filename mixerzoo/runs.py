@@ -100,7 +100,10 @@ class RunDirectory:
                 f"{self.path} was started with another recipe, so it cannot be resumed with this one:\n"
                 + "\n".join(lines)
             )
-        began = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")).get("data_fingerprint")
+        try:
+            began = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")).get("data_fingerprint")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / RUN_FILE}: damaged: {error}") from error
         if began != fingerprint:
             raise RunError(
                 f"{self.path}: the data changed since the run was started (other files, or another Python for "
@@ -140,6 +143,19 @@ class RunDirectory:
             if entry["step"] <= step:
                 kept.append(line + "\n")
         write_atomically(path, "".join(kept))
+
+    def result(self) -> dict[str, Any]:
+        """The final figures of a finished run.
+
+        Raises:
+            RunError: they cannot be read.
+        """
+        path = self.path / RESULT_FILE
+        try:
+            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: damaged: {error}") from error
+        return result
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the final figures, which marks the run as finished."""

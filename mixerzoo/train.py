@@ -60,7 +60,7 @@ def train(
         recipe: the experiment.
         directory: the run directory.
         resume: continue the run that the directory holds from its newest complete checkpoint, or from the
-            beginning if it has none. A finished run is left as it is.
+            beginning if it has none. A finished run is left as it is and its figures are returned.
         overwrite: replace the run that the directory holds.
         command: what started the run, for its records.
         reporter: hears of progress.
@@ -92,7 +92,7 @@ def train(
     if resume:
         run.check_same(recipe, data.fingerprint)
         if run.finished:
-            raise RunError(f"{directory} is finished: nothing is left to resume")
+            return run.result()
     elif main:
         run.start(recipe, data.fingerprint, command, overwrite=overwrite)
     checkpoints = complete_checkpoints(run.checkpoints) if resume else []
