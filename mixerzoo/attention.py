@@ -161,7 +161,7 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
             out = unfused(q, k, v, score_mod=visible, scale=scale, enable_gqa=grouped)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 @functools.cache
@@ -227,5 +227,5 @@ def check_backend(name: BackendName, device: torch.device | str) -> None:
     except ImportError as error:
         raise BackendError(
             f"the attention backend 'xformers' is not installed ({error}); "
-            'run `pip install "mixerzoo[xformers]"`, or set model.attention to \'sdpa\''
+            "run `pip install \"mixerzoo[xformers]\"`, or set model.attention to 'sdpa'"
         ) from error

@@ -148,11 +148,11 @@ class KVCache:
             raise CacheError(f"cannot crop to {length} tokens: the cache holds {self.length}")
         dropped = self.length - length
         oldest = dict(self._oldest)
-        for window in {w for _, _, w in self._slots() if w is not None}:
-            oldest[window] = max(oldest.get(window, 0), self.length - self._window_storage(window))
-            if oldest[window] > max(0, length - window + 1):
+        for limit in {window for _, _, window in self._slots() if window is not None}:
+            oldest[limit] = max(oldest.get(limit, 0), self.length - self._window_storage(limit))
+            if oldest[limit] > max(0, length - limit + 1):
                 raise CacheError(
-                    f"cannot crop {dropped} tokens: a slot of window {window} has dropped what it would "
+                    f"cannot crop {dropped} tokens: a slot of window {limit} has dropped what it would "
                     f"need; create the cache with max_rollback={dropped} or more"
                 )
         self._oldest = oldest

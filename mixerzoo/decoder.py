@@ -16,7 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixerzoo.attention import AttentionMask, BackendName, Visibility, backend_function, check_backend, make_mask
+from mixerzoo.attention import (
+    AttentionMask,
+    BackendName,
+    Visibility,
+    backend_function,
+    check_backend,
+    make_mask,
+)
 from mixerzoo.cache import KVCache
 from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.mixer import AttentionInputs, Context, DecoderShape, Mixer, MixerConfig, Plan, Site, State
@@ -48,7 +55,8 @@ class ModelConfig(BaseModel):
     vocab_size: Positive | None = Field(None, description="Rows of the embedding; default: the tokenizer's.")
     qk_norm: bool = Field(True, description="RMSNorm on each query and key head.")
     k_norm: Literal["pre_rope", "post_rope"] = Field(
-        "pre_rope", description="Whether the key norm comes before RoPE (Qwen3) or after it (Depth-Attention release)."
+        "pre_rope",
+        description="Whether the key norm comes before RoPE (Qwen3) or after it (Depth-Attention release).",
     )
     rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary embedding.")
     norm_eps: float = Field(1e-5, gt=0, description="Epsilon of every RMSNorm.")
@@ -188,7 +196,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Queries [B, H, T, d] of normed inputs [B, T, D], after head norm and RoPE."""

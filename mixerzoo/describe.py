@@ -14,8 +14,11 @@ from torch import nn
 from mixerzoo.decoder import Decoder, Layer
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import DecoderShape
-from mixerzoo.picture import picture as picture
-from mixerzoo.recipe import MixerChoice, Recipe, build
+from mixerzoo.picture import picture
+from mixerzoo.recipe import Recipe, build
+from mixerzoo.registry import load_registry
+
+__all__ = ["BASELINE", "Costs", "Description", "count_costs", "describe", "flops_per_token", "picture"]
 
 #: The mixer that every other one is compared with.
 BASELINE = "residual"
@@ -101,20 +104,20 @@ def describe(recipe: Recipe) -> Description:
     """
     if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
         raise RecipeError(
-            "the vocabulary size is open: a pretrained tokenizer is not read here; set it, "
-            "e.g. model.vocab_size=50304"
+            "the vocabulary size is open: a pretrained tokenizer is not read here; set it, e.g. model.vocab_size=50304"
         )
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     length = recipe.data.sequence_length
     decoder = build(recipe, device="meta")
-    plain = recipe.model_copy(update={"mixer": MixerChoice.model_validate({"name": BASELINE})})
+    with torch.device("meta"):
+        plain = Decoder(decoder.config, load_registry().get(BASELINE).mixer)
     return Description(
         mixer=recipe.mixer.model_dump(mode="json"),
         shape=decoder.shape,
         sequence_length=length,
         dtype=dtype,
         costs=count_costs(decoder, length, dtype),
-        baseline=count_costs(build(plain, device="meta"), length, dtype),
+        baseline=count_costs(plain, length, dtype),
         picture=picture(decoder),
     )
 

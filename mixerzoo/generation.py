@@ -86,9 +86,18 @@ def generate(
     end_of_text: int | None = None,
     cache: KVCache | None = None,
 ) -> Tensor:
-    """The prompt and its continuation; arguments as in `stream`.
+    """The prompt and its continuation.
 
     Args:
+        decoder: the model.
+        tokens: prompt, int64 [B, T], T ≥ 1.
+        max_new_tokens: how many tokens at most.
+        temperature: as in `stream`, like the next four.
+        top_k: as in `stream`.
+        top_p: as in `stream`.
+        generator: as in `stream`.
+        left_padding: as in `stream`.
+        cache: as in `stream`.
         end_of_text: token that ends a row; what follows it in that row is ``end_of_text`` too, and
             generation stops once every row has ended.
 

@@ -101,9 +101,7 @@ class DecoderShape:
     def sites(self) -> tuple[Site, ...]:
         """Every site in the order of the forward: attention, then MLP, of each step."""
         return tuple(
-            Site(step, layer, branch)
-            for step, layer in enumerate(self.order)
-            for branch in ("attention", "mlp")
+            Site(step, layer, branch) for step, layer in enumerate(self.order) for branch in ("attention", "mlp")
         )
 
 
@@ -139,9 +137,7 @@ class Plan:
         for name, slots in (("k_slot", self.k_slot), ("v_slot", self.v_slot)):
             for step, owner in enumerate(slots):
                 if not 0 <= owner <= step:
-                    raise MixerError(
-                        f"plan: step {step} reads {name} {owner}; it must be its own or an earlier one's"
-                    )
+                    raise MixerError(f"plan: step {step} reads {name} {owner}; it must be its own or an earlier one's")
                 if slots[owner] != owner:
                     raise MixerError(f"plan: step {step} reads {name} {owner}, which step {owner} does not own")
         for step, window in enumerate(self.windows):
@@ -170,7 +166,7 @@ class Plan:
         return self.windows[self.k_slot[step]]
 
     def elements(self, shape: DecoderShape, length: int = 1) -> int:
-        """Numbers that a sequence of ``length`` tokens keeps in the cache: Σ owned slots · min(length, window) · G · d."""
+        """Numbers that ``length`` tokens keep in the cache: Σ over owned slots of min(length, window) · G · d."""
         per_slot = shape.num_kv_heads * shape.head_dim
         total = 0
         for step, window in enumerate(self.windows):
@@ -338,9 +334,7 @@ class Mixer(nn.Module, ABC):
     # Checkpoints of other projects.
 
     @classmethod
-    def read_reference(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]
-    ) -> ReferenceReading | None:
+    def read_reference(cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> ReferenceReading | None:
         """Recognise a checkpoint of the method's reference implementation.
 
         Args:

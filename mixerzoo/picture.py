@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mixerzoo.decoder import Decoder
-from mixerzoo.mixer import Mixer, Site
+from mixerzoo.mixer import Branch, Mixer, Site
 
 #: Pictures with more rows than this merge rows of one pattern, and then leave out the middle.
 MAX_ROWS = 24
@@ -74,7 +74,7 @@ def picture(model: Decoder | Mixer, width: int = 80) -> str:
     return "\n".join([*_grid(rows, names, width), *caption])
 
 
-def _branches(branches: set[str]) -> str:
+def _branches(branches: set[Branch]) -> str:
     if len(branches) == 2:
         return "attention (a) and MLP (m)"
     return "MLP" if branches == {"mlp"} else "attention"

@@ -63,7 +63,8 @@ class TrainConfig(BaseModel):
     accumulation: int = Field(1, ge=1, description="Forwards per optimiser step.")
     learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant", "wsd"] = Field(
-        "cosine", description="After warm-up: cosine to the final rate, constant, or stable and then linear decay."
+        "cosine",
+        description="After warm-up: cosine to the final rate, constant, or stable and then linear decay.",
     )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Share of the steps that warm up linearly.")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the steps that decay (wsd only).")
@@ -237,7 +238,13 @@ def json_schema() -> dict[str, Any]:
     for name, entry in load_registry().entries.items():
         options = entry.mixer.Config.model_json_schema()
         properties = {"name": {"const": name, "description": entry.mixer.card.summary}}
-        choices.append({**options, "title": name, "properties": properties | options.get("properties", {}),
-                        "required": ["name", *options.get("required", [])]})
+        choices.append(
+            {
+                **options,
+                "title": name,
+                "properties": properties | options.get("properties", {}),
+                "required": ["name", *options.get("required", [])],
+            }
+        )
     schema["$defs"]["MixerChoice"] = {"oneOf": choices}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mixerzoo recipe", **schema}

@@ -97,8 +97,8 @@ class Registry:
             self._manager.unregister(name=plugin)
             known = [name for name in vars(hookspecs) if name.startswith("mixerzoo_")]
             raise PluginError(f"{error}; the hooks are: {', '.join(known)}") from error
-        implementations = self._manager.hook.mixerzoo_mixers.get_hookimpls()
-        offered = [m for hook in implementations if hook.plugin_name == plugin for m in hook.function()]
+        hooks: list[Any] = self._manager.hook.mixerzoo_mixers.get_hookimpls()
+        offered = [mixer for hook in hooks if hook.plugin_name == plugin for mixer in hook.function()]
         if not offered:
             raise PluginError("it offers no mixer; mark a function `mixerzoo_mixers` with mixerzoo.hookimpl")
         for mixer in offered:

@@ -48,6 +48,11 @@ class RunDirectory:
         self.checkpoints = path / CHECKPOINTS
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is there yet."""
+        return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+
+    @property
     def finished(self) -> bool:
         """Whether the run went to its end."""
         return (self.path / RESULT_FILE).exists()
@@ -59,21 +64,25 @@ class RunDirectory:
             RunError: it exists and ``overwrite`` is off, or it exists and does not hold a run.
         """
         self.check_free(overwrite=overwrite)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Both the old run and the new one change places in one step, whenever the process dies.
+        old, new = (self.path.with_name(f".{self.path.name}.{kind}") for kind in ("old", "new"))
+        for leftover in (old, new):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir()
+        write_atomically(new / RUN_FILE, to_json(_provenance(recipe, fingerprint, command)))
+        write_atomically(new / RECIPE_FILE, recipe.to_yaml())
         if self.path.exists():
-            if (self.path / RECIPE_FILE).exists():
-                shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / RUN_FILE, to_json(_provenance(recipe, fingerprint, command)))
-        write_atomically(self.path / RECIPE_FILE, recipe.to_yaml())
+            self.path.rename(old)
+        new.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Refuse a path that a new run must not use; arguments and errors as in `start`."""
-        if not self.path.exists():
+        if self.empty:
             return
         if not self.path.is_dir():
             raise RunError(f"{self.path} exists and is not a directory; choose another with --out")
-        if not any(self.path.iterdir()):
-            return
         if not (self.path / RECIPE_FILE).exists():
             raise RunError(
                 f"{self.path} exists and does not hold a run (it has no {RECIPE_FILE}), so it is left alone; "

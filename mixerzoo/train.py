@@ -60,7 +60,7 @@ def train(
         recipe: the experiment.
         directory: the run directory.
         resume: continue the run that the directory holds from its newest complete checkpoint, or from the
-            beginning if it has none. A finished run is left as it is and its figures are returned.
+            beginning if it has none or there is no run yet. A finished run is left as it is and its figures are returned.
         overwrite: replace the run that the directory holds.
         command: what started the run, for its records.
         reporter: hears of progress.
@@ -77,8 +77,10 @@ def train(
         raise RunError("--resume and --overwrite exclude each other")
     main = int(os.environ.get("RANK", "0")) == 0
     reporter = reporter if reporter is not None and main else Reporter()
-    transformers_logging.set_verbosity_error()
-    run = RunDirectory(directory)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    run = RunDirectory(directory.resolve())
+    # A run that was killed before its directory appeared resumes from the beginning too.
+    resume = resume and not run.empty
     if resume:
         run.recipe()
     elif main:
@@ -124,7 +126,7 @@ def train(
     return result
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
+class _Progress(TrainerCallback):
     """Writes metrics.jsonl, validates at intervals and tells the reporter."""
 
     def __init__(self, run: RunDirectory, recipe: Recipe, data: PreparedData, reporter: Reporter, main: bool) -> None:
@@ -138,7 +140,12 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self._began, self._began_at = time.monotonic(), state.global_step
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **kwargs: Any,
     ) -> None:
         if "loss" not in logs:
             return
@@ -148,9 +155,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             speed = round(self._tokens_per_second(args, state), 1)
             self._run.log({"step": state.global_step, **figures, "tokens_per_second": speed})
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._reporter.step(state.global_step, self._loss, self._tokens_per_second(args, state))
         interval = self._recipe.eval.interval
         if interval is not None and state.global_step % interval == 0 and state.global_step < state.max_steps:
@@ -165,7 +170,8 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     def _tokens_per_second(self, args: TrainingArguments, state: TrainerState) -> float:
         train = self._recipe.train
         per_step = train.batch_size * train.accumulation * args.world_size * self._recipe.data.sequence_length
-        return (state.global_step - self._began_at) * per_step / max(1e-9, time.monotonic() - self._began)
+        elapsed = max(1e-9, time.monotonic() - self._began)
+        return float((state.global_step - self._began_at) * per_step / elapsed)
 
 
 def _score(

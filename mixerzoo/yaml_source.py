@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -85,10 +85,9 @@ class YamlSource:
         value: Any = self.data
         for position, part in enumerate(path):
             last = position == len(path) - 1
-            if isinstance(value, dict) and part in value:
-                written.append(part)
-                value = value[part]
-            elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            if (isinstance(value, dict) and part in value) or (
+                isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
+            ):
                 written.append(part)
                 value = value[part]
             elif last:
@@ -120,7 +119,7 @@ class YamlSource:
 
     def _construct(self, text: str) -> dict[str, Any]:
         try:
-            data: dict[str, Any] = yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of SafeLoader
+            data: dict[str, Any] = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise RecipeError(self._explain(error)) from error
         return data
@@ -136,7 +135,7 @@ class YamlSource:
         if not equals or not all(parts):
             raise RecipeError(f"override {override!r}: expected key.path=value, e.g. train.steps=100")
         try:
-            value = yaml.load(written, Loader=_Loader)  # noqa: S506  a subclass of SafeLoader
+            value = yaml.load(written, Loader=_Loader)
         except yaml.YAMLError as error:
             raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
         target = self.data

@@ -17,19 +17,23 @@ from mixerzoo import __version__
 from mixerzoo.cli.common import print_error
 from mixerzoo.errors import MixerzooError
 
-#: name → (module, what `mixerzoo --help` says: the first line of its ``command``'s docstring).
+#: name → (module, what `mixerzoo --help` says). The ``command``'s own docstring is its ``--help``.
 COMMANDS = {
     "list": ("mixerzoo.cli.list_mixers", "List the installed mixers."),
-    "show": ("mixerzoo.cli.show", "Show all that a mixer says about itself, and how to put it in a recipe."),
+    "show": ("mixerzoo.cli.show", "Show a mixer's card, its options, and what to put in a recipe."),
     "describe": ("mixerzoo.cli.describe", "Say what a recipe's decoder costs and who reads whom in it."),
     "train": ("mixerzoo.cli.train", "Train the decoder of a recipe."),
-    "eval": ("mixerzoo.cli.eval", "Evaluate a trained decoder."),
+    "eval": ("mixerzoo.cli.eval", "Evaluate a trained decoder on its recipe's validation text."),
     "generate": ("mixerzoo.cli.generate", "Continue a text with a trained decoder."),
     "schema": ("mixerzoo.cli.schema", "Print the JSON Schema of recipes, for editors."),
 }
 
 # Plain help and messages: they can be grepped, and no box breaks a path in two.
-_STYLE: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
+_STYLE: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+}
 
 
 class LazyGroup(TyperGroup):
@@ -54,7 +58,10 @@ class LazyGroup(TyperGroup):
 
 
 app = typer.Typer(
-    cls=LazyGroup, no_args_is_help=True, help="mixerzoo: a zoo of cross-layer mixers for decoder language models.", **_STYLE
+    cls=LazyGroup,
+    no_args_is_help=True,
+    help="mixerzoo: a zoo of cross-layer mixers for decoder language models.",
+    **_STYLE,
 )
 for _name, (_module, _summary) in COMMANDS.items():
     app.command(_name, help=_summary)(lambda: None)
@@ -69,7 +76,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass

@@ -40,7 +40,8 @@ _MAX_ERROR_LINES = 20
 def print_error(error: MixerzooError) -> None:
     """Print an error to stderr as it is: no markup, no wrapping, at most a screenful of lines."""
     lines = str(error).splitlines() or [type(error).__name__]
-    typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    typer.secho("Error:", fg="red", bold=True, nl=False, err=True)
+    typer.echo(" " if len(lines) == 1 else "\n", nl=False, err=True)
     typer.echo("\n".join(lines[:_MAX_ERROR_LINES]), err=True)
     if len(lines) > _MAX_ERROR_LINES:
         typer.echo(f"… and {len(lines) - _MAX_ERROR_LINES} more", err=True)
@@ -60,17 +61,20 @@ def console() -> Console:
     return Console(markup=False, highlight=False, emoji=False)
 
 
-def table(*columns: str, **options: Any) -> Table:
+def table(*columns: str) -> Table:
     """A table with a rule below its header and none besides.
 
     Args:
-        columns: headers.
-        options: of `rich.table.Table`.
+        columns: their headers.
     """
     from rich import box
     from rich.table import Table
 
-    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", **options)
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        # A long formula goes on in the next line; the default would cut it off.
+        made.add_column(column, overflow="fold")
+    return made
 
 
 def pick_device(name: str | None) -> torch.device:

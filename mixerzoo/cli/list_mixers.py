@@ -57,21 +57,27 @@ def _to_dict(registry: Registry) -> dict[str, Any]:
 
 
 def _print(registry: Registry) -> None:
-    from rich.padding import Padding
+    from rich.text import Text
 
     out = console()
     listing = table("Mixer", "Acts on", "Parameters", "KV bytes", "In-flight bytes")
+    listing.columns[0].no_wrap = True
     plain = registry.entries.get("residual")
     for entry in _sorted(registry):
         card = entry.mixer.card
         as_residual = plain is not None and entry is not plain and card.kv_bytes == plain.mixer.card.kv_bytes
+        origin = "\n".join(filter(None, (card.family, card.paper, f"{entry.distribution} {entry.version}")))
         listing.add_row(
-            "\n".join(filter(None, (entry.mixer.name, card.family, card.paper, f"{entry.distribution} {entry.version}"))),
+            Text.assemble((entry.mixer.name, "bold"), "\n", (origin, "dim")),
             card.acts_on,
             card.parameters,
             "1×" if as_residual else card.kv_bytes,
             card.in_flight_bytes,
         )
+        listing.add_section()
     out.print(listing)
-    for broken in registry.broken:
-        out.print(f"Could not be loaded: {broken.plugin}: {broken.reason}")
+    out.print(f"\nBytes are per token; 1×: as residual. {LETTERS}.")
+    if registry.broken:
+        out.print(f"\nCould not be loaded ({len(registry.broken)}); `mixerzoo list --json` has the tracebacks:")
+        for broken in registry.broken:
+            out.print(f"  {broken.plugin}: {broken.reason}", soft_wrap=True)

@@ -19,9 +19,7 @@ def command(
     overrides: OverridesArgument = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Run directory; default: runs/ and the recipe's name.", show_default=False
-        ),
+        typer.Option("--out", help="Run directory; default: runs/ and the recipe's name.", show_default=False),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the directory from its newest checkpoint.")
@@ -56,6 +54,4 @@ def command(
         print_json(result)
         return
     print_result(result)
-    typer.echo(
-        f"\nSaved in {directory}. Try: mixerzoo generate {shlex.quote(str(directory))} --prompt 'def '"
-    )
+    typer.echo(f"\nSaved in {directory}. Try: mixerzoo generate {shlex.quote(str(directory))} --prompt 'def '")

@@ -93,8 +93,7 @@ class BpeTokenizer(_Config):
     name: Literal["bpe"] = Field("bpe", description="Which tokenizer this is.")
     vocab_size: int = Field(
         ge=BYTES_VOCAB_SIZE,
-        description="Number of tokens, with the 256 bytes and the end-of-text token. A small text may fill "
-        "fewer.",
+        description="Number of tokens, with the 256 bytes and the end-of-text token. A small text may fill fewer.",
     )
 
 

@@ -109,9 +109,7 @@ def open_entry(directory: Path) -> PreparedData | None:
         sides = []
         for name in ("train", "validation"):
             counts = SideCounts(**meta[name])
-            tokens = np.memmap(
-                directory / f"{name}.bin", dtype=meta["dtype"], mode="r", shape=(counts.num_tokens,)
-            )
+            tokens = np.memmap(directory / f"{name}.bin", dtype=meta["dtype"], mode="r", shape=(counts.num_tokens,))
             sides.append(TokenSplit(tokens, counts.num_bytes, counts.num_documents))
         tokenizer = TextTokenizer.load(directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):

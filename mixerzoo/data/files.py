@@ -42,9 +42,7 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            raise DataError(
-                f"{pattern} is a directory: name its files, as in '{pattern.rstrip('/')}/**/*.txt'"
-            )
+            raise DataError(f"{pattern} is a directory: name its files, as in '{pattern.rstrip('/')}/**/*.txt'")
         # A file may have the characters of a pattern in its name.
         matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
         files = sorted((match for match in matches if match.is_file()), key=Path.as_posix)

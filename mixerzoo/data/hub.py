@@ -81,8 +81,7 @@ class HubDataset:
             import datasets
         except ImportError as error:
             raise DataError(
-                "source 'hf' needs the datasets library, which is not installed: "
-                'pip install "mixerzoo[data]"'
+                "source 'hf' needs the datasets library, which is not installed: pip install \"mixerzoo[data]\""
             ) from error
         source = self._source
         try:

@@ -33,9 +33,7 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "mixerzoo"
 
 
-def prepare(
-    config: DataConfig, *, cache_dir: Path | None = None, progress: Progress | None = None
-) -> PreparedData:
+def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Progress | None = None) -> PreparedData:
     """Reads, splits and tokenises the text of ``config``, or opens what an earlier call prepared.
 
     Local text is read in full each time to find its fingerprint; a streamed dataset is not. Text is never

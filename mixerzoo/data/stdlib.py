@@ -10,9 +10,7 @@ from pathlib import Path
 
 from mixerzoo.errors import DataError
 
-_LEFT_OUT_DIRECTORIES = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-)
+_LEFT_OUT_DIRECTORIES = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 # Its text is the topics, which are documents of their own: kept, it would carry them across the split.
 _LEFT_OUT_FILES = frozenset({"pydoc_data/topics.py"})
 

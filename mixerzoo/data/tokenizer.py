@@ -148,9 +148,7 @@ class TextTokenizer:
             "clean_up_tokenization_spaces": False,
         }
         (directory / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
-        (directory / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=2) + "\n", encoding="utf-8"
-        )
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def to_json(self) -> str:
         """The text of tokenizer.json; equal for equal tokenizers."""

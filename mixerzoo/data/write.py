@@ -19,9 +19,7 @@ _BATCH_CHARACTERS = 4 << 20
 
 
 @contextmanager
-def write_side(
-    path: Path, tokenizer: TextTokenizer, dtype: str, text_path: Path | None = None
-) -> Iterator[SideWriter]:
+def write_side(path: Path, tokenizer: TextTokenizer, dtype: str, text_path: Path | None = None) -> Iterator[SideWriter]:
     """A writer whose files are complete when the block ends without an error.
 
     Args:

@@ -71,8 +71,7 @@ class SeededOrder(Sampler[int]):
         given, number = 0, 0
         while given < self._count:
             generator = torch.Generator().manual_seed((self._seed << 20) + number)
-            for index in torch.randperm(self._size, generator=generator)[: self._count - given].tolist():
-                yield index
+            yield from torch.randperm(self._size, generator=generator)[: self._count - given].tolist()
             given += self._size
             number += 1
 

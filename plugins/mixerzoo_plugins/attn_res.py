@@ -25,10 +25,13 @@ class Config(MixerConfig):
     """Options of Attention Residuals."""
 
     dialect: Literal["kimi", "snapshot"] = Field(
-        "kimi", description="kimi: sources are sublayer or block outputs; snapshot: snapshots of a running stream."
+        "kimi",
+        description="kimi: sources are sublayer or block outputs; snapshot: snapshots of a running stream.",
     )
     block_size: int = Field(
-        1, ge=1, description="S in sublayers: outputs summed into one source (kimi; 1 is Full) or steps between snapshots."
+        1,
+        ge=1,
+        description="S in sublayers: outputs summed into one source (kimi; 1 is Full) or steps between snapshots.",
     )
     recency_bias: float = Field(3.0, description="Initial bias of the running stream's logit (snapshot only).")
 
@@ -177,9 +180,7 @@ class AttnRes(Mixer):
         return tuple(None if i == 0 else sites[i - 1] for i in self._read_at(_sublayers_before(site)))
 
     @classmethod
-    def read_reference(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]
-    ) -> ReferenceReading | None:
+    def read_reference(cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> ReferenceReading | None:
         if not any("attnres_" in name for name in tensors) and config.get("baseline_mode") != "attnres":
             return None
         # The two dialects share every config key; only snapshot checkpoints carry recency biases.

@@ -114,9 +114,7 @@ class DenseFormer(Mixer):
         return tuple(None if j == 0 else sites[2 * j - 1] for j in self.averaged.get(site.step + 1, ()))
 
     @classmethod
-    def read_reference(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]
-    ) -> ReferenceReading | None:
+    def read_reference(cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> ReferenceReading | None:
         prefix = "model.densetransformer_dwa.alphas."
         alphas = [name for name in tensors if name.startswith(prefix)]
         if not alphas and config.get("baseline_mode") != "denseformer":

@@ -27,7 +27,9 @@ class Config(MixerConfig):
     """Options of Depth-Attention."""
 
     stride: int | None = Field(
-        None, ge=1, description="s: layers 0, s, 2s, … are sources; 1 makes all of them; default half the depth."
+        None,
+        ge=1,
+        description="s: layers 0, s, 2s, … are sources; 1 makes all of them; default half the depth.",
     )
     recent_window: int = Field(0, ge=0, description="w: the last w layers are sources too.")
 
@@ -134,9 +136,7 @@ class DepthAttention(Mixer):
         return tuple(sites[2 * j] for j in (*self.source_steps[site.step], site.step))
 
     @classmethod
-    def read_reference(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]
-    ) -> ReferenceReading | None:
+    def read_reference(cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> ReferenceReading | None:
         if not config.get("use_depth_attention", False):
             return None
         stride = config.get("depth_attention_stride", config.get("depth_softmax_stride", 1))

@@ -1,0 +1,91 @@
+"""`mixerzoo describe`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table
+
+if TYPE_CHECKING:
+    from mixerzoo.describe import Description
+
+
+def command(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Say what a recipe's decoder costs and who reads whom in it.
+
+    Each cost stands beside that of a plain residual decoder of the same sizes. No weight is allocated.
+    """
+    from mixerzoo.describe import describe
+    from mixerzoo.recipe import load_recipe
+
+    description = describe(load_recipe(recipe, overrides or ()))
+    if as_json:
+        print_json({"recipe": recipe, **description.to_dict()})
+    else:
+        _print(recipe, description)
+
+
+def _print(recipe: str, found: Description) -> None:
+    from mixerzoo.describe import BASELINE
+
+    out = console()
+    shape = found.shape
+    name = found.mixer["name"]
+    chosen = ", ".join(f"{key} {value}" for key, value in found.mixer.items() if key != "name" and value is not None)
+    steps = "" if shape.num_steps == shape.num_layers else f" run as {shape.num_steps} steps"
+    dtype = str(found.dtype).removeprefix("torch.")
+    out.print(f"{recipe}: {name}{f' ({chosen})' if chosen else ''}", style="bold", soft_wrap=True)
+    out.print(
+        f"{shape.num_layers} layers{steps}, hidden {shape.hidden_size}, {shape.num_heads} query and "
+        f"{shape.num_kv_heads} key/value heads of {shape.head_dim}, vocabulary {shape.vocab_size}; "
+        f"sequences of {found.sequence_length} tokens; bytes in {dtype}"
+    )
+    listing = table("", name) if name == BASELINE else table("", name, BASELINE, "Extra")
+    for column in listing.columns[1:]:
+        column.justify = "right"
+        column.no_wrap = True
+    own, base, extra = asdict(found.costs), asdict(found.baseline), found.extra_percent()
+    for key, (label, shown) in _ROWS.items():
+        cells = [shown(own[key])]
+        if name != BASELINE:
+            cells += [shown(base[key]), _percent(extra[key], own[key])]
+        listing.add_row(label, *cells)
+    out.print("", listing, "", sep="\n")
+    out.print(found.picture, soft_wrap=True)
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _size(value: int) -> str:
+    size, unit = float(value), "bytes"
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:,.4g} {unit}"
+
+
+def _percent(extra: float | None, own: int) -> str:
+    if extra is None:
+        return "new" if own else "0 %"
+    if not extra:
+        return "0 %"
+    # Three digits that count, and never an exponent.
+    decimals = max(0, 2 - math.floor(math.log10(abs(extra))))
+    return f"{extra:+,.{decimals}f} %"
+
+
+_ROWS: dict[str, tuple[str, Any]] = {
+    "decoder_parameters": ("Decoder parameters", _count),
+    "mixer_parameters": ("Mixer parameters", _count),
+    "parameters": ("Parameters", _count),
+    "weight_bytes": ("Memory of the weights", _size),
+    "kv_bytes_per_token": ("KV bytes per token", _count),
+    "cache_bytes": ("KV cache of a sequence", _size),
+    "in_flight_bytes_per_token": ("In-flight bytes per token", _count),
+    "flops_per_token": ("FLOPs per token, forward", _count),
+}

@@ -1,0 +1,121 @@
+"""`mixerzoo show`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixerzoo.cli.common import LETTERS, JsonOption, console, print_json, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mixerzoo.registry import MixerEntry
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A mixer; `mixerzoo list` shows them.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a mixer's card, its options, and what to put in a recipe."""
+    from mixerzoo.registry import load_registry
+
+    entry = load_registry().get(name)
+    if as_json:
+        print_json(_to_dict(entry))
+    else:
+        _print(entry)
+
+
+def _to_dict(entry: MixerEntry) -> dict[str, Any]:
+    from mixerzoo.cli.options import options, snippet
+
+    card = entry.mixer.card
+    return {
+        "name": entry.mixer.name,
+        "title": card.title,
+        "summary": card.summary,
+        "paper": card.paper,
+        "equation": card.equation,
+        "family": card.family,
+        "acts_on": card.acts_on,
+        "parameters": card.parameters,
+        "kv_bytes_per_token": card.kv_bytes,
+        "in_flight_bytes_per_token": card.in_flight_bytes,
+        "needs_own_kv": entry.mixer.needs_own_kv,
+        "options": [option._asdict() for option in options(entry.mixer)],
+        "dialects": dict(card.dialects),
+        "neutral": card.neutral,
+        "notes": card.notes,
+        "recipe": snippet(entry.mixer),
+        "distribution": entry.distribution,
+        "version": entry.version,
+        "plugin": entry.plugin,
+    }
+
+
+def _print(entry: MixerEntry) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from mixerzoo.cli.options import options, snippet, yaml_value
+
+    card = entry.mixer.card
+    out = console()
+    out.print(Text.assemble((entry.mixer.name, "bold"), f"  {card.title}"))
+    out.print(card.summary)
+    _heading(out, "Equation")
+    out.print(Padding(card.equation, (0, 0, 0, 2)))
+
+    _heading(out, "Facts")
+    facts = {
+        "paper": card.paper,
+        "family": card.family,
+        "acts on": card.acts_on,
+        "parameters": card.parameters,
+        "KV bytes per token": card.kv_bytes,
+        "in-flight bytes per token": card.in_flight_bytes,
+        "needs own keys and values": "yes: no layer may borrow them" if entry.mixer.needs_own_kv else "",
+        "plain residual at": card.neutral,
+        "from": f"{entry.distribution} {entry.version} ({entry.plugin})",
+    }
+    _pairs(out, facts)
+    out.print(Padding(Text(f"{LETTERS}.", "dim"), (0, 0, 0, 2)))
+
+    _heading(out, "Options")
+    found = options(entry.mixer)
+    if found:
+        listing = table("Name", "Type", "Default", "Description")
+        listing.columns[0].no_wrap = True
+        for option in found:
+            default = "required" if option.required else yaml_value(option.default)
+            listing.add_row(option.name, option.type, default, option.description)
+        out.print(listing)
+    else:
+        out.print("  none")
+    if card.dialects:
+        _heading(out, "Dialects")
+        _pairs(out, dict(card.dialects))
+    if card.notes:
+        _heading(out, "Notes")
+        out.print(Padding(card.notes, (0, 0, 0, 2)))
+    _heading(out, "In a recipe")
+    # Unwrapped and not indented, so that it can be pasted.
+    out.print(snippet(entry.mixer), soft_wrap=True)
+
+
+def _heading(out: Console, text: str) -> None:
+    out.print(f"\n{text}", style="bold")
+
+
+def _pairs(out: Console, pairs: dict[str, str]) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    for key, value in pairs.items():
+        if value:
+            grid.add_row(key, value)
+    out.print(Padding(grid, (0, 0, 0, 2)))
