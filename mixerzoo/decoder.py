@@ -78,7 +78,8 @@ class ModelConfig(BaseModel):
             raise ValueError(f"head_dim {self.resolved_head_dim} is odd; RoPE rotates pairs")
         if self.loop.prelude + self.loop.coda >= self.num_layers:
             raise ValueError(
-                f"loop.prelude {self.loop.prelude} + loop.coda {self.loop.coda} leaves no body in {self.num_layers} layers"
+                f"loop.prelude {self.loop.prelude} + loop.coda {self.loop.coda} leaves no body "
+                f"in {self.num_layers} layers"
             )
         return self
 

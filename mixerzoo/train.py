@@ -60,7 +60,8 @@ def train(
         recipe: the experiment.
         directory: the run directory.
         resume: continue the run that the directory holds from its newest complete checkpoint, or from the
-            beginning if it has none or there is no run yet. A finished run is left as it is and its figures are returned.
+            beginning if it has none or there is no run yet. A finished run is left as it is, and its
+            figures are returned.
         overwrite: replace the run that the directory holds.
         command: what started the run, for its records.
         reporter: hears of progress.

@@ -85,9 +85,8 @@ class YamlSource:
         value: Any = self.data
         for position, part in enumerate(path):
             last = position == len(path) - 1
-            if (isinstance(value, dict) and part in value) or (
-                isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
-            ):
+            known = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+            if part in known:
                 written.append(part)
                 value = value[part]
             elif last:
