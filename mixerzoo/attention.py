@@ -8,13 +8,16 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mixerzoo.errors import BackendError
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 BackendName: TypeAlias = Literal["sdpa", "eager", "flex", "xformers"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -60,29 +63,33 @@ class Visibility(NamedTuple):
             seen = seen & (self.documents[row, query] == self.documents[row, key])
         return seen | (k == q)
 
+    @property
+    def batch_size(self) -> int | None:
+        """B where rows differ, None where one rule serves all."""
+        differing = self.padding if self.padding is not None else self.documents
+        return None if differing is None else differing.size(0)
+
     def dense(self) -> Tensor:
         """The rule as booleans [B or 1, 1, T, S], True where visible."""
-        if self.padding is not None:
-            batch = self.padding.size(0)
-        else:
-            batch = 1 if self.documents is None else self.documents.size(0)
         device = self.queries.device
-        row = torch.arange(batch, device=device)[:, None, None, None]
+        row = torch.arange(self.batch_size or 1, device=device)[:, None, None, None]
         query = torch.arange(self.queries.size(0), device=device)[:, None]
         key = torch.arange(self.keys.size(0), device=device)
         return self.visible(row, query, key)
 
 
 class AttentionMask(NamedTuple):
-    """A `Visibility` and its dense form, built once per forward and shared by all layers.
+    """A `Visibility` in the form that a backend reads, built once per forward and shared by all layers.
 
     Attributes:
         visibility: the rule.
         dense: bool [B or 1, 1, T, S], or None where the rule is plain causal or hides nothing.
+        blocks: flex attention's form, which lets it skip blocks that are hidden whole.
     """
 
     visibility: Visibility
-    dense: Tensor | None
+    dense: Tensor | None = None
+    blocks: BlockMask | None = None
 
 
 Backend: TypeAlias = Callable[[Tensor, Tensor, Tensor, AttentionMask, float], Tensor]
@@ -97,11 +104,23 @@ def make_mask(visibility: Visibility, backend: BackendName, hides_nothing: bool)
         hides_nothing: the caller knows that every query sees every key (one new token, no window, no
             padding).
     """
+    if hides_nothing:
+        return AttentionMask(visibility)
+    if backend == "flex":
+        return AttentionMask(visibility, blocks=_blocks(visibility))
     if visibility.causal_only and backend != "eager":
-        return AttentionMask(visibility, None)
-    if hides_nothing or backend == "flex":
-        return AttentionMask(visibility, None)
+        return AttentionMask(visibility)
     return AttentionMask(visibility, visibility.dense())
+
+
+def _blocks(visibility: Visibility) -> BlockMask:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return visibility.visible(b, query, key)
+
+    sizes = visibility.queries.size(0), visibility.keys.size(0)
+    return create_block_mask(visible, visibility.batch_size, None, *sizes, device=visibility.queries.device)
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
@@ -147,20 +166,20 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: 
     """
     from torch.nn.attention.flex_attention import flex_attention as unfused
 
-    rule = mask.visibility
-
-    def visible(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return torch.where(rule.visible(b, query, key), score, float("-inf"))
-
-    grouped = q.size(1) != k.size(1)
+    options: dict[str, Any] = {
+        "block_mask": mask.blocks,
+        "scale": scale,
+        "enable_gqa": q.size(1) != k.size(1),
+    }
+    out: Tensor
     if torch.compiler.is_compiling():
-        out = unfused(q, k, v, score_mod=visible, scale=scale, enable_gqa=grouped)
+        out = unfused(q, k, v, **options)
     elif q.is_cuda:
-        out = _fused_flex()(q, k, v, score_mod=visible, scale=scale, enable_gqa=grouped)
+        out = _fused_flex()(q, k, v, **options)
     else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-            out = unfused(q, k, v, score_mod=visible, scale=scale, enable_gqa=grouped)
+            out = unfused(q, k, v, **options)
     return out
 
 

@@ -1,0 +1,101 @@
+"""The yardsticks against the same figures worked out one byte at a time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import lzma
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mixerzoo.data import (
+    BytesTokenizer,
+    DataConfig,
+    PreparedData,
+    PretrainedTokenizer,
+    TextSource,
+    prepare,
+    yardsticks,
+)
+from mixerzoo.errors import DataError
+
+TRAIN = ["to be, or not to be\n", "that is the question: é", "x"]
+VALIDATION = ["whether 'tis nobler\n", "ü in the mind\n" * 20]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> PreparedData:
+    return prepare(config(tmp_path), cache_dir=tmp_path / "cache")
+
+
+def config(folder: Path, **changes: object) -> DataConfig:
+    for name, documents in (("train", TRAIN), ("validation", VALIDATION)):
+        lines = [json.dumps({"text": text}) + "\n" for text in documents]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    source = TextSource(
+        paths=(str(folder / "train.jsonl"),), validation_paths=(str(folder / "validation.jsonl"),)
+    )
+    plain = {"source": source, "tokenizer": BytesTokenizer(), "sequence_length": 4}
+    return DataConfig.model_validate(plain | changes)
+
+
+def pairs(documents: list[str]) -> list[tuple[int, int]]:
+    """Adjacent symbols of each document between two boundaries, here 256."""
+    found: list[tuple[int, int]] = []
+    for text in documents:
+        symbols = [256, *text.encode(), 256]
+        found += itertools.pairwise(symbols)
+    return found
+
+
+def naive_bigram() -> float:
+    counts = Counter(pairs(TRAIN))
+    totals = Counter(first for first, _ in pairs(TRAIN))
+    bits = 0.0
+    for first, second in pairs(VALIDATION):
+        bits -= math.log2((counts[first, second] + 0.1) / (totals[first] + 0.1 * 257))
+    return bits / len("".join(VALIDATION).encode())
+
+
+def test_against_the_naive_count(prepared: PreparedData) -> None:
+    figures = yardsticks(prepared)
+    assert figures["bigram_bits_per_byte"] == pytest.approx(naive_bigram(), rel=1e-12)
+    text = "".join(VALIDATION).encode()
+    compressed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
+    assert figures["xz_bits_per_byte"] == 8 * len(compressed) / len(text)
+
+
+def test_they_do_not_depend_on_the_tokenizer(prepared: PreparedData, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"?": 0, "</s>": 1}, unk_token="?")).save(str(tmp_path / "words.json"))
+    tokenizer = PretrainedTokenizer(path=str(tmp_path / "words.json"))
+    lossy = prepare(config(tmp_path, tokenizer=tokenizer), cache_dir=tmp_path / "cache")
+    assert lossy.fingerprint != prepared.fingerprint
+    assert yardsticks(lossy) == yardsticks(prepared)
+
+
+def test_computed_once(prepared: PreparedData) -> None:
+    figures = yardsticks(prepared)
+    (prepared.directory / "bigrams.npy").unlink()
+    assert yardsticks(prepared) == figures
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"bigram_bits_per_byte": null, "xz_bits_per_byte": 1}']
+)
+def test_a_damaged_file_is_computed_again(prepared: PreparedData, content: str) -> None:
+    figures = yardsticks(prepared)
+    (prepared.directory / "yardsticks.json").write_text(content)
+    assert yardsticks(prepared) == figures
+    assert json.loads((prepared.directory / "yardsticks.json").read_text()) == figures
+
+
+def test_an_entry_that_is_gone(prepared: PreparedData) -> None:
+    shutil.rmtree(prepared.directory)
+    with pytest.raises(DataError, match=r"cannot compute yardsticks from .*: prepare the data again"):
+        yardsticks(prepared)
