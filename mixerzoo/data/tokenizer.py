@@ -121,7 +121,7 @@ class TextTokenizer:
         return cls(tokenizer, end_of_text or _usual_end_of_text(tokenizer, path))
 
     @classmethod
-    def load(cls, directory: Path, end_of_text: str | None = None) -> TextTokenizer:
+    def load(cls, directory: str | Path, end_of_text: str | None = None) -> TextTokenizer:
         """The tokenizer in a directory, as ``save`` or transformers wrote it.
 
         Args:
@@ -131,16 +131,18 @@ class TextTokenizer:
         Raises:
             DataError: tokenizer.json is missing or damaged, or the end-of-text token is not known.
         """
+        directory = Path(directory)
         tokenizer = _read(directory / "tokenizer.json")
         name = end_of_text or _declared_end_of_text(directory / "tokenizer_config.json")
         return cls(tokenizer, name or _usual_end_of_text(tokenizer, str(directory)))
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json, and a tokenizer_config.json with which transformers can load it.
 
         Args:
             directory: created if need be.
         """
+        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
