@@ -181,20 +181,24 @@ class Attention(nn.Module):
 
     Args:
         config: sizes and conventions.
+        has_k: whether any run of the layer makes keys of its own; else there is no projection for them.
+        has_v: likewise for values.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, has_k: bool = True, has_v: bool = True) -> None:
         super().__init__()
         head_dim = config.resolved_head_dim
         self.head_dim = head_dim
         self.scaling = head_dim**-0.5
         self.k_norm_last = config.k_norm == "post_rope"
         self.q_proj = nn.Linear(config.hidden_size, config.num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.resolved_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.resolved_kv_heads * head_dim, bias=False)
+        if has_k:
+            self.k_proj = nn.Linear(config.hidden_size, config.resolved_kv_heads * head_dim, bias=False)
+            self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        if has_v:
+            self.v_proj = nn.Linear(config.hidden_size, config.resolved_kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_heads * head_dim, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
@@ -246,12 +250,14 @@ class Layer(nn.Module):
 
     Args:
         config: sizes and conventions.
+        has_k: as in `Attention`.
+        has_v: as in `Attention`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, has_k: bool = True, has_v: bool = True) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, has_k, has_v)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
@@ -292,8 +298,16 @@ class Backbone(nn.Module):
             raise MixerError(
                 f"mixer {mixer.name!r} needs each layer's own keys and values, but steps {borrowing} borrow theirs"
             )
-        self.embed_tokens = nn.Embedding(shape.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        # nn.Embedding's own initialisation loads the compiler on the meta device: a second for nothing.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.empty(shape.vocab_size, config.hidden_size), freeze=False
+        )
+        order = self.plan.order
+        owning_k = {order[step] for step in steps if self.plan.owns_k(step)}
+        owning_v = {order[step] for step in steps if self.plan.owns_v(step)}
+        self.layers = nn.ModuleList(
+            Layer(config, has_k=layer in owning_k, has_v=layer in owning_v) for layer in range(config.num_layers)
+        )
         self.mixer = mixer
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.activation_checkpointing = False

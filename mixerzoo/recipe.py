@@ -44,7 +44,7 @@ class MixerChoice(BaseModel):
             return value
         found = _check_mixer(value)
         if isinstance(found, MixerChoice):
-            return found
+            return {"name": found.name, "options": found.options}
         # As a field of a larger model the paths would be lost; `parse_recipe` checks mixers beforehand.
         raise ValueError("; ".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in found))
 

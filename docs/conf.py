@@ -1,0 +1,7 @@
+"""Sphinx configuration: ``pip install ".[docs]" && sphinx-build -W docs site``."""
+
+project = "mixerzoo"
+extensions = ["myst_parser"]
+html_theme = "furo"
+html_title = "mixerzoo"
+myst_heading_anchors = 3

@@ -1,0 +1,518 @@
+"""The cache against a plain model of it: lists of the tokens that each slot was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from torch import Tensor
+
+import zoo
+from mixerzoo import DecoderShape, KVCache, Plan
+from mixerzoo.errors import CacheError, MixerError
+
+HEADS, HEAD_DIM = 2, 3
+
+
+def shape(num_steps: int) -> DecoderShape:
+    return DecoderShape(
+        hidden_size=8,
+        num_layers=num_steps,
+        num_heads=4,
+        num_kv_heads=HEADS,
+        head_dim=HEAD_DIM,
+        order=tuple(range(num_steps)),
+        norm_eps=1e-5,
+        vocab_size=11,
+    )
+
+
+def new_cache(plan: Plan, batch_size: int = 1, **options: Any) -> KVCache:
+    return KVCache(plan, shape(len(plan.order)), batch_size, dtype=options.pop("dtype", torch.float64), **options)
+
+
+def windowed(*windows: int | None) -> Plan:
+    """Every step owns its slots."""
+    steps = tuple(range(len(windows)))
+    return Plan(order=steps, k_slot=steps, v_slot=steps, windows=windows)
+
+
+def numbered(batch_size: int, num_tokens: int, first: float = 0.0) -> Tensor:
+    """[B, G, T, d] of numbers that are all different."""
+    size = (batch_size, HEADS, num_tokens, HEAD_DIM)
+    return first + torch.arange(batch_size * HEADS * num_tokens * HEAD_DIM, dtype=torch.float64).view(size)
+
+
+def feed(cache: KVCache, k: Tensor, v: Tensor | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+    """One forward: append the same keys and values to every slot, and advance."""
+    v = k if v is None else v
+    plan, seen = cache.plan, []
+    for step in range(len(plan.order)):
+        own_k, own_v = (k if plan.owns_k(step) else None), (v if plan.owns_v(step) else None)
+        seen.append(cache.append(step, own_k, own_v))
+    cache.advance(k.size(2))
+    return seen
+
+
+class Model:
+    """What a cache must know: every token that it was given, and how far back each window still reaches.
+
+    Args:
+        plan: of the cache.
+        batch_size: rows.
+        max_rollback: of the cache.
+        max_length: of the cache.
+    """
+
+    def __init__(self, plan: Plan, batch_size: int, max_rollback: int, max_length: int | None) -> None:
+        self.plan, self.batch_size = plan, batch_size
+        self.max_rollback, self.max_length = max_rollback, max_length
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing was given."""
+        self.length = 0
+        slots = [("k", s) for s in range(len(self.plan.order)) if self.plan.owns_k(s)]
+        slots += [("v", s) for s in range(len(self.plan.order)) if self.plan.owns_v(s)]
+        #: (k or v, step) → tensors [B, G, d], one for each position.
+        self.given: dict[tuple[str, int], list[Tensor]] = {slot: [] for slot in slots}
+        #: window → the first position that is still kept.
+        self.first = {window: 0 for window in self.plan.windows if window is not None}
+
+    def kept(self, window: int) -> int:
+        """How many tokens a slot of a window keeps."""
+        kept = window + self.max_rollback
+        return kept if self.max_length is None else min(kept, self.max_length)
+
+    def advance(self, num_new: int) -> None:
+        """Tokens were given to every slot."""
+        self.length += num_new
+        for window, first in self.first.items():
+            self.first[window] = max(first, self.length - self.kept(window))
+
+    def needed(self, window: int | None, length: int) -> range:
+        """Past positions that a token at position ``length`` attends to."""
+        return range(0 if window is None else max(0, length - window + 1), length)
+
+    def can_crop(self, length: int) -> bool:
+        """Whether every token that is needed at ``length`` is still kept."""
+        return all(
+            not self.needed(window, length) or first <= self.needed(window, length)[0]
+            for window, first in self.first.items()
+        )
+
+    def crop(self, length: int) -> None:
+        """Forget tokens."""
+        self.length = length
+        self.given = {slot: tokens[:length] for slot, tokens in self.given.items()}
+        self.first = {window: min(first, length) for window, first in self.first.items()}
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Drives a cache and its model side by side."""
+
+    @initialize(
+        data=st.data(),
+        num_steps=st.integers(1, 4),
+        batch_size=st.integers(1, 3),
+        max_length=st.none() | st.integers(4, 12),
+        max_rollback=st.integers(0, 3),
+        block_size=st.integers(1, 5),
+    )
+    def create(
+        self,
+        data: st.DataObject,
+        num_steps: int,
+        batch_size: int,
+        max_length: int | None,
+        max_rollback: int,
+        block_size: int,
+    ) -> None:
+        plan = Plan(order=tuple(range(num_steps)), **data.draw(zoo.plans(num_steps), label="plan"))
+        self.cache = new_cache(
+            plan, batch_size, max_length=max_length, max_rollback=max_rollback, block_size=block_size
+        )
+        self.model = Model(plan, batch_size, max_rollback, max_length)
+        self.counter = 0.0
+        #: Copies made on the way, with their models: nothing done later may show in them.
+        self.copies: list[tuple[KVCache, Model]] = []
+
+    def fresh(self, num_new: int) -> Tensor:
+        """Tokens that no slot was ever given: [B, G, T, d]."""
+        tensor = numbered(self.model.batch_size, num_new, self.counter + 1)
+        self.counter += tensor.numel()
+        return tensor
+
+    @rule(num_new=st.integers(1, 4))
+    def forward(self, num_new: int) -> None:
+        model, cache = self.model, self.cache
+        if model.max_length is not None and model.length + num_new > model.max_length:
+            with pytest.raises(CacheError, match="do not fit in a cache of max_length"):
+                cache.positions(num_new)
+            return
+        assert cache.positions(num_new).tolist() == list(range(model.length, model.length + num_new))
+        positions = {window: cache.key_positions(window, num_new).tolist() for window in set(model.plan.windows)}
+        for step in range(len(model.plan.order)):
+            new = {kind: self.fresh(num_new) if (kind, step) in model.given else None for kind in ("k", "v")}
+            seen = dict(zip(("k", "v"), cache.append(step, new["k"], new["v"]), strict=True))
+            for kind, given in new.items():
+                if given is None:
+                    assert seen[kind] is None
+                    continue
+                tokens = model.given[kind, step]
+                tokens += list(given.unbind(2))
+                self.compare(seen[kind], tokens, positions[model.plan.windows[step]], model.plan.windows[step], num_new)
+        cache.advance(num_new)
+        model.advance(num_new)
+
+    def compare(
+        self, seen: Tensor, tokens: list[Tensor], positions: list[int], window: int | None, num_new: int
+    ) -> None:
+        """What attention sees holds, where positions say, all tokens that may be attended to."""
+        assert seen.shape == (self.model.batch_size, HEADS, len(positions), HEAD_DIM)
+        assert seen.isfinite().all()
+        visible = {*self.model.needed(window, len(tokens) - num_new), *range(len(tokens) - num_new, len(tokens))}
+        at = {position: index for index, position in enumerate(positions) if position >= 0}
+        assert len(at) == sum(position >= 0 for position in positions)
+        assert visible <= at.keys()
+        for position in visible:
+            assert torch.equal(seen[:, :, at[position]], tokens[position])
+
+    @precondition(lambda self: self.model.length > 0)
+    @rule(data=st.data())
+    def crop(self, data: st.DataObject) -> None:
+        length = data.draw(st.integers(0, self.model.length), label="length")
+        if self.model.can_crop(length):
+            self.cache.crop(length)
+            self.model.crop(length)
+        else:
+            dropped = self.model.length - length
+            assert dropped > self.model.max_rollback
+            with pytest.raises(CacheError, match=f"cannot crop {dropped} tokens: a slot of window"):
+                self.cache.crop(length)
+
+    @rule(beyond=st.integers(1, 3))
+    def crop_beyond_the_end(self, beyond: int) -> None:
+        with pytest.raises(CacheError, match="cannot crop to"):
+            self.cache.crop(self.model.length + beyond)
+
+    @rule(data=st.data())
+    def reorder(self, data: st.DataObject) -> None:
+        rows = data.draw(st.lists(st.integers(0, self.model.batch_size - 1), min_size=1, max_size=3), label="rows")
+        self.cache.reorder(torch.tensor(rows))
+        self.model.batch_size = len(rows)
+        self.model.given = {slot: [token[rows] for token in tokens] for slot, tokens in self.model.given.items()}
+
+    @rule()
+    def reset(self) -> None:
+        self.cache.reset()
+        self.model.reset()
+
+    @precondition(lambda self: len(self.copies) < 2)
+    @rule(go_on_in_the_copy=st.booleans())
+    def copy(self, go_on_in_the_copy: bool) -> None:
+        twin = self.cache.copy()
+        model = Model(self.model.plan, self.model.batch_size, self.model.max_rollback, self.model.max_length)
+        model.length, model.first = self.model.length, dict(self.model.first)
+        model.given = {slot: list(tokens) for slot, tokens in self.model.given.items()}
+        kept, self.cache = (self.cache, twin) if go_on_in_the_copy else (twin, self.cache)
+        self.copies.append((kept, model))
+
+    @precondition(lambda self: bool(self.copies))
+    @rule()
+    def go_back_to_a_copy(self) -> None:
+        self.cache, self.model = self.copies.pop()
+
+    @precondition(lambda self: hasattr(self, "model"))
+    @rule()
+    def sizes(self) -> None:
+        model, cache = self.model, self.cache
+        assert (cache.length, cache.batch_size) == (model.length, model.batch_size)
+        per_token = HEADS * HEAD_DIM * 8 * model.batch_size
+        tokens = 0
+        for _, step in model.given:
+            window = model.plan.windows[step]
+            if model.max_length is not None:
+                tokens += model.max_length if window is None else model.kept(window)
+            elif window is None:
+                tokens += model.length
+            else:
+                tokens += model.length - model.first[window]
+        assert cache.nbytes == tokens * per_token
+        assert cache.allocated_nbytes >= cache.nbytes
+        assert f"length={model.length}," in repr(cache)
+
+
+CacheMachine.TestCase.settings = settings(max_examples=4 * settings().max_examples, stateful_step_count=12)
+TestCache = CacheMachine.TestCase
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_growing_storage_grows_by_blocks(block_size: int) -> None:
+    cache = new_cache(Plan.plain((0,)), block_size=block_size)
+    per_token = 2 * HEADS * HEAD_DIM * 8
+    assert (cache.nbytes, cache.allocated_nbytes) == (0, 0)
+    for length in range(1, 11):
+        storage = cache._keys[0].data_ptr()
+        had_room = cache.allocated_nbytes >= length * per_token
+        feed(cache, numbered(1, 1))
+        assert cache.nbytes == length * per_token == length * cache.bytes_per_token
+        assert cache.allocated_nbytes == -(-length // block_size) * block_size * per_token
+        assert (cache._keys[0].data_ptr() == storage) == had_room
+
+
+def test_fixed_storage_is_allocated_at_once_and_stays() -> None:
+    cache = new_cache(windowed(None, 3), 2, max_length=6, max_rollback=1)
+    per_token = 2 * 2 * HEADS * HEAD_DIM * 8
+    assert cache.nbytes == cache.allocated_nbytes == (6 + 4) * per_token
+    unwindowed = cache._keys[0].data_ptr()
+    for _ in range(6):
+        feed(cache, numbered(2, 1))
+        assert cache.nbytes == cache.allocated_nbytes == (6 + 4) * per_token
+        assert cache._keys[0].data_ptr() == unwindowed
+    cache.reset()
+    assert cache.nbytes == cache.allocated_nbytes == (6 + 4) * per_token
+
+
+def test_a_window_never_takes_more_than_fixed_storage() -> None:
+    cache = new_cache(windowed(100), max_length=5, max_rollback=7)
+    assert cache.allocated_nbytes == 5 * cache.bytes_per_token
+
+
+def test_windows_bound_what_is_kept() -> None:
+    cache = new_cache(windowed(3), max_rollback=2)
+    for length in range(1, 9):
+        feed(cache, numbered(1, 1))
+        assert cache.nbytes == min(length, 5) * cache.bytes_per_token
+        assert cache.allocated_nbytes == cache.nbytes
+
+
+@pytest.mark.parametrize("dtype", zoo.DTYPES, ids=str)
+def test_tokens_are_kept_in_the_cache_s_dtype(dtype: torch.dtype) -> None:
+    cache = new_cache(Plan.plain((0, 1)), dtype=dtype)
+    ((keys, values), _) = feed(cache, numbered(1, 2) / 7)
+    assert keys is not None
+    assert values is not None
+    assert keys.dtype == values.dtype == dtype
+    assert torch.equal(keys, (numbered(1, 2) / 7).to(dtype))
+    assert cache.bytes_per_token == 2 * 2 * HEADS * HEAD_DIM * dtype.itemsize
+
+
+@given(length=st.integers(1, 9), data=st.data())
+def test_elements_by_hand(length: int, data: st.DataObject) -> None:
+    num_steps = data.draw(st.integers(1, 5))
+    options = data.draw(zoo.plans(num_steps))
+    plan = Plan(order=tuple(range(num_steps)), **options)
+    slots = [*enumerate(options["k_slot"]), *enumerate(options["v_slot"])]
+    kept = [min(length, options["windows"][step] or length) for step, owner in slots if step == owner]
+    assert plan.elements(shape(num_steps), length) == sum(kept) * HEADS * HEAD_DIM
+    assert plan.bytes_per_token(shape(num_steps), torch.bfloat16) == len(kept) * HEADS * HEAD_DIM * 2
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("max_length", [None, 6], ids=["growing", "fixed"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_gradients_reach_what_was_appended(max_length: int | None, window: int | None) -> None:
+    cache = new_cache(windowed(window), max_length=max_length, block_size=4)
+    first, second = numbered(1, 2).requires_grad_(), numbered(1, 2, 50.0).requires_grad_()
+    ((early, _),) = feed(cache, first, first.detach())
+    ((keys, values),) = feed(cache, second, second.detach())
+    assert early is not None
+    assert keys is not None
+    assert values is not None
+    assert not values.requires_grad
+    (keys[:, :, -4:] * numbered(1, 4)).sum().backward(retain_graph=True)
+    assert first.grad is not None
+    assert second.grad is not None
+    assert torch.equal(first.grad, numbered(1, 4)[:, :, :2])
+    assert torch.equal(second.grad, numbered(1, 4)[:, :, 2:])
+    # What an earlier call returned is still what it was, and its graph is whole.
+    assert torch.equal(early[:, :, -2:], first)
+    early.sum().backward()
+
+
+def test_nothing_is_kept_in_a_graph_without_gradients() -> None:
+    cache = new_cache(Plan.plain((0,)), max_length=4)
+    with torch.no_grad():
+        ((keys, _),) = feed(cache, numbered(1, 2).requires_grad_())
+    assert keys is not None
+    assert not keys.requires_grad
+
+
+@pytest.mark.parametrize("max_length", [None, 6], ids=["growing", "fixed"])
+def test_what_is_in_a_graph_can_be_cropped_and_goes_on(max_length: int | None) -> None:
+    cache = new_cache(Plan.plain((0,)), max_length=max_length)
+    first = numbered(1, 3).requires_grad_()
+    feed(cache, first)
+    cache.crop(2)
+    ((keys, _),) = feed(cache, numbered(1, 1, 90.0))
+    assert keys is not None
+    keys.sum().backward()
+    assert first.grad is not None
+    assert first.grad[:, :, :2].eq(1).all()
+    assert first.grad[:, :, 2].eq(0).all()
+
+
+@pytest.mark.parametrize("max_length", [None, 8], ids=["growing", "fixed"])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("then", ["append", "crop", "reorder", "copy", "reset"])
+def test_a_cache_filled_in_inference_mode_can_be_used_outside(max_length: int | None, window: int | None, then: str) -> None:
+    cache = new_cache(windowed(window), max_length=max_length, max_rollback=2)
+    with torch.inference_mode():
+        feed(cache, numbered(1, 3))
+    if then == "crop":
+        cache.crop(2)
+    elif then == "reorder":
+        cache.reorder(torch.tensor([0]))
+    elif then == "copy":
+        cache = cache.copy()
+    elif then == "reset":
+        cache.reset()
+        with torch.inference_mode():
+            feed(cache, numbered(1, 3))
+    kept = cache.length
+    ((keys, _),) = feed(cache, numbered(1, 1, 90.0))
+    expected = torch.cat([numbered(1, 3)[:, :, :kept], numbered(1, 1, 90.0)], dim=2)
+    assert keys is not None
+    assert torch.equal(keys[:, :, -3:], expected[:, :, -3:])
+
+
+# Errors.
+
+
+def test_arguments_out_of_range() -> None:
+    plan = Plan.plain((0,))
+    with pytest.raises(CacheError, match="batch_size is 0; it must be at least 1"):
+        new_cache(plan, 0)
+    with pytest.raises(CacheError, match="max_length is 0; it must be at least 1"):
+        new_cache(plan, max_length=0)
+    with pytest.raises(CacheError, match="max_rollback is -1; it must not be negative"):
+        new_cache(plan, max_rollback=-1)
+    with pytest.raises(CacheError, match="block_size is 0; it must be at least 1"):
+        new_cache(plan, block_size=0)
+
+
+def test_overflow_of_fixed_storage() -> None:
+    cache = new_cache(Plan.plain((0,)), max_length=4)
+    feed(cache, numbered(1, 3))
+    with pytest.raises(CacheError, match=r"2 new tokens after 3 do not fit .* make it at least 5, or use a growing"):
+        cache.positions(2)
+    feed(cache, numbered(1, 1))
+    assert cache.length == 4
+    with pytest.raises(CacheError, match="1 new tokens after 4 do not fit"):
+        cache.positions(1)
+
+
+def test_slots_that_are_not_there() -> None:
+    cache = new_cache(Plan(order=(0, 1), k_slot=(0, 0), v_slot=(0, 1), windows=(None, None)))
+    tokens = numbered(1, 1)
+    with pytest.raises(CacheError, match="step 1 owns no keys"):
+        cache.append(1, tokens, tokens)
+    with pytest.raises(CacheError, match="step 2 owns no values"):
+        cache.append(2, None, tokens)
+
+
+@pytest.mark.parametrize("max_length", [None, 6], ids=["growing", "fixed"])
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_batch_of_another_size(max_length: int | None, window: int | None) -> None:
+    cache = new_cache(windowed(window), 2, max_length=max_length)
+    with pytest.raises(CacheError, match="a batch of 1 rows does not fit in a cache of 2"):
+        cache.append(0, numbered(1, 1), numbered(1, 1))
+
+
+def test_crop_out_of_range() -> None:
+    cache = new_cache(Plan.plain((0,)))
+    feed(cache, numbered(1, 3))
+    for length in (-1, 4):
+        with pytest.raises(CacheError, match=f"cannot crop to {length} tokens: the cache holds 3"):
+            cache.crop(length)
+    assert cache.length == 3
+
+
+@pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
+def test_crop_beyond_a_window(max_length: int | None) -> None:
+    cache = new_cache(windowed(None, 3), max_length=max_length, max_rollback=1)
+    feed(cache, numbered(1, 6))
+    # 4 tokens are kept, 2 … 5; a token at position 4 looks back at 2 and 3.
+    with pytest.raises(CacheError, match=r"cannot crop 3 tokens: a slot of window 3 .* max_rollback=3 or more"):
+        cache.crop(3)
+    assert cache.length == 6
+    cache.crop(4)
+    # What was dropped before does not come back.
+    with pytest.raises(CacheError, match="cannot crop 1 tokens"):
+        cache.crop(3)
+    feed(cache, numbered(1, 2, 50.0))
+    cache.crop(5)
+    assert cache.length == 5
+
+
+@pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_crop_to_nothing_needs_nothing(max_length: int | None, window: int) -> None:
+    cache = new_cache(windowed(window), max_length=max_length)
+    feed(cache, numbered(1, 7))
+    cache.crop(0)
+    assert cache.length == 0
+    positions = cache.key_positions(window, 2).tolist()
+    ((keys, _),) = feed(cache, numbered(1, 2, 50.0))
+    assert keys is not None
+    assert positions[-2:] == [0, 1]
+    assert keys.size(2) == len(positions)
+    assert torch.equal(keys[:, :, -2:], numbered(1, 2, 50.0))
+
+
+@pytest.mark.parametrize("rows", [[2], [-1], [], [[0, 1]]], ids=str)
+def test_rows_out_of_range(rows: list[Any]) -> None:
+    cache = new_cache(Plan.plain((0,)), 2)
+    feed(cache, numbered(2, 1))
+    with pytest.raises(CacheError, match="rows must be a vector of numbers from 0 to 1"):
+        cache.reorder(torch.tensor(rows, dtype=torch.long))
+    assert cache.batch_size == 2
+
+
+# Plans.
+
+
+@pytest.mark.parametrize(
+    ("k_slot", "v_slot", "windows", "message"),
+    [
+        ((0,), (0, 1), (None, None), "k_slot has 1 entries for 2 steps"),
+        ((0, 1), (0, 1, 2), (None, None), "v_slot has 3 entries for 2 steps"),
+        ((0, 1), (0, 1), (None,), "windows has 1 entries for 2 steps"),
+        ((1, 1), (0, 1), (None, None), "step 0 reads k_slot 1; it must be its own or an earlier one's"),
+        ((0, 1), (0, -1), (None, None), "step 1 reads v_slot -1; it must be its own or an earlier one's"),
+        ((0, 0), (0, 0), (0, None), "the window of step 0 is 0; it must be at least 1"),
+        ((0, 1), (0, 0), (2, None), "step 1 reads keys and values of different windows"),
+    ],
+)
+def test_plans_that_cannot_be(
+    k_slot: tuple[int, ...], v_slot: tuple[int, ...], windows: tuple[int | None, ...], message: str
+) -> None:
+    with pytest.raises(MixerError, match=message):
+        Plan(order=(0, 1), k_slot=k_slot, v_slot=v_slot, windows=windows)
+
+
+def test_a_slot_must_be_owned_by_the_step_that_it_names() -> None:
+    with pytest.raises(MixerError, match="step 2 reads k_slot 1, which step 1 does not own"):
+        Plan(order=(0, 1, 2), k_slot=(0, 0, 1), v_slot=(0, 1, 2), windows=(None,) * 3)
+
+
+def test_windows_of_steps_that_own_nothing_are_ignored() -> None:
+    plan = Plan(order=(0, 1), k_slot=(0, 0), v_slot=(0, 0), windows=(3, 7))
+    assert [plan.window(step) for step in range(2)] == [3, 3]
+    assert plan.elements(shape(2), length=10) == 2 * 3 * HEADS * HEAD_DIM
+
+
+def test_a_plain_plan() -> None:
+    plan = Plan.plain((0, 1, 1, 2))
+    assert plan == Plan(order=(0, 1, 1, 2), k_slot=(0, 1, 2, 3), v_slot=(0, 1, 2, 3), windows=(None,) * 4)
+    assert all(plan.owns_k(step) and plan.owns_v(step) for step in range(4))

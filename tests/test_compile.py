@@ -1,0 +1,181 @@
+"""torch.compile takes the whole decoder as one graph, and one graph serves every length of a decode."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mixerzoo
+import zoo
+from mixerzoo import Decoder
+from zoo import Case, assert_close, some_tokens
+
+#: Every mixer, both dialects, loops, shared slots, windows and separate inputs; the other cases are slow ones.
+CHOSEN = (
+    *zoo.PLAIN_CASES,
+    Case("denseformer", {"dilation": 2, "period": 3}),
+    Case("attn_res", {"dialect": "snapshot", "block_size": 1}),
+    Case("depth_attention", {"stride": 1}, zoo.LOOPED),
+    zoo.planned_case((0, 1, 1, 1), (0, 1, 1, 0), 3, 3, None, None),
+    Case("separate", {"back": 0.7}),
+)
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in CHOSEN else pytest.mark.slow, id=str(case)) for case in zoo.CASES]
+)
+
+# Of inductor's own imports.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    # Its records would all be captured by pytest.
+    logging.getLogger("torch.__trace").disabled = True
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Counting:
+    """A backend that counts the graphs that it compiles.
+
+    Args:
+        name: of the backend that does the work.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.inner = torch._dynamo.lookup_backend(name)
+        self.graphs = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Tensor], **options: Any) -> Any:
+        self.graphs += 1
+        return self.inner(module, inputs, **options)
+
+
+def small(case: Case, num_layers: int = 3) -> Decoder:
+    """Few layers, where the case leaves their number open."""
+    return zoo.make(case) if case.model or case.mixer == "planned" else zoo.make(case, num_layers=num_layers)
+
+
+def decode_in_one_graph(decoder: Decoder, backend: str, **arguments: Any) -> None:
+    """Decode 8 tokens one by one, compiled, and compare with the eager full forward."""
+    counting = Counting(backend)
+    compiled = torch.compile(decoder, fullgraph=True, backend=counting)
+    tokens, cache = some_tokens(2, 8), decoder.new_cache(2, 10)
+    logits = torch.cat([compiled(token, cache, **arguments) for token in tokens.split(1, dim=1)], dim=1)
+    assert counting.graphs == 1
+    assert cache.length == 8
+    padding = arguments.get("left_padding", torch.zeros(2, dtype=torch.long))
+    real = torch.arange(8) >= padding[:, None]
+    assert_close(logits[real], decoder(tokens, **arguments)[real])
+
+
+def test_chosen_cases_are_in_the_zoo() -> None:
+    assert set(CHOSEN) <= set(zoo.CASES)
+    assert {case.mixer for case in CHOSEN} == {case.mixer for case in zoo.CASES}
+
+
+@every_case
+@torch.no_grad()
+def test_forward(case: Case) -> None:
+    decoder, counting = small(case), Counting("aot_eager")
+    compiled = torch.compile(decoder, fullgraph=True, backend=counting)
+    # The second length makes the length symbolic; from then on, one graph serves all.
+    for length, graphs in ((5, 1), (7, 2), (9, 2), (4, 2)):
+        assert_close(compiled(some_tokens(2, length)), decoder(some_tokens(2, length)))
+        assert counting.graphs == graphs
+
+
+@every_case
+@torch.no_grad()
+def test_cached_decode(case: Case) -> None:
+    decode_in_one_graph(small(case), "aot_eager")
+
+
+@pytest.mark.parametrize("case", [Case("depth_attention")], ids=str)
+@torch.no_grad()
+def test_cached_decode_with_left_padding(case: Case) -> None:
+    decode_in_one_graph(small(case), "aot_eager", left_padding=torch.tensor([0, 2]))
+
+
+@torch.no_grad()
+def test_cached_decode_with_inductor() -> None:
+    decode_in_one_graph(small(Case("depth_attention"), num_layers=2), "inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CHOSEN, ids=str)
+@torch.no_grad()
+def test_cached_decode_with_inductor_of_every_mixer(case: Case) -> None:
+    decode_in_one_graph(small(case), "inductor")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_prefill_and_steps_are_two_graphs_for_any_number_of_caches(grad: bool) -> None:
+    decoder, counting = small(Case("depth_attention")), Counting("aot_eager")
+    compiled = torch.compile(decoder, fullgraph=True, backend=counting)
+    with torch.set_grad_enabled(grad):
+        for seed in range(3):
+            tokens, cache = some_tokens(2, 7, seed=seed), decoder.new_cache(2, 8)
+            logits = torch.cat([compiled(piece, cache) for piece in tokens.split([4, 1, 1, 1], dim=1)], dim=1)
+            assert_close(logits, decoder(tokens))
+            assert counting.graphs == 2
+
+
+def test_generation_with_a_compiled_decoder() -> None:
+    decoder, counting = small(Case("depth_attention")), Counting("aot_eager")
+    compiled = torch.compile(decoder, fullgraph=True, backend=counting)
+    prompt = some_tokens(2, 3)
+    cache = decoder.new_cache(2, 12)
+    generated = mixerzoo.generate(compiled, prompt, max_new_tokens=8, cache=cache)
+    assert torch.equal(generated, mixerzoo.generate(decoder, prompt, max_new_tokens=8))
+    assert counting.graphs == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "recompute"),
+    [
+        (Case("residual"), False),
+        (Case("denseformer"), False),
+        (Case("attn_res"), False),
+        (Case("depth_attention"), False),
+        (Case("depth_attention", {"stride": 1}, zoo.LOOPED), True),
+        (zoo.planned_case((0, 0, 2, 2), (0, 0, 2, 2)), True),
+    ],
+    ids=str,
+)
+def test_gradients(case: Case, recompute: bool) -> None:
+    decoder, tokens = small(case), some_tokens(2, 5)
+    parameters = list(decoder.parameters())
+
+    def gradients(logits: Tensor) -> list[Tensor | None]:
+        return list(torch.autograd.grad(logits.logsumexp(-1).sum(), parameters, allow_unused=True))
+
+    expected = gradients(decoder(tokens))
+    decoder.model.activation_checkpointing = recompute
+    compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(gradients(compiled(tokens)), expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CHOSEN, ids=str)
+def test_gradients_with_inductor(case: Case) -> None:
+    decoder, tokens = small(case), some_tokens(2, 5)
+    parameters = list(decoder.parameters())
+
+    def gradients(logits: Tensor) -> list[Tensor | None]:
+        return list(torch.autograd.grad(logits.logsumexp(-1).sum(), parameters, allow_unused=True))
+
+    compiled = torch.compile(decoder, fullgraph=True)
+    for ours, theirs in zip(gradients(compiled(tokens)), gradients(decoder(tokens)), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            assert_close(ours, theirs)

@@ -1,0 +1,141 @@
+"""The documentation tells the truth: its snippets run, its tables hold, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from runs import OVERRIDES, tiny_recipe
+from typer.testing import CliRunner
+
+import mixerzoo
+from mixerzoo.cli import COMMANDS, app
+from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
+from mixerzoo.decoder import LoopConfig, ModelConfig
+from mixerzoo.recipe import EvalConfig, TrainConfig, load_recipe
+from mixerzoo.train import train
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: So that the commands of a page run in seconds; they change sizes, not what is done.
+FAST = tuple(o for o in OVERRIDES if o.split(".")[0] in ("model", "data", "eval")) + (
+    "train.steps=4",
+    "train.log_interval=2",
+)
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A directory like a clone's, in which the quickstart has been run."""
+    place = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "recipes", place / "recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXERZOO_CACHE", str(place / "cache"))
+        train(tiny_recipe(), place / "runs" / "quickstart")
+        yield place
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "python")], ids=lambda page: page.stem)
+def test_python_snippets_run(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    namespace: dict = {"__name__": "snippets"}
+    for code in _blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "bash")], ids=lambda page: page.stem)
+def test_commands_run(page, workplace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workplace)
+    for line in "".join(_blocks(page, "bash")).splitlines():
+        for command in line.split("&&"):
+            words = shlex.split(command.split(" > ")[0])
+            if words[0] != "mixerzoo":
+                # Installing, testing and committing are what CI does.
+                assert words[0] in ("pip", "pytest", "python", "source", "pre-commit", "HYPOTHESIS_PROFILE=thorough")
+                continue
+            arguments = words[1:]
+            if arguments[0] == "train":
+                overrides = [o for o in FAST if o.split("=")[0] not in {w.split("=")[0] for w in words}]
+                if "--resume" in arguments:
+                    overrides += [w for w in FAST if w.startswith("train.steps")]
+                arguments = [*arguments, *overrides, *([] if "--resume" in arguments else ["--overwrite"])]
+                if any(w.startswith("train.steps=") and w != "train.steps=4" for w in words):
+                    arguments.append("train.steps=4")
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, f"{command}\n{result.output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_yaml_snippets_are_valid(page, tmp_path):
+    whole = load_recipe(ROOT / "recipes" / "quickstart.yaml").to_yaml()
+    for text in _blocks(page, "yaml"):
+        path = tmp_path / "recipe.yaml"
+        # A snippet of one section is put into a whole recipe.
+        path.write_text(text if "train:" in text else re.sub(r"^mixer:\n(  .*\n)+", text, whole, flags=re.MULTILINE))
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("title", "model"),
+    [
+        ("model", ModelConfig),
+        ("model.loop", LoopConfig),
+        ("data", DataConfig),
+        ("data.source: {name: stdlib}", StdlibSource),
+        ("data.source: {name: text}", TextSource),
+        ("data.source: {name: hf}", HfSource),
+        ("data.tokenizer: {name: bpe}", BpeTokenizer),
+        ("data.tokenizer: {name: pretrained}", PretrainedTokenizer),
+        ("train", TrainConfig),
+        ("eval", EvalConfig),
+    ],
+)
+def test_every_key_of_a_recipe_is_documented(title, model):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    section = page.split(f"### {title}\n", 1)[1].split("\n###", 1)[0]
+    for name, field in model.model_fields.items():
+        if name == "name":
+            continue
+        default = field.default
+        if default is PydanticUndefined:
+            shown = "required"
+        elif default is None or isinstance(default, BaseModel):
+            shown = ""
+        else:
+            shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        assert f"| `{name}` | {shown} | {field.description} |" in section
+
+
+def test_every_command_and_mixer_is_documented():
+    text = "".join(page.read_text() for page in PAGES)
+    for command in COMMANDS:
+        assert f"mixerzoo {command}" in text
+    mixers = (ROOT / "docs" / "mixers.md").read_text()
+    for name in mixerzoo.load_registry().entries:
+        assert f"### {name}\n" in mixers
+
+
+def test_every_call_of_the_mixer_interface_is_documented():
+    page = (ROOT / "docs" / "mixers.md").read_text()
+    public = [name for name in vars(mixerzoo.Mixer) if not name.startswith("_")]
+    for name in public:
+        assert f"`{name}" in page or f"{name}(" in page, name
+
+
+def test_the_changelog_names_the_version():
+    assert f"## {mixerzoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
