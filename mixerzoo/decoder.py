@@ -299,7 +299,7 @@ class Backbone(nn.Module):
                 f"mixer {mixer.name!r} needs each layer's own keys and values, but steps {borrowing} borrow theirs"
             )
         # nn.Embedding's own initialisation loads the compiler on the meta device: a second for nothing.
-        self.embed_tokens = nn.Embedding.from_pretrained(
+        self.embed_tokens = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
             torch.empty(shape.vocab_size, config.hidden_size), freeze=False
         )
         order = self.plan.order

@@ -160,11 +160,10 @@ def flops_per_token(decoder: Decoder, sequence_length: int) -> int:
     for step, number in enumerate(plan.order):
         layer = decoder.model.layers[number]
         assert isinstance(layer, Layer)
-        weights += sum(part.weight.numel() for part in layer.modules() if isinstance(part, nn.Linear))
-        if not plan.owns_k(step):
-            weights -= layer.self_attn.k_proj.weight.numel()
-        if not plan.owns_v(step):
-            weights -= layer.self_attn.v_proj.weight.numel()
+        running = {"k_proj": plan.owns_k(step), "v_proj": plan.owns_v(step)}
+        for name, part in layer.named_modules():
+            if isinstance(part, nn.Linear) and running.get(name.split(".")[-1], True):
+                weights += part.weight.numel()
         seen = min(plan.window(step) or sequence_length, sequence_length)
         context_sum += seen * (seen + 1) // 2 + (sequence_length - seen) * seen
     attention = 4 * shape.num_heads * shape.head_dim * context_sum

@@ -365,7 +365,9 @@ def test_what_is_in_a_graph_can_be_cropped_and_goes_on(max_length: int | None) -
 @pytest.mark.parametrize("max_length", [None, 8], ids=["growing", "fixed"])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("then", ["append", "crop", "reorder", "copy", "reset"])
-def test_a_cache_filled_in_inference_mode_can_be_used_outside(max_length: int | None, window: int | None, then: str) -> None:
+def test_a_cache_filled_in_inference_mode_can_be_used_outside(
+    max_length: int | None, window: int | None, then: str
+) -> None:
     cache = new_cache(windowed(window), max_length=max_length, max_rollback=2)
     with torch.inference_mode():
         feed(cache, numbered(1, 3))

@@ -21,9 +21,7 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def split(
-    documents: Sequence[str], fraction: float = 0.05, validation: Sequence[str] | None = None
-) -> SplitCorpus:
+def split(documents: Sequence[str], fraction: float = 0.05, validation: Sequence[str] | None = None) -> SplitCorpus:
     corpus = Corpus(
         "the corpus",
         lambda: iter(documents),

@@ -105,9 +105,7 @@ def test_stream_holds_back_half_a_character() -> None:
     assert [stream.step("é".encode()[0]), stream.finish(), stream.finish()] == ["", "\ufffd", ""]
 
 
-@pytest.mark.parametrize(
-    "tokenizer", [BYTES, split_bpe(GPT2), split_bpe(CL100K)], ids=["bytes", "gpt2", "cl100k"]
-)
+@pytest.mark.parametrize("tokenizer", [BYTES, split_bpe(GPT2), split_bpe(CL100K)], ids=["bytes", "gpt2", "cl100k"])
 @given(text=broken_texts | texts, size=st.integers(1, 20))
 @example(text="a_\na", size=2)
 def test_pieces_give_the_ids_of_the_whole(tokenizer: TextTokenizer, text: str, size: int) -> None:
@@ -137,9 +135,7 @@ def test_bpe_is_deterministic_and_keeps_to_its_size() -> None:
     assert again.to_json() == BPE.to_json()
     assert BPE.vocab_size == 400
     assert TextTokenizer.train_bpe(["aaaa " * 9], 5000).vocab_size < 300
-    assert TextTokenizer.train_bpe(["aaaa " * 9], 257).encode("aa") == [
-        *map(BPE.encode("a").__getitem__, [0, 0])
-    ]
+    assert TextTokenizer.train_bpe(["aaaa " * 9], 257).encode("aa") == [*map(BPE.encode("a").__getitem__, [0, 0])]
     with pytest.raises(DataError, match="at least 257, got 256"):
         TextTokenizer.train_bpe(["a"], 256)
 

@@ -36,9 +36,7 @@ def config(folder: Path, **changes: object) -> DataConfig:
     for name, documents in (("train", TRAIN), ("validation", VALIDATION)):
         lines = [json.dumps({"text": text}) + "\n" for text in documents]
         (folder / f"{name}.jsonl").write_text("".join(lines))
-    source = TextSource(
-        paths=(str(folder / "train.jsonl"),), validation_paths=(str(folder / "validation.jsonl"),)
-    )
+    source = TextSource(paths=(str(folder / "train.jsonl"),), validation_paths=(str(folder / "validation.jsonl"),))
     plain = {"source": source, "tokenizer": BytesTokenizer(), "sequence_length": 4}
     return DataConfig.model_validate(plain | changes)
 
@@ -85,9 +83,7 @@ def test_computed_once(prepared: PreparedData) -> None:
     assert yardsticks(prepared) == figures
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"bigram_bits_per_byte": null, "xz_bits_per_byte": 1}']
-)
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"bigram_bits_per_byte": null, "xz_bits_per_byte": 1}'])
 def test_a_damaged_file_is_computed_again(prepared: PreparedData, content: str) -> None:
     figures = yardsticks(prepared)
     (prepared.directory / "yardsticks.json").write_text(content)

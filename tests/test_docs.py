@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from runs import OVERRIDES, tiny_recipe
@@ -48,8 +49,9 @@ def workplace(tmp_path_factory):
 def test_python_snippets_run(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     namespace: dict = {"__name__": "snippets"}
-    for code in _blocks(page, "python"):
-        exec(compile(code, page.name, "exec"), namespace)
+    with torch.enable_grad():  # and back to what it was, whatever a snippet sets
+        for code in _blocks(page, "python"):
+            exec(compile(code, page.name, "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "bash")], ids=lambda page: page.stem)

@@ -484,9 +484,7 @@ def test_in_flight_bytes_are_measured_ones(case: Case, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("mixer", sorted(load_registry().entries))
 @given(data=st.data(), model=zoo.models())
 @torch.no_grad()
-def test_in_flight_bytes_of_any_shape_are_measured_ones(
-    mixer: str, data: st.DataObject, model: dict[str, Any]
-) -> None:
+def test_in_flight_bytes_of_any_shape_are_measured_ones(mixer: str, data: st.DataObject, model: dict[str, Any]) -> None:
     decoder = zoo.build(mixer, data.draw(zoo.OPTIONS[mixer], label="options"), model)
     measured, declared = in_flight(decoder, some_tokens(1, 2)), decoder.mixer.in_flight_bytes(torch.float64)
     assert measured == declared

@@ -51,12 +51,15 @@ def test_paper_sizes(mixer, size):
     decoder = mixerzoo.build(path, device="meta")
     skeleton, mixing = decoder.num_parameters()
     assert round(skeleton / 1e6) == PAPER[size]
-    assert mixing == {
-        "residual": 0,
-        "depth_attention": 0,
-        "denseformer": sum(range(2, decoder.shape.num_layers + 2)),
-        "attn_res": (2 * decoder.shape.num_layers + 1) * (2 * decoder.shape.hidden_size + 1),
-    }[mixer]
+    assert (
+        mixing
+        == {
+            "residual": 0,
+            "depth_attention": 0,
+            "denseformer": sum(range(2, decoder.shape.num_layers + 2)),
+            "attn_res": (2 * decoder.shape.num_layers + 1) * (2 * decoder.shape.hidden_size + 1),
+        }[mixer]
+    )
     ours, baseline = _sections(path), _sections(ROOT / "paper" / f"residual-{size}.yaml")
     del ours["mixer"], baseline["mixer"]
     assert ours == baseline
@@ -71,7 +74,13 @@ def test_the_small_recipes_run(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path / "cache"))
     recipe = mixerzoo.load_recipe(
         path,
-        ["train.steps=3", "train.batch_size=2", "eval.interval=2", "eval.max_sequences=2", "data.source.max_bytes=200000"],
+        [
+            "train.steps=3",
+            "train.batch_size=2",
+            "eval.interval=2",
+            "eval.max_sequences=2",
+            "data.source.max_bytes=200000",
+        ],
     )
     assert math.isfinite(train(recipe, tmp_path / "run")["bits_per_byte"])
 

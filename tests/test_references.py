@@ -123,9 +123,7 @@ def begin_of(case: Golden) -> Callable[[Tensor], TokenMixer]:
             for number, place in places.items()
         }
         method = Snapshot if case.facts["dialect"] == "snapshot" else KimiBlock
-        return partial(
-            method, queries=queries, eps=config["rms_norm_eps"], block_size=config["attnres_block_size"]
-        )
+        return partial(method, queries=queries, eps=config["rms_norm_eps"], block_size=config["attnres_block_size"])
     return Residual
 
 

@@ -381,9 +381,7 @@ def test_the_score_is_exact(batch_size, num_tokens):
     recipe = tiny_recipe()
     decoder = mixerzoo.build(recipe, dtype=torch.float64)
     tokens = np.random.default_rng(0).integers(0, 257, num_tokens)
-    result = score(
-        decoder, tokens, sequence_length=32, start_token=256, num_bytes=num_tokens, batch_size=batch_size
-    )
+    result = score(decoder, tokens, sequence_length=32, start_token=256, num_bytes=num_tokens, batch_size=batch_size)
     stream = [256, *tokens.tolist()]
     nll = 0.0
     for i, target in enumerate(tokens.tolist()):

@@ -63,7 +63,11 @@ class Case:
         if self.mixer == "planned":
             k, v, windows = self.options["k_slot"], self.options["v_slot"], self.options["windows"]
             shared = [*(["k"] if len(set(k)) < len(k) else []), *(["v"] if len(set(v)) < len(v) else [])]
-            parts = ["planned", *(["shared_" + "".join(shared)] if shared else []), *(["windows"] if any(windows) else [])]
+            parts = [
+                "planned",
+                *(["shared_" + "".join(shared)] if shared else []),
+                *(["windows"] if any(windows) else []),
+            ]
         else:
             parts = [self.mixer, *(f"{key}={value}" for key, value in self.options.items())]
         return "-".join([*parts, *(["looped"] if "loop" in self.model else [])])
