@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging as transformers_logging
 
 from mixerzoo import __version__
+from mixerzoo.attention import check_backend
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
 from mixerzoo.data import PreparedData, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
@@ -86,7 +87,8 @@ def train(
         run.recipe()
     elif main:
         run.check_free(overwrite=overwrite)
-    # A recipe that cannot be built must fail before minutes go into its data.
+    # A recipe that cannot run must fail before minutes go into its data.
+    check_backend(recipe.model.attention, "cuda" if torch.cuda.is_available() else "cpu")
     if recipe.model.vocab_size is not None or recipe.data.vocab_size is not None:
         build(recipe, device="meta")
     data = prepare(recipe.data, progress=reporter.data)

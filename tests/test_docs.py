@@ -11,7 +11,6 @@ import pytest
 import torch
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from runs import OVERRIDES, tiny_recipe
 from typer.testing import CliRunner
 
 import mixerzoo
@@ -20,14 +19,16 @@ from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenize
 from mixerzoo.decoder import LoopConfig, ModelConfig
 from mixerzoo.recipe import EvalConfig, TrainConfig, load_recipe
 from mixerzoo.train import train
+from runs import OVERRIDES, tiny_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: So that the commands of a page run in seconds; they change sizes, not what is done.
-FAST = tuple(o for o in OVERRIDES if o.split(".")[0] in ("model", "data", "eval")) + (
+FAST = [
+    *(override for override in OVERRIDES if override.split(".")[0] in ("model", "data", "eval")),
     "train.steps=4",
     "train.log_interval=2",
-)
+]
 
 
 def _blocks(page: Path, language: str) -> list[str]:

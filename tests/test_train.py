@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import OVERRIDES, QUICKSTART, fingerprint, tiny_recipe
 
 import mixerzoo
 from mixerzoo.data import TextTokenizer, prepare
@@ -20,6 +19,7 @@ from mixerzoo.evaluate import score
 from mixerzoo.hf.trainer import MixerZooTrainer, SeededOrder, complete_checkpoints, training_arguments
 from mixerzoo.recipe import load_recipe
 from mixerzoo.train import evaluate_run, train
+from runs import OVERRIDES, QUICKSTART, fingerprint, tiny_recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +95,7 @@ def test_another_seed_gives_other_bits(finished, tmp_path):
 KILL = "import os, signal\ndef kill(*args, **kwargs):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
 AT_STEP_8 = "if self.state.global_step == 8: kill()"
 MOMENTS = {
-    "between checkpoints": f"""
+    "between checkpoints": """
 old = MixerZooTrainer.training_step
 def training_step(self, *args, **kwargs):
     if self.state.global_step == 6: kill()
@@ -116,7 +116,7 @@ def save(self, *args, **kwargs):
     return old(self, *args, **kwargs)
 MixerZooTrainer._save_optimizer_and_scheduler = save
 """,
-    "optimizer half written": f"""
+    "optimizer half written": """
 old = MixerZooTrainer._save_optimizer_and_scheduler
 def save(self, output_dir):
     old(self, output_dir)
@@ -126,7 +126,7 @@ def save(self, output_dir):
         kill()
 MixerZooTrainer._save_optimizer_and_scheduler = save
 """,
-    "all written, not yet in place": f"""
+    "all written, not yet in place": """
 import pathlib
 old = pathlib.Path.rename
 def rename(self, target):
@@ -205,7 +205,7 @@ def test_resume_with_other_data_is_refused(finished, tmp_path):
 
 def test_a_run_is_never_overwritten_unasked(finished):
     before = fingerprint(finished)
-    with pytest.raises(RunError, match="--resume.*--overwrite"):
+    with pytest.raises(RunError, match=r"--resume.*--overwrite"):
         train(tiny_recipe(), finished)
     assert fingerprint(finished) == before
 
