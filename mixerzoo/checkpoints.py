@@ -178,12 +178,12 @@ def load_checkpoint(
         raise CheckpointError(f"{directory}: {error}") from error
     state = _match_names(decoder, tensors, description, directory)
     wanted = _dtype(dtype)
-    state = {name: tensor.to(device=device, dtype=wanted or tensor.dtype) for name, tensor in state.items()}
+    # Always a copy: the file is mapped, and its alignment is not that of memory, which shows in the last bits.
+    state = {name: t.to(device=device, dtype=wanted or t.dtype, copy=True) for name, t in state.items()}
     if config.tie_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     decoder.load_state_dict(state, assign=True)
-    if config.tie_embeddings:
-        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    decoder.tie_weights()
     return decoder.requires_grad_(True)
 
 

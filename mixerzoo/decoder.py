@@ -8,7 +8,8 @@ d head_dim, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -245,6 +246,17 @@ class MLP(nn.Module):
         return y
 
 
+class _KV(NamedTuple):
+    """Keys and values that one step attends to."""
+
+    k: Tensor
+    v: Tensor
+
+
+#: The mixer's state after a step, and what the step attended to.
+_StepResult: TypeAlias = tuple[State, _KV]
+
+
 class Layer(nn.Module):
     """The weights of one physical layer; the order of operations is `Backbone`'s.
 
@@ -261,6 +273,13 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
+    def forward(self, run: Callable[..., _StepResult], *arguments: Any) -> _StepResult:
+        """Run a step with this layer's weights: ``run(self, *arguments)``.
+
+        So that whatever hangs on a module's forward (sharding gathers weights there) sees one call a step.
+        """
+        return run(self, *arguments)
+
 
 class _Forward(NamedTuple):
     """What all layers of one forward share."""
@@ -268,13 +287,6 @@ class _Forward(NamedTuple):
     rotary: Rotary
     masks: dict[int | None, AttentionMask]
     cache: KVCache | None
-
-
-class _KV(NamedTuple):
-    """Keys and values that one step attends to."""
-
-    k: Tensor
-    v: Tensor
 
 
 class Backbone(nn.Module):
@@ -331,11 +343,12 @@ class Backbone(nn.Module):
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         for step in range(len(self.plan.order)):
             borrowed = (held.get(self.plan.k_slot[step]), held.get(self.plan.v_slot[step]))
+            layer = self.layers[self.plan.order[step]]
             if recompute:
                 # Non-re-entrant: the re-entrant variant loses the gradients of tensors inside the state.
-                state, kv = checkpoint(self._step, state, step, shared, borrowed, use_reentrant=False)
+                state, kv = checkpoint(layer, self._step, state, borrowed, step, shared, use_reentrant=False)
             else:
-                state, kv = self._step(state, step, shared, borrowed)
+                state, kv = layer(self._step, state, borrowed, step, shared)
             if step in self._lent:
                 held[step] = kv
         if cache is not None:
@@ -378,10 +391,8 @@ class Backbone(nn.Module):
         return _Forward(rotary, masks, cache)
 
     def _step(
-        self, state: State, step: int, shared: _Forward, borrowed: tuple[_KV | None, _KV | None]
-    ) -> tuple[State, _KV]:
-        layer = self.layers[self.plan.order[step]]
-        assert isinstance(layer, Layer)
+        self, layer: Layer, state: State, borrowed: tuple[_KV | None, _KV | None], step: int, shared: _Forward
+    ) -> _StepResult:
         attn = layer.self_attn
         site = Site(step, self.plan.order[step], "attention")
         x = self.mixer.read(state, site)
@@ -433,7 +444,14 @@ class Decoder(nn.Module):
         self.shape = config.shape()
         self.model = Backbone(config, mixer(mixer_config or mixer.Config(), self.shape))
         self.lm_head = nn.Linear(config.hidden_size, self.shape.vocab_size, bias=False)
-        if config.tie_embeddings:
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding's weight if the configuration says so.
+
+        Moving a decoder off the meta device gives each of them storage of its own, so it is called then too.
+        """
+        if self.config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @property
@@ -536,6 +554,7 @@ def materialize(
     """
     check_backend(decoder.config.attention, device)
     decoder.to_empty(device="cpu")
+    decoder.tie_weights()
     generator = torch.Generator().manual_seed(seed)
     std = decoder.config.init_std
     with torch.no_grad():

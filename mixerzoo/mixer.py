@@ -186,6 +186,21 @@ class MixerConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class Neutral:
+    """A setting at which the decoder equals a plain residual one, with the mixer's parameters as initialised.
+
+    Attributes:
+        options: options that it needs; the others are free.
+        num_steps: depth that it needs, or None for any.
+        up_to_norm_eps: equal up to the epsilon of the norms; else equal bit for bit.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_steps: int | None = None
+    up_to_norm_eps: bool = False
+
+
+@dataclass(frozen=True)
 class MixerCard:
     """What a mixer says about itself; `mixerzoo show`, the docs and the tests read it.
 
@@ -200,7 +215,8 @@ class MixerCard:
         parameters: extra parameters as a formula in the letters of `mixerzoo.mixer`, e.g. ``"0"``.
         kv_bytes: persistent bytes per token as a formula.
         in_flight_bytes: bytes per token of the current forward as a formula.
-        neutral: the setting at which the decoder equals a plain residual one, or empty if none.
+        neutral: where the decoder equals a plain residual one, in words, or empty if nowhere.
+        neutral_settings: the same for the tests.
         dialects: what each named dialect means, by option value.
         notes: what was chosen where the paper is silent.
     """
@@ -215,6 +231,7 @@ class MixerCard:
     kv_bytes: str
     in_flight_bytes: str
     neutral: str = ""
+    neutral_settings: tuple[Neutral, ...] = ()
     dialects: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
 

@@ -159,12 +159,12 @@ class CacheMachine(RuleBasedStateMachine):
         for step in range(len(model.plan.order)):
             new = {kind: self.fresh(num_new) if (kind, step) in model.given else None for kind in ("k", "v")}
             seen = dict(zip(("k", "v"), cache.append(step, new["k"], new["v"]), strict=True))
-            for kind, given in new.items():
-                if given is None:
+            for kind, tensor in new.items():
+                if tensor is None:
                     assert seen[kind] is None
                     continue
                 tokens = model.given[kind, step]
-                tokens += list(given.unbind(2))
+                tokens += list(tensor.unbind(2))
                 self.compare(seen[kind], tokens, positions[model.plan.windows[step]], model.plan.windows[step], num_new)
         cache.advance(num_new)
         model.advance(num_new)

@@ -116,17 +116,14 @@ def test_gradients_flow_through_the_cache(case: Case) -> None:
     decoder, tokens = zoo.make(case), some_tokens(2, 5)
     parameters = list(decoder.parameters())
 
-    def gradients(logits: Tensor) -> list[Tensor | None]:
-        # A layer that borrows keys or values has projections that nothing reads.
-        return list(torch.autograd.grad(logits[:, -1].square().sum(), parameters, allow_unused=True))
+    def gradients(logits: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(logits[:, -1].square().sum(), parameters))
 
     whole = gradients(decoder(tokens))
     for max_length in (None, 5):
         cached = gradients(fed(decoder, tokens, [3, 1, 1], decoder.new_cache(2, max_length)))
         for ours, theirs in zip(cached, whole, strict=True):
-            assert (ours is None) == (theirs is None)
-            if ours is not None and theirs is not None:
-                assert_close(ours, theirs)
+            assert_close(ours, theirs)
 
 
 # Who sees whom.
@@ -231,7 +228,7 @@ def gradients_of(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
 
 
-@every_registered_case
+@every_case
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
     decoder = zoo.make(case)
     gradients = gradients_of(decoder, some_tokens(2, 6))
@@ -348,7 +345,7 @@ def test_weights_depend_on_the_seed_alone(case: Case) -> None:
     assert not torch.equal(other.lm_head.weight, built[0]["lm_head.weight"])
 
 
-@every_registered_case
+@every_case
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_the_skeleton_s_weights_do_not_depend_on_the_mixer(case: Case, tied: bool) -> None:
     def skeleton(decoder: Decoder) -> dict[str, Tensor]:
@@ -356,7 +353,9 @@ def test_the_skeleton_s_weights_do_not_depend_on_the_mixer(case: Case, tied: boo
 
     ours = skeleton(zoo.make(case, perturbed=False, tie_embeddings=tied))
     plain = skeleton(zoo.make(Case("residual", model=case.model), perturbed=False, tie_embeddings=tied))
-    assert ours.keys() == plain.keys()
+    # A layer that borrows keys or values has no projection for them.
+    missing = plain.keys() - ours.keys()
+    assert all(name.split(".")[-2] in ("k_proj", "k_norm", "v_proj") for name in missing)
     for name, tensor in ours.items():
         assert torch.equal(tensor, plain[name]), name
 

@@ -247,5 +247,5 @@ def test_baseline_mode_and_parameters_disagree(tmp_path: Path) -> None:
 def test_two_methods_in_one_checkpoint_are_refused(tmp_path: Path) -> None:
     tensors = {**golden("attnres_b2").tensors, **golden("denseformer_d1_p1").tensors}
     directory = golden("attnres_b2").write(tmp_path, tensors=tensors)
-    with pytest.raises(CheckpointError, match="several mixers recognise this checkpoint: .*attn_res"):
+    with pytest.raises(CheckpointError, match=r"several mixers recognise this checkpoint: .*attn_res"):
         load_checkpoint(directory)

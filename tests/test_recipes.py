@@ -57,7 +57,7 @@ def test_paper_sizes(mixer, size):
             "residual": 0,
             "depth_attention": 0,
             "denseformer": sum(range(2, decoder.shape.num_layers + 2)),
-            "attn_res": (2 * decoder.shape.num_layers + 1) * (2 * decoder.shape.hidden_size + 1),
+            "attn_res": 2 * decoder.shape.num_layers * (2 * decoder.shape.hidden_size + 1),
         }[mixer]
     )
     ours, baseline = _sections(path), _sections(ROOT / "paper" / f"residual-{size}.yaml")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from naive.depth_attention import DepthAttention, source_layers
 from naive.residual import Residual
 
 MIXERS = sorted(load_registry().entries)
+many_examples = settings(max_examples=3 * settings().max_examples)
 
 
 def test_references_do_not_use_the_library() -> None:
@@ -36,6 +37,7 @@ def test_references_do_not_use_the_library() -> None:
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
+@many_examples
 @given(data=st.data(), model=zoo.models(), seed=st.integers(0, 99))
 def test_library_equals_reference(mixer: str, data: st.DataObject, model: dict[str, Any], seed: int) -> None:
     options = data.draw(zoo.OPTIONS[mixer], label="options")
@@ -45,6 +47,7 @@ def test_library_equals_reference(mixer: str, data: st.DataObject, model: dict[s
         zoo.assert_close(decoder(tokens), zoo.naive_logits(decoder, tokens))
 
 
+@many_examples
 @given(data=st.data(), model=zoo.models(), seed=st.integers(0, 99))
 def test_library_equals_reference_for_any_slots_and_windows(
     data: st.DataObject, model: dict[str, Any], seed: int

@@ -42,6 +42,8 @@ MODEL: Mapping[str, Any] = {
     "vocab_size": VOCAB_SIZE,
 }
 NO_LOOP = LoopConfig()
+#: A key norm after RoPE makes logits depend on absolute positions, so wrong ones show.
+POST_ROPE = {"k_norm": "post_rope"}
 LOOPED = {"loop": LoopConfig(prelude=1, coda=1, count=2)}
 
 
@@ -70,7 +72,11 @@ class Case:
             ]
         else:
             parts = [self.mixer, *(f"{key}={value}" for key, value in self.options.items())]
-        return "-".join([*parts, *(["looped"] if "loop" in self.model else [])])
+        if "loop" in self.model:
+            parts.append("looped")
+        if "k_norm" in self.model:
+            parts.append(self.model["k_norm"])
+        return "-".join(parts)
 
     def __hash__(self) -> int:
         return hash(str(self))
@@ -78,7 +84,7 @@ class Case:
 
 REGISTERED_CASES = (
     Case("residual"),
-    Case("residual", model=LOOPED),
+    Case("residual", model={**LOOPED, **POST_ROPE}),
     Case("denseformer"),
     Case("denseformer", {"dilation": 2, "period": 3}),
     Case("denseformer", {"dilation": 3, "period": 2}, LOOPED),
@@ -88,7 +94,7 @@ REGISTERED_CASES = (
     Case("attn_res", {"dialect": "snapshot", "block_size": 1}),
     Case("attn_res", {"dialect": "snapshot", "block_size": 3}, LOOPED),
     Case("depth_attention"),
-    Case("depth_attention", {"stride": 1}),
+    Case("depth_attention", {"stride": 1}, POST_ROPE),
     Case("depth_attention", {"stride": 3, "recent_window": 1}),
     Case("depth_attention", {"stride": 1}, LOOPED),
     Case("depth_attention", {"stride": 2, "recent_window": 1}, LOOPED),
@@ -109,7 +115,7 @@ def planned_case(k_slot: tuple[int, ...], v_slot: tuple[int, ...], *windows: int
 ADHOC_CASES = (
     planned_case((0, 0, 2, 2), (0, 0, 2, 2)),
     planned_case((0, 1, 2, 3), (0, 0, 0, 0)),
-    planned_case((0, 1, 2, 3), (0, 1, 2, 3), 2, None, 3, 2),
+    planned_case((0, 1, 2, 3), (0, 1, 2, 3), 2, None, 3, 2, **POST_ROPE),
     planned_case((0, 1, 1, 1), (0, 1, 1, 0), 3, 3, None, None),
     planned_case((0, 1, 2, 1, 2, 5), (0, 1, 2, 1, 2, 0), **LOOPED),
     Case("separate", {"back": 0.7}),
@@ -137,11 +143,7 @@ OPTIONS: Mapping[str, st.SearchStrategy[dict[str, Any]]] = {
 
 @st.composite
 def models(draw: st.DrawFn, **fixed: Any) -> dict[str, Any]:
-    """Sizes and conventions of a small decoder, as the arguments of `ModelConfig`.
-
-    Args:
-        fixed: what is not to be drawn.
-    """
+    """Sizes and conventions of a small decoder, as the arguments of `ModelConfig`; ``fixed`` ones are not drawn."""
     num_kv_heads = draw(st.integers(1, 3))
     num_layers = draw(st.integers(1, 5))
     prelude = draw(st.integers(0, num_layers - 1))
@@ -269,6 +271,20 @@ def some_tokens(batch_size: int, length: int, *, seed: int = 0, vocab_size: int 
     return torch.randint(vocab_size, (batch_size, length), generator=generator)
 
 
+def naive_attn_res(options: Mapping[str, Any], state: Mapping[str, Tensor], eps: float) -> Callable[[Tensor], Any]:
+    """The naive reference of Attention Residuals; arguments as in `naive_mixer`."""
+    queries = {}
+    for number in sorted({int(name.split(".")[1]) for name in state}):
+        prefix = f"queries.{number}."
+        queries[number] = Query(
+            w=state[prefix + "query"], gain=state[prefix + "gain"], bias=state.get(prefix + "recency_bias")
+        )
+    if options["dialect"] == "kimi" and options["block_size"] == 1:
+        return partial(KimiFull, queries=queries, eps=eps)
+    method = Snapshot if options["dialect"] == "snapshot" else KimiBlock
+    return partial(method, queries=queries, eps=eps, block_size=options["block_size"])
+
+
 def naive_mixer(
     name: str, options: Mapping[str, Any], state: Mapping[str, Tensor], *, num_layers: int, norm_eps: float
 ) -> Callable[[Tensor], TokenMixer]:
@@ -281,28 +297,26 @@ def naive_mixer(
         num_layers: physical layers.
         norm_eps: of the norms.
     """
-    if name in ("residual", "planned"):
-        return Residual
-    if name == "separate":
-        return partial(Separate, back=options["back"])
-    if name == "denseformer":
-        alphas = {int(key.removeprefix("weights.")): alpha for key, alpha in state.items()}
-        return partial(DenseFormer, alphas=alphas, dilation=options["dilation"], period=options["period"])
-    if name == "depth_attention":
-        stride = max(1, num_layers // 2) if options["stride"] is None else options["stride"]
-        return partial(DepthAttention, stride=stride, recent_window=options["recent_window"])
-    if name == "attn_res":
-        queries = {}
-        for number in sorted({int(key.split(".")[1]) for key in state}):
-            prefix = f"queries.{number}."
-            bias = state.get(prefix + "recency_bias")
-            queries[number] = Query(state[prefix + "query"], state[prefix + "gain"], bias)
-        if options["dialect"] == "snapshot":
-            return partial(Snapshot, queries=queries, eps=norm_eps, block_size=options["block_size"])
-        if options["block_size"] == 1:
-            return partial(KimiFull, queries=queries, eps=norm_eps)
-        return partial(KimiBlock, queries=queries, eps=norm_eps, block_size=options["block_size"])
-    raise NotImplementedError(f"tests/naive has no reference of the mixer {name!r}")
+    made: dict[str, Callable[[], Callable[[Tensor], TokenMixer]]] = {
+        "residual": lambda: Residual,
+        "denseformer": lambda: partial(
+            DenseFormer,
+            alphas={int(key.removeprefix("weights.")): alpha for key, alpha in state.items()},
+            dilation=options["dilation"],
+            period=options["period"],
+        ),
+        "attn_res": lambda: naive_attn_res(options, state, norm_eps),
+        "depth_attention": lambda: partial(
+            DepthAttention,
+            # Not set, the stride is half the depth.
+            stride=max(1, num_layers // 2) if options["stride"] is None else options["stride"],
+            recent_window=options["recent_window"],
+        ),
+        "planned": lambda: Residual,
+        "separate": lambda: partial(Separate, back=options["back"]),
+    }
+    assert name in made, f"tests/naive has no reference of the mixer {name!r}"
+    return made[name]()
 
 
 def naive_run(decoder: Decoder, tokens: list[int]) -> Trace:

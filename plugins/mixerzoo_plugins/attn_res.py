@@ -15,6 +15,7 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
+    Neutral,
     ReferenceReading,
     Site,
     hookimpl,
@@ -96,13 +97,14 @@ class AttnRes(Mixer):
         equation="h = Σ_i α_i·v_i,  α = softmax_i(w·RMSNorm_γ(v_i))",
         family="depth-weighted",
         acts_on="hidden states, before each sublayer and before the final norm",
-        parameters="2·D per site with more than one source (snapshot: 2·D + 1 at each of 2L+1 sites)",
+        parameters="2L·2·D (snapshot: 2L·(2·D + 1))",
         kv_bytes="2·L·G·d·e",
         in_flight_bytes="Full (2L+1)·(D·e + 4); blocks (blocks + 1)·(D·e + 4) + D·e",
         neutral=(
             "kimi, block_size 1, at initialisation (w = 0): the uniform mean, equal to the residual sum up to "
             "the norm's eps"
         ),
+        neutral_settings=(Neutral(options={"dialect": "kimi", "block_size": 1}, up_to_norm_eps=True),),
         dialects={
             "kimi": (
                 "v_0 is the embedding and v_i the output of sublayer i; with block_size S > 1 the outputs of S "
@@ -114,7 +116,7 @@ class AttnRes(Mixer):
             ),
         },
         notes=(
-            "A single source is returned unchanged, so kimi's first site has no parameters. In a looped decoder "
+            "The first site reads the embedding, its only source, so it has no parameters. In a looped decoder "
             "every unrolled site has a query of its own."
         ),
     )
@@ -126,10 +128,10 @@ class AttnRes(Mixer):
         self.num_sublayers = 2 * shape.num_steps
         #: Numbers of sublayers after which the running sum becomes a finished source.
         self.closing = _closing(config, self.num_sublayers)
-        first = 0 if self.keeps_stream else 1
-        #: By number of sublayers done before the read; the last is the final read.
+        #: By number of sublayers done before the read; the last is the final read. Before the first sublayer
+        #: there is the embedding and nothing to weigh.
         self.queries = nn.ModuleDict(
-            {str(i): DepthQuery(shape.hidden_size, self.keeps_stream) for i in range(first, self.num_sublayers + 1)}
+            {str(i): DepthQuery(shape.hidden_size, self.keeps_stream) for i in range(1, self.num_sublayers + 1)}
         )
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
@@ -169,10 +171,8 @@ class AttnRes(Mixer):
 
     def flops_per_token(self) -> int:
         flops = 0
-        for done in range(self.num_sublayers + 1):
-            read = len(self._read_at(done))
-            if read > 1:
-                flops += 4 * self.shape.hidden_size * read
+        for done in range(1, self.num_sublayers + 1):
+            flops += 4 * self.shape.hidden_size * len(self._read_at(done))
         return flops
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
@@ -202,7 +202,7 @@ class AttnRes(Mixer):
             for part, own in parts.items()
             if f"{aggregator}.{part}" in tensors
         }
-        unused = frozenset(name for name, own in names.items() if not biased and own.startswith("queries.0."))
+        unused = frozenset(name for name, own in names.items() if own.startswith("queries.0."))
         return ReferenceReading(options, {n: own for n, own in names.items() if n not in unused}, unused)
 
     def _source(self, value: Tensor) -> Source:
@@ -211,17 +211,17 @@ class AttnRes(Mixer):
 
     def _attend(self, state: State, done: int) -> Tensor:
         sources = state.finished
+        if done == 0:
+            return sources[0].value
         if state.running is not None:
             sources = (*sources, self._source(state.running))
-        if len(sources) == 1:
-            return sources[0].value
         mixed: Tensor = self.queries[str(done)](sources)
         return mixed
 
     def _read_at(self, done: int) -> tuple[int, ...]:
         """Sources after ``done`` sublayers, each by the number of sublayers that it closes with."""
         finished = (0, *(closed for closed in self.closing if closed <= done))
-        running = self.keeps_stream or (done > 0 and done not in self.closing)
+        running = done > 0 and (self.keeps_stream or done not in self.closing)
         return (*finished, done) if running else finished
 
 

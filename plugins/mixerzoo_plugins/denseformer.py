@@ -15,6 +15,7 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
+    Neutral,
     ReferenceReading,
     Site,
     hookimpl,
@@ -54,6 +55,7 @@ class DenseFormer(Mixer):
         kv_bytes="2·L·G·d·e",
         in_flight_bytes="up to (L+1)·D·e",
         neutral="at initialisation (a_{t,t} = 1, others 0), bit for bit",
+        neutral_settings=(Neutral(),),
         notes="In a looped decoder t counts unrolled blocks, so every loop has weights of its own.",
     )
     reference_keys = frozenset({"denseformer_dwa_dilation", "denseformer_dwa_period"})

@@ -17,6 +17,7 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
+    Neutral,
     ReferenceReading,
     Site,
     hookimpl,
@@ -74,6 +75,7 @@ class DepthAttention(Mixer):
         kv_bytes="2·L·G·d·e",
         in_flight_bytes="D·e + 2·G·d·e per source layer",
         neutral="one layer (no sources), bit for bit",
+        neutral_settings=(Neutral(num_steps=1),),
         notes=(
             "In a looped decoder the source layers are taken at their latest run, and a layer's own earlier "
             "runs are sources as well. The stride counts physical layers."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mixerzoo import Context, Mixer, MixerCard, Site, hookimpl
+from mixerzoo import Context, Mixer, MixerCard, Neutral, Site, hookimpl
 
 
 class Residual(Mixer):
@@ -22,6 +22,7 @@ class Residual(Mixer):
         kv_bytes="2·L·G·d·e",
         in_flight_bytes="D·e",
         neutral="always",
+        neutral_settings=(Neutral(),),
     )
 
     def start(self, x: Tensor, context: Context) -> Tensor:

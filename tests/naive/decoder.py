@@ -119,13 +119,15 @@ def run(
 
             x = mixer.read()
             inputs = x if isinstance(x, tuple) else (x, x, x)
-            normed = [rms_norm(part, own["input_layernorm.weight"], sizes.norm_eps) for part in inputs]
-            q, k, v = project(own, sizes, position, *normed)
-            if k_slot[step] == step and v_slot[step] == step:
-                v = mixer.mix_value(layer, q, k, v)
+            x_q, x_k, x_v = (rms_norm(part, own["input_layernorm.weight"], sizes.norm_eps) for part in inputs)
+            q = queries(own, sizes, position, x_q)
             if k_slot[step] == step:
+                k = new_keys(own, sizes, position, x_k)
                 keys[step].append(k)
             if v_slot[step] == step:
+                v = heads_of(own["self_attn.v_proj.weight"] @ x_v, sizes)
+                if k_slot[step] == step:
+                    v = mixer.mix_value(layer, q, k, v)
                 values[step].append(v)
             first_seen = max(0, position + 1 - (windows[k_slot[step]] or position + 1))
             heads = attend(q, keys[k_slot[step]][first_seen:], values[v_slot[step]][first_seen:])
@@ -164,34 +166,51 @@ def rotate(x: Tensor, position: int, theta: float) -> Tensor:
     return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()])
 
 
-def project(
-    own: Mapping[str, Tensor], sizes: Sizes, position: int, x_q: Tensor, x_k: Tensor, x_v: Tensor
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Queries (H of [d]), keys and values (G of [d]) of one token; values have neither norm nor RoPE.
+def heads_of(x: Tensor, sizes: Sizes) -> list[Tensor]:
+    """Cut a projection into heads [d].
+
+    Args:
+        x: [heads · d].
+        sizes: see `Sizes`.
+    """
+    return list(x.split(sizes.head_dim))
+
+
+def queries(own: Mapping[str, Tensor], sizes: Sizes, position: int, x: Tensor) -> list[Tensor]:
+    """H queries [d] of one token: head norm (where there is one), then RoPE.
 
     Args:
         own: weights of the layer.
         sizes: see `Sizes`.
         position: of the token, from 0.
-        x_q: normed input of the query projection [D].
-        x_k: normed input of the key projection [D].
-        x_v: normed input of the value projection [D].
+        x: the normed input [D].
     """
-    q = list((own["self_attn.q_proj.weight"] @ x_q).split(sizes.head_dim))
-    k = list((own["self_attn.k_proj.weight"] @ x_k).split(sizes.head_dim))
-    v = list((own["self_attn.v_proj.weight"] @ x_v).split(sizes.head_dim))
-    assert (len(q), len(k), len(v)) == (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads)
+    heads = head_norm(own, "q", sizes, heads_of(own["self_attn.q_proj.weight"] @ x, sizes))
+    assert len(heads) == sizes.num_heads
+    return [rotate(head, position, sizes.rope_theta) for head in heads]
 
-    def norm(which: str, heads: list[Tensor]) -> list[Tensor]:
-        weight = own.get(f"self_attn.{which}_norm.weight")
-        return heads if weight is None else [rms_norm(head, weight, sizes.norm_eps) for head in heads]
 
-    def rope(heads: list[Tensor]) -> list[Tensor]:
-        return [rotate(head, position, sizes.rope_theta) for head in heads]
+def new_keys(own: Mapping[str, Tensor], sizes: Sizes, position: int, x: Tensor) -> list[Tensor]:
+    """G keys [d] of one token: head norm and RoPE in the order of ``k_norm``. Arguments as in `queries`."""
+    heads = heads_of(own["self_attn.k_proj.weight"] @ x, sizes)
+    assert len(heads) == sizes.num_kv_heads
+    if sizes.k_norm == "pre_rope":
+        return [rotate(head, position, sizes.rope_theta) for head in head_norm(own, "k", sizes, heads)]
+    assert sizes.k_norm == "post_rope"
+    return head_norm(own, "k", sizes, [rotate(head, position, sizes.rope_theta) for head in heads])
 
-    q = rope(norm("q", q))
-    k = rope(norm("k", k)) if sizes.k_norm == "pre_rope" else norm("k", rope(k))
-    return q, k, v
+
+def head_norm(own: Mapping[str, Tensor], which: str, sizes: Sizes, heads: list[Tensor]) -> list[Tensor]:
+    """RMSNorm of every head, where the layer has such a norm.
+
+    Args:
+        own: weights of the layer.
+        which: "q" or "k".
+        sizes: see `Sizes`.
+        heads: vectors [d].
+    """
+    weight = own.get(f"self_attn.{which}_norm.weight")
+    return heads if weight is None else [rms_norm(head, weight, sizes.norm_eps) for head in heads]
 
 
 def softmax(scores: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,39 @@
+"""The conformance kit: holds any mixer to the clauses of docs/conformance.md.
+
+Two lines in the tests of a plugin do it::
+
+    @parametrize_with_checks([MyMixer])
+    def test_mixer(check): check()
+
+Needs the extra ``testing``.
+"""
+
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import CHECKS, Check
+from mixerzoo.testing.runner import (
+    Result,
+    check_mixer,
+    checks_for,
+    failure_text,
+    parametrize_with_checks,
+    rerun,
+    run_check,
+)
+from mixerzoo.testing.strategies import cases, chunkings, models, options
+
+__all__ = [
+    "CHECKS",
+    "Case",
+    "Check",
+    "Result",
+    "cases",
+    "check_mixer",
+    "checks_for",
+    "chunkings",
+    "failure_text",
+    "models",
+    "options",
+    "parametrize_with_checks",
+    "rerun",
+    "run_check",
+]

@@ -1,0 +1,86 @@
+"""A check: a clause of docs/conformance.md, and the function that holds a mixer to it on one case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mixerzoo.mixer import Mixer
+from mixerzoo.testing.case import Case
+
+Body = Callable[[type[Mixer], Case], None]
+
+#: How much a check costs: "cheap" runs on drawn cases; "dear" on few; "slow" only in the thorough profile.
+Cost = Literal["cheap", "dear", "slow"]
+
+#: Tolerance of results that are equal but for the order of float64 operations.
+EXACT = 1e-10
+
+
+@dataclass(frozen=True)
+class Check:
+    """One clause, made executable.
+
+    Attributes:
+        name: of the function, e.g. ``"causality"``.
+        clause: its number in docs/conformance.md, e.g. ``"1.1"``.
+        summary: what it demands, one sentence.
+        body: raises AssertionError on a case that breaks the clause.
+        cost: how often it can be run.
+    """
+
+    name: str
+    clause: str
+    summary: str
+    body: Body
+    cost: Cost
+
+
+#: Every check by name, in the order of the clauses.
+CHECKS: dict[str, Check] = {}
+
+
+def clause(number: str, cost: Cost = "cheap") -> Callable[[Body], Body]:
+    """Register a function as the check of a clause.
+
+    Args:
+        number: of the clause.
+        cost: how often it can be run.
+    """
+
+    def register(body: Body) -> Body:
+        summary = (body.__doc__ or "").strip().splitlines()[0]
+        CHECKS[body.__name__] = Check(body.__name__, number, summary, body, cost)
+        return body
+
+    return register
+
+
+def assert_close(ours: Tensor, expected: Tensor, what: str, tolerance: float = EXACT) -> None:
+    """Demand equality up to ``tolerance``, absolute and relative to the largest expected entry.
+
+    Raises:
+        AssertionError: says what differs and by how much.
+    """
+    assert ours.shape == expected.shape, f"{what}: shape {list(ours.shape)}, expected {list(expected.shape)}"
+    if not ours.numel():
+        return
+    assert ours.isfinite().all(), f"{what}: not finite"
+    scale = max(1.0, float(expected.abs().max()))
+    difference = float((ours - expected).abs().max())
+    assert difference <= tolerance * scale, f"{what}: differs by {difference:.3g} (allowed {tolerance * scale:.1g})"
+
+
+def assert_same(ours: Tensor, expected: Tensor, what: str) -> None:
+    """Demand equal bits.
+
+    Raises:
+        AssertionError: says what differs and by how much.
+    """
+    if not torch.equal(ours, expected):
+        difference = float((ours.double() - expected.double()).abs().max())
+        raise AssertionError(f"{what}: not the same bits (differs by {difference:.3g})")

@@ -1,0 +1,113 @@
+"""Chapter 4: what a mixer says it costs is what it costs."""
+
+from __future__ import annotations
+
+import torch
+
+from mixerzoo.errors import MixerzooError
+from mixerzoo.mixer import Mixer
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import clause
+from mixerzoo.testing.count import OperationCounter
+from mixerzoo.testing.formula import evaluate
+from mixerzoo.testing.observe import observed, storage_bytes
+
+
+@clause("4.1")
+@torch.no_grad()
+def kv_bytes(mixer: type[Mixer], case: Case) -> None:
+    """Cache bytes measured are those of the plan and of the card's formula."""
+    decoder = case.decoder(mixer, dtype=torch.float32)
+    plan, shape = decoder.plan, decoder.shape
+    assert decoder.mixer.plan() == plan, "the plan differs between two calls"
+    cache = decoder.new_cache(case.batch_size, max_length=case.num_tokens)
+    decoder(case.tokens(), cache)
+    planned = case.batch_size * plan.elements(shape, case.num_tokens) * 4
+    assert cache.nbytes == planned, f"the cache takes {cache.nbytes} bytes, the plan says {planned}"
+    values = {
+        "L": len(plan.order),
+        "G": shape.num_kv_heads,
+        "H": shape.num_heads,
+        "d": shape.head_dim,
+        "D": shape.hidden_size,
+        "e": 4,
+        **{name: v for name, v in decoder.mixer.config if isinstance(v, int) and not isinstance(v, bool)},
+    }
+    declared = evaluate(mixer.card.kv_bytes, values)
+    per_token = plan.bytes_per_token(shape, torch.float32)
+    assert declared == per_token, (
+        f"the card says {mixer.card.kv_bytes} = {declared} bytes per token, the plan {per_token}"
+    )
+
+
+@clause("4.2")
+@torch.no_grad()
+def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
+    """The state never takes more bytes per token than declared."""
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder = case.decoder(mixer, dtype=dtype)
+        with observed(decoder.mixer) as calls:
+            decoder(case.tokens())
+        states = [
+            c.result[0] if c.name == "mix_kv" else c.result for c in calls.made if c.name not in ("read", "finish")
+        ]
+        measured = max(storage_bytes(state) for state in states) / (case.batch_size * case.num_tokens)
+        declared = decoder.mixer.in_flight_bytes(dtype)
+        assert measured <= declared, f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared"
+
+
+@clause("4.3")
+def parameters(mixer: type[Mixer], case: Case) -> None:
+    """The mixer owns its parameters and leaves the skeleton's alone."""
+    decoder = case.decoder(mixer)
+    skeleton, mixing = decoder.num_parameters()
+    own = {name for name, _ in decoder.named_parameters() if name.startswith("model.mixer.")}
+    assert mixing == sum(p.numel() for n, p in decoder.named_parameters() if n in own)
+    assert skeleton + mixing == sum(p.numel() for p in decoder.parameters())
+    if mixer.card.parameters.strip() == "0":
+        assert mixing == 0, f"the card says 0 parameters, there are {mixing}"
+    buffers = [name for name, _ in decoder.mixer.named_buffers()]
+    assert not buffers, f"buffers {buffers} would be lost on the meta device; compute them from the config"
+
+
+@clause("4.4")
+@torch.no_grad()
+def flops(mixer: type[Mixer], case: Case) -> None:
+    """The FLOPs declared are those counted in the mixer's calls, up to conventions (a factor of two and a bit)."""
+    decoder = case.decoder(mixer, dtype=torch.float32)
+    with OperationCounter(decoder.mixer) as counter:
+        decoder(case.tokens())
+    counted = counter.flops / (case.batch_size * case.num_tokens)
+    # A plain stream adds every sublayer's output: D additions a site, which nobody counts.
+    plain = 2 * decoder.shape.num_steps * decoder.shape.hidden_size
+    declared = decoder.mixer.flops_per_token()
+    slack = 4 * plain
+    assert counted <= 3 * declared + slack, f"{counted:g} FLOPs per token were counted, {declared} are declared"
+    assert declared <= 3 * counted, f"{declared} FLOPs per token are declared, {counted:g} were counted"
+
+
+@clause("4.5")
+def sources(mixer: type[Mixer], case: Case) -> None:
+    """The sources that a mixer names for pictures are sites of the decoder that come no later than the reader."""
+    decoder = case.decoder(mixer)
+    order = {site: number for number, site in enumerate(decoder.shape.sites())}
+    for site in decoder.shape.sites():
+        for source in decoder.mixer.sources(site):
+            assert source is None or source in order, f"{site} names {source}, which is no site of the decoder"
+            assert source is None or order[source] <= order[site], f"{site} names the later {source}"
+
+
+@clause("4.6")
+def card(mixer: type[Mixer], case: Case) -> None:
+    """The card says what it must: title, summary, equation, where it acts, costs."""
+    said = mixer.card
+    for name in ("title", "summary", "equation", "acts_on", "parameters", "kv_bytes", "in_flight_bytes"):
+        assert str(getattr(said, name)).strip(), f"the card's {name} is empty"
+    assert mixer.name.isidentifier(), f"the name {mixer.name!r} is not an identifier"
+    assert mixer.name == mixer.name.lower(), f"the name {mixer.name!r} is not lower case"
+    for name, info in mixer.Config.model_fields.items():
+        assert info.description, f"option {name!r} has no description"
+    try:
+        evaluate(said.kv_bytes, dict.fromkeys(["L", "G", "H", "d", "D", "e", *mixer.Config.model_fields], 2))
+    except MixerzooError as error:
+        raise AssertionError(f"the card's kv_bytes cannot be evaluated: {error}") from error

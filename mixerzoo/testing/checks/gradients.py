@@ -1,0 +1,74 @@
+"""Chapter 6: training: gradients exist, are right, and do not depend on how they are computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mixerzoo.decoder import Decoder
+from mixerzoo.mixer import Mixer
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import assert_close, clause
+
+
+def _loss(decoder: Decoder, case: Case) -> Tensor:
+    logits = decoder(case.tokens())
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    loss: Tensor = (logits * weights).sum() + 0.1 * logits.square().sum()
+    return loss
+
+
+def _gradients(decoder: Decoder, case: Case) -> dict[str, Tensor | None]:
+    decoder.zero_grad()
+    _loss(decoder, case).backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad for name, parameter in decoder.named_parameters()}
+
+
+@clause("6.1")
+def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
+    """Every parameter gets a gradient, and every one of the mixer's a gradient other than zero."""
+    case = replace(case, chunks=(6,))
+    decoder = case.decoder(mixer)
+    for name, gradient in _gradients(decoder, case).items():
+        assert gradient is not None, f"{name} gets no gradient"
+        if name.startswith("model.mixer."):
+            assert bool(gradient.abs().max() > 0), f"the gradient of {name} is zero"
+
+
+@clause("6.2")
+def gradients_are_derivatives(mixer: type[Mixer], case: Case) -> None:
+    """Gradients agree with finite differences, so nothing is detached that should not be."""
+    decoder = case.decoder(mixer)
+    gradients = _gradients(decoder, case)
+    directions = {}
+    for number, (name, parameter) in enumerate(decoder.named_parameters()):
+        generator = torch.Generator().manual_seed(case.seed + number)
+        directions[name] = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    expected = sum(float((g * directions[n]).sum()) for n, g in gradients.items() if g is not None)
+    step = 1e-6
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for name, parameter in decoder.named_parameters():
+                parameter.add_(directions[name], alpha=sign * step)
+            values.append(_loss(decoder, case))
+    measured = float(values[0] - values[1]) / (2 * step)
+    scale = max(1.0, abs(measured), float(values[0].abs()))
+    assert abs(measured - expected) <= 1e-4 * scale, (
+        f"the derivative is {measured:.8g}, the gradient says {expected:.8g}"
+    )
+
+
+@clause("6.3")
+def activation_checkpointing(mixer: type[Mixer], case: Case) -> None:
+    """Recomputing each layer in the backward gives the same gradients."""
+    decoder = case.decoder(mixer)
+    expected = {n: None if g is None else g.clone() for n, g in _gradients(decoder, case).items()}
+    decoder.model.activation_checkpointing = True
+    for name, gradient in _gradients(decoder, case).items():
+        plain = expected[name]
+        assert (gradient is None) == (plain is None), f"{name} has a gradient in one of two ways only"
+        if gradient is not None and plain is not None:
+            assert_close(gradient, plain, f"the gradient of {name} with recomputation")

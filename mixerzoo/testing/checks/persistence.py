@@ -1,0 +1,69 @@
+"""Chapter 7: what is saved comes back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
+from mixerzoo.mixer import Mixer
+from mixerzoo.registry import MixerEntry, load_registry
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import assert_same, clause
+
+
+@clause("7.1")
+def config_round_trip(mixer: type[Mixer], case: Case) -> None:
+    """Options survive a dump to plain values and to JSON, and unknown ones are refused."""
+    config = mixer.Config.model_validate(dict(case.options))
+    assert mixer.Config.model_validate(config.model_dump()) == config, "options changed in a round trip"
+    assert mixer.Config.model_validate_json(config.model_dump_json()) == config, "options changed through JSON"
+    assert mixer.Config.model_config.get("extra") == "forbid", "Config must refuse unknown options (extra='forbid')"
+
+
+@clause("7.2")
+@torch.no_grad()
+def state_dict_round_trip(mixer: type[Mixer], case: Case) -> None:
+    """A decoder of other weights that loads the state dict gives the same bits."""
+    decoder = case.decoder(mixer)
+    other = replace(case, seed=case.seed + 1).decoder(mixer)
+    other.load_state_dict(decoder.state_dict())
+    tokens = case.tokens()
+    assert_same(other(tokens), decoder(tokens), "logits after loading the state dict")
+
+
+@clause("7.3")
+@torch.no_grad()
+def checkpoint_round_trip(mixer: type[Mixer], case: Case) -> None:
+    """A checkpoint gives back the same decoder, options included."""
+    decoder = case.decoder(mixer)
+    with tempfile.TemporaryDirectory() as directory, registered(mixer):
+        save_checkpoint(decoder, directory)
+        loaded = load_checkpoint(directory)
+    assert loaded.mixer.config == decoder.mixer.config, "options changed in a checkpoint"
+    tokens = case.tokens()
+    assert_same(loaded(tokens), decoder(tokens), "logits of the loaded checkpoint")
+
+
+@contextmanager
+def registered(mixer: type[Mixer]) -> Iterator[None]:
+    """Have the registry know a mixer, installed or not, while the context lasts.
+
+    Args:
+        mixer: any class.
+    """
+    entries = load_registry().entries
+    before = entries.get(mixer.name)
+    if before is None or before.mixer is not mixer:
+        entries[mixer.name] = MixerEntry(mixer, "under-test", "0", "under-test:mixer")
+    try:
+        yield
+    finally:
+        if before is None:
+            del entries[mixer.name]
+        else:
+            entries[mixer.name] = before

@@ -1,0 +1,113 @@
+"""Chapter 3: a forward is a function: no memory, no side effects, no chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixerzoo.decoder import Decoder
+from mixerzoo.mixer import Mixer
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import assert_same, clause
+from mixerzoo.testing.observe import observed, tensors_in
+
+
+@clause("3.1")
+@torch.no_grad()
+def repeatable(mixer: type[Mixer], case: Case) -> None:
+    """The same tokens give the same bits again, whatever was computed in between."""
+    decoder, other = case.decoder(mixer), case.decoder(mixer)
+    tokens = case.tokens()
+    first = decoder(tokens)
+    decoder(case.tokens(draw=1)[:, :1])
+    other(case.tokens(draw=2))
+    assert_same(decoder(tokens), first, "the second forward of the same tokens")
+    assert_same(other(tokens), first, "a second decoder of the same weights in the same process")
+
+
+@clause("3.2")
+@torch.no_grad()
+def inputs_untouched(mixer: type[Mixer], case: Case) -> None:
+    """No call of the mixer changes a tensor that it was given."""
+    decoder = case.decoder(mixer)
+    with observed(decoder.mixer) as calls:
+        calls.copy_inputs = True
+        decoder(case.tokens())
+        decoder(case.tokens()[:, :1], decoder.new_cache(case.batch_size))
+    for call in calls.made:
+        for before, after in zip(call.copies, tensors_in(call.arguments), strict=True):
+            assert_same(after, before, f"an argument of {call.name} at {call.site}")
+
+
+@clause("3.3")
+@torch.no_grad()
+def nothing_kept(mixer: type[Mixer], case: Case) -> None:
+    """A forward leaves nothing behind on the module, on its class, or on the cache."""
+    decoder = case.decoder(mixer)
+    cache = decoder.new_cache(case.batch_size)
+    cache_names = set(vars(cache))
+    before = _state(decoder)
+    decoder(case.tokens())
+    decoder(case.tokens(), cache)
+    after = _state(decoder)
+    for name in before.keys() | after.keys():
+        assert name in before, f"{name} appeared in a forward"
+        assert name in after, f"{name} vanished in a forward"
+        assert _same(before[name], after[name]), f"{name} changed in a forward"
+    assert set(vars(cache)) == cache_names, f"the cache got attributes: {sorted(set(vars(cache)) - cache_names)}"
+
+
+@clause("3.4")
+@torch.no_grad()
+def no_chance(mixer: type[Mixer], case: Case) -> None:
+    """Weights and logits do not depend on the global random generator and do not advance it."""
+    torch.manual_seed(case.seed)
+    first = case.decoder(mixer, perturbed=False)
+    torch.manual_seed(case.seed + 1)
+    state = torch.get_rng_state()
+    second = case.decoder(mixer, perturbed=False)
+    for (name, ours), theirs in zip(second.named_parameters(), first.parameters(), strict=True):
+        assert_same(ours, theirs, f"the initial {name} under another global seed")
+    logits = second(case.tokens())
+    assert_same(torch.get_rng_state(), state, "the state of the global generator")
+    torch.manual_seed(case.seed + 2)
+    assert_same(second(case.tokens()), logits, "logits under another global seed")
+
+
+def _state(decoder: Decoder) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path, module in decoder.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules",):
+                found[f"{path}.{name}"] = _frozen(value)
+    for owner in type(decoder.mixer).__mro__:
+        if issubclass(owner, Mixer):
+            for name, value in vars(owner).items():
+                if not callable(value) and not name.startswith("__"):
+                    found[f"{owner.__name__}.{name}"] = _frozen(value)
+    return found
+
+
+def _frozen(value: Any) -> Any:
+    """A copy that later changes cannot reach."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _frozen(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_frozen(inner) for inner in (sorted(value, key=repr) if isinstance(value, set | frozenset) else value)]
+    return value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, nn.Module) or callable(one):
+        return one is other
+    return bool(type(one) is type(other) and (one is other or one == other))

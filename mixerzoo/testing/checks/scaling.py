@@ -1,0 +1,62 @@
+"""Chapter 9: compiled and sharded, a decoder computes the same."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from mixerzoo.mixer import Mixer
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import assert_close, clause
+
+
+@clause("9.1", cost="dear")
+@torch.no_grad()
+def compiles(mixer: type[Mixer], case: Case) -> None:
+    """`torch.compile(fullgraph=True)` gives the same logits, in the forward and in cached decoding."""
+    decoder = case.decoder(mixer)
+    tokens = case.tokens()
+    expected = decoder(tokens)
+    torch._dynamo.reset()
+    # Tracing and functionalisation find what a mixer does wrong; generating code for the CPU adds minutes.
+    compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(tokens), expected, "the compiled forward")
+    cache = decoder.new_cache(case.batch_size, max_length=case.num_tokens)
+    steps = [compiled(tokens[:, t : t + 1], cache) for t in range(case.num_tokens)]
+    assert_close(torch.cat(steps, dim=1), expected, "compiled decoding, token by token")
+    torch._dynamo.reset()
+
+
+@clause("9.2", cost="slow")
+def shards(mixer: type[Mixer], case: Case) -> None:
+    """`fully_shard` over two processes gives the logits and gradients of one."""
+    with tempfile.TemporaryDirectory() as directory:
+        mp.spawn(_sharded, args=(mixer, case, directory), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _sharded(rank: int, mixer: type[Mixer], case: Case, directory: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{Path(directory) / 'rendezvous'}", rank=rank, world_size=2)
+    try:
+        plain, sharded = case.decoder(mixer), case.decoder(mixer)
+        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+        for layer in sharded.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        tokens = case.tokens()
+        expected, logits = plain(tokens), sharded(tokens)
+        assert_close(logits, expected, "sharded logits")
+        expected.square().sum().backward()
+        logits.square().sum().backward()
+        for (name, ours), theirs in zip(sharded.named_parameters(), plain.parameters(), strict=True):
+            assert isinstance(ours.grad, DTensor), f"{name} has no sharded gradient"
+            assert theirs.grad is not None
+            assert_close(ours.grad.full_tensor(), theirs.grad, f"the sharded gradient of {name}")
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,481 @@
+"""What is saved loads bit for bit, stock checkpoints load as they are, and what cannot be read says why."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import zoo
+from golden_cases import golden
+from mixerzoo import load_checkpoint, load_registry, save_checkpoint
+from mixerzoo.checkpoints import config_dict
+from mixerzoo.errors import BackendError, CheckpointError
+from zoo import Case, assert_close, some_tokens
+
+every_registered_case = pytest.mark.parametrize("case", zoo.REGISTERED_CASES, ids=str)
+
+
+# Round trip.
+
+
+@every_registered_case
+@pytest.mark.parametrize("dtype", zoo.DTYPES, ids=str)
+@torch.no_grad()
+def test_round_trip_is_bit_for_bit(case: Case, dtype: torch.dtype, tmp_path: Path) -> None:
+    decoder = zoo.make(case, dtype=dtype)
+    save_checkpoint(decoder, tmp_path / "deep" / "folder")
+    loaded = load_checkpoint(tmp_path / "deep" / "folder")
+    assert type(loaded.mixer) is type(decoder.mixer)
+    assert loaded.mixer.config == decoder.mixer.config
+    assert loaded.config == decoder.config
+    ours, theirs = loaded.state_dict(), decoder.state_dict()
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, theirs[name]), name
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(loaded(some_tokens(2, 4)), decoder(some_tokens(2, 4)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"tie_embeddings": True},
+        {"qk_norm": False},
+        {"k_norm": "post_rope"},
+        {"scale_embeddings": True},
+        {"rope_theta": 500000.0, "norm_eps": 1e-6, "init_std": 0.5},
+        {"num_kv_heads": None},
+        {"head_dim": None},
+        {"num_heads": 6, "num_kv_heads": 1, "head_dim": 4},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_round_trip_of_every_convention(model: dict[str, Any], tmp_path: Path) -> None:
+    decoder = zoo.make(Case("depth_attention"), **model)
+    save_checkpoint(decoder, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    resolved = {"num_kv_heads": decoder.shape.num_kv_heads, "head_dim": decoder.shape.head_dim}
+    assert loaded.config == decoder.config.model_copy(update=resolved)
+    assert torch.equal(loaded(some_tokens(2, 4)), decoder(some_tokens(2, 4)))
+    assert loaded.num_parameters() == decoder.num_parameters()
+
+
+def test_a_tied_head_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
+    decoder = zoo.make(Case("residual"), tie_embeddings=True)
+    save_checkpoint(decoder, tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+@torch.no_grad()
+def test_dtype_and_k_norm_can_be_chosen(tmp_path: Path) -> None:
+    decoder = zoo.make(Case("depth_attention"), dtype=torch.float32)
+    save_checkpoint(decoder, tmp_path)
+    for dtype in (torch.float64, "float64"):
+        loaded = load_checkpoint(tmp_path, dtype=dtype)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
+        assert torch.equal(loaded.lm_head.weight.float(), decoder.lm_head.weight)
+    other = load_checkpoint(tmp_path, k_norm="post_rope")
+    assert (decoder.config.k_norm, other.config.k_norm) == ("pre_rope", "post_rope")
+    assert not torch.allclose(other(some_tokens(1, 4)), decoder(some_tokens(1, 4)))
+    assert load_checkpoint(tmp_path, attention="eager").config.attention == "eager"
+
+
+def test_the_config_is_plain_and_says_where_the_mixer_is_from(tmp_path: Path) -> None:
+    decoder = zoo.make(Case("attn_res", {"block_size": 3}))
+    save_checkpoint(decoder, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config == config_dict(decoder)
+    assert config["model_type"] == "mixerzoo"
+    assert config["mixer"] == {"name": "attn_res", "dialect": "kimi", "block_size": 3, "recency_bias": 3.0}
+    assert config["mixer_plugin"]["distribution"] == load_registry().get("attn_res").distribution
+    assert (config["hidden_size"], config["num_hidden_layers"], config["num_key_value_heads"]) == (16, 4, 2)
+    assert config["torch_dtype"] == "float64"
+
+
+def test_saving_twice_leaves_the_last_and_nothing_else(tmp_path: Path) -> None:
+    save_checkpoint(zoo.make(Case("denseformer")), tmp_path)
+    last = zoo.make(Case("residual"))
+    save_checkpoint(last, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert torch.equal(load_checkpoint(tmp_path).lm_head.weight, last.lm_head.weight)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = zoo.make(Case("residual"))
+    save_checkpoint(decoder, tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mixerzoo.checkpoints.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(zoo.make(Case("denseformer")), tmp_path)
+    assert torch.equal(load_checkpoint(tmp_path).lm_head.weight, decoder.lm_head.weight)
+
+
+# Damage.
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A sound checkpoint."""
+    save_checkpoint(zoo.make(Case("denseformer"), dtype=torch.float32), tmp_path)
+    return tmp_path
+
+
+def rewrite_config(directory: Path, **changes: Any) -> None:
+    """Replace keys of config.json; None removes one."""
+    path = directory / "config.json"
+    config = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}), encoding="utf-8")
+
+
+def rewrite_tensors(directory: Path, **changes: Tensor | None) -> None:
+    """Replace tensors of model.safetensors; None removes one."""
+    path = directory / "model.safetensors"
+    tensors = {**load_file(path), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+
+
+def refusal(directory: Path, **arguments: Any) -> str:
+    """The message of the CheckpointError that loading raises; it always names the place."""
+    with pytest.raises(CheckpointError) as failure:
+        load_checkpoint(directory, **arguments)
+    assert str(directory) in str(failure.value)
+    return str(failure.value)
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere").endswith("nowhere: no such directory")
+    (tmp_path / "file").write_text("")
+    assert "no such directory" in refusal(tmp_path / "file")
+
+
+def test_missing_files(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    assert "it has no model.safetensors" in refusal(saved)
+    (saved / "pytorch_model.bin").write_bytes(b"")
+    assert "pytorch_model.bin: pickled weights are not read, convert them" in refusal(saved)
+    (saved / "config.json").unlink()
+    assert "not a checkpoint: it has no config.json" in refusal(saved)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1], ids=["empty", "no header", "half a header", "one byte short"])
+def test_a_truncated_file(saved: Path, size: int) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert "model.safetensors: damaged or cut short: " in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "damaged: "), (b"", "damaged: "), (b"[1]", "damaged: expected a JSON object"), (b"\xff\xfe", "damaged: ")],
+)
+def test_a_corrupt_config(saved: Path, content: bytes, message: str) -> None:
+    (saved / "config.json").write_bytes(content)
+    assert f"config.json: {message}" in refusal(saved)
+
+
+def test_tensors_left_over_missing_and_misshapen(saved: Path) -> None:
+    rewrite_tensors(saved, **{"model.extra.weight": torch.ones(2), "model.norm.weight": None})
+    message = refusal(saved)
+    assert "tensors that nothing reads: model.extra.weight" in message
+    assert "tensors that are missing: model.norm.weight" in message
+    rewrite_tensors(saved, **{"model.extra.weight": None, "model.norm.weight": torch.ones(3)})
+    assert "model.norm.weight has shape (3,); the configuration calls for (16,)" in refusal(saved)
+
+
+def test_long_lists_are_cut(saved: Path) -> None:
+    rewrite_tensors(saved, **{f"extra.{number:02}": torch.ones(1) for number in range(11)})
+    assert "extra.06, extra.07 and 3 more" in refusal(saved)
+
+
+def test_a_mixer_that_is_not_installed(saved: Path) -> None:
+    rewrite_config(
+        saved,
+        mixer={"name": "denseformr", "dilation": 1},
+        mixer_plugin={"distribution": "somebody-s-mixers", "version": "3.1"},
+    )
+    message = refusal(saved)
+    assert "comes from the plugin somebody-s-mixers 3.1, which is not installed" in message
+    assert "pip install somebody-s-mixers" in message
+    assert "did you mean 'denseformer'?" in message
+
+
+@pytest.mark.parametrize("mixer", [None, "denseformer", {"dilation": 1}, {"name": 3}], ids=str)
+def test_a_config_that_names_no_mixer(saved: Path, mixer: Any) -> None:
+    rewrite_config(saved, mixer=mixer)
+    assert "the key 'mixer' is missing or names no mixer" in refusal(saved)
+
+
+@pytest.mark.parametrize("plugin", [None, "somebody", ["somebody"], {"distribution": 3}], ids=str)
+def test_a_damaged_plugin_entry(saved: Path, plugin: Any) -> None:
+    rewrite_config(saved, mixer={"name": "unheard_of"}, mixer_plugin=plugin)
+    assert "which is not installed" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dilation": 0}, "mixer 'denseformer': dilation: "),
+        ({"dilatation": 2}, "mixer 'denseformer': dilatation: unknown key (did you mean 'dilation'?)"),
+        ({"period": "2"}, "mixer 'denseformer': period: expected a whole number, got '2'"),
+    ],
+)
+def test_mixer_options_that_cannot_be(saved: Path, options: dict[str, Any], message: str) -> None:
+    rewrite_config(saved, mixer={"name": "denseformer", **options})
+    assert message in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": None}, "the key 'hidden_size' is required"),
+        ({"num_hidden_layers": None}, "the key 'num_hidden_layers' is required"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers: expected a whole number, got '4'"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps: "),
+        ({"num_attention_heads": 5}, "num_heads 5 is not divisible by num_kv_heads 2"),
+        ({"head_dim": 5}, "head_dim 5 is odd"),
+        ({"loop": {"count": 0}}, "loop.count: "),
+        ({"loop": {"cuont": 2}}, "unknown key (did you mean 'count'?)"),
+        ({"k_norm": "post"}, "k_norm: 'post' is none of pre_rope, post_rope"),
+        ({"vocab_size": None}, "vocab_size"),
+    ],
+    ids=str,
+)
+def test_model_configurations_that_cannot_be(saved: Path, changes: dict[str, Any], message: str) -> None:
+    rewrite_config(saved, **changes)
+    assert message in refusal(saved)
+
+
+def test_a_configuration_of_other_sizes_than_the_weights(saved: Path) -> None:
+    rewrite_config(saved, num_hidden_layers=5)
+    assert "tensors that are missing: model.layers.4." in refusal(saved)
+    rewrite_config(saved, num_hidden_layers=3)
+    assert "tensors that nothing reads: model.layers.3." in refusal(saved)
+
+
+def test_a_tied_head_that_differs(saved: Path) -> None:
+    rewrite_config(saved, tie_word_embeddings=True)
+    assert "tie_word_embeddings is true, but lm_head.weight differs from the embedding" in refusal(saved)
+
+
+def test_an_unknown_dtype(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"unknown dtype 'flaot32' \(did you mean 'float32'\?\); known: float64"):
+        load_checkpoint(saved, dtype="flaot32")
+    with pytest.raises(CheckpointError, match="unknown dtype 'nn'"):
+        load_checkpoint(saved, dtype="nn")
+
+
+def test_a_backend_that_cannot_run(saved: Path) -> None:
+    with pytest.raises(BackendError, match="'xformers' needs a CUDA device"):
+        load_checkpoint(saved, attention="xformers")
+
+
+def test_an_index_without_a_map_and_a_missing_shard(saved: Path) -> None:
+    (saved / "model.safetensors").rename(saved / "model-00001-of-00002.safetensors")
+    index = saved / "model.safetensors.index.json"
+    index.write_text("{}", encoding="utf-8")
+    assert "model.safetensors.index.json: damaged: it has no weight_map" in refusal(saved)
+    index.write_text(json.dumps({"weight_map": {"a": 3}}), encoding="utf-8")
+    assert "model.safetensors.index.json: damaged: " in refusal(saved)
+    files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index.write_text(json.dumps({"weight_map": files}), encoding="utf-8")
+    assert "it has no model-00002-of-00002.safetensors" in refusal(saved)
+
+
+# Other projects' checkpoints.
+
+VANILLA = golden("vanilla_base")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; known: mixerzoo, llama, qwen3, mistral"),
+        ({"model_type": None}, "model_type is None; known: "),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is {'rope_type': 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters is {'rope_type': 'yarn'"),
+        ({"rope_theta": "big"}, "rope_theta is 'big', not a number"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which this skeleton does not compute"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"use_qk_norm": False}, "use_qk_norm is false, but the weights hold q/k norms"),
+        ({"hidden_size": None}, "the key 'hidden_size' is required"),
+        ({"baseline_mode": "unheard"}, "baseline_mode is 'unheard', which no installed mixer reads"),
+    ],
+    ids=str,
+)
+def test_foreign_configurations_that_mean_something_else(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    assert message in refusal(VANILLA.write(tmp_path, config=config))
+
+
+def test_norms_that_the_configuration_promises(tmp_path: Path) -> None:
+    tensors = {name: t for name, t in VANILLA.tensors.items() if not name.endswith(("q_norm.weight", "k_norm.weight"))}
+    assert "use_qk_norm is true, but the weights hold no q/k norms" in refusal(VANILLA.write(tmp_path, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("name", "mixer", "config"),
+    [
+        ("depth_attention_gqa_s2_w0", "depth_attention", {"depth_attention_stride": "2"}),
+        ("depth_attention_gqa_s2_w0", "depth_attention", {"depth_attention_stride": 2.5}),
+        ("depth_attention_gqa_s2_w0", "depth_attention", {"depth_attention_recent_window": [1]}),
+        ("denseformer_d1_p1", "denseformer", {"denseformer_dwa_dilation": 0}),
+        ("denseformer_d1_p1", "denseformer", {"denseformer_dwa_period": "1"}),
+        ("attnres_b2", "attn_res", {"attnres_block_size": 0}),
+        ("attnres_b2", "attn_res", {"attnres_recency_bias_init": "high"}),
+        ("attnres_b2", "attn_res", {"num_hidden_layers": "many"}),
+    ],
+    ids=str,
+)
+def test_mixer_keys_of_the_wrong_kind(name: str, mixer: str, config: dict[str, Any], tmp_path: Path) -> None:
+    assert f"mixer '{mixer}'" in refusal(golden(name).write(tmp_path, config=config))
+
+
+@pytest.mark.parametrize("name", ["vanilla_base", "attnres_b2", "denseformer_d1_p1", "depth_attention_gqa_s2_w0"])
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
+def test_foreign_configurations_that_lack_a_size(name: str, key: str, tmp_path: Path) -> None:
+    assert key in refusal(golden(name).write(tmp_path, config={key: None}))
+
+
+def test_keys_that_are_not_understood_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = VANILLA.write(tmp_path, config={"residual_multiplier": 0.5, "unset": False, "bos_token_id": 1})
+    with caplog.at_level(logging.WARNING):
+        load_checkpoint(directory)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("keys that are not understood and were ignored: residual_multiplier")
+
+
+# Stock transformers models. They keep norms and RoPE in float32 whatever the dtype, so for the exact comparison
+# those two are replaced; everything else is theirs.
+
+
+class ExactNorm(nn.Module):
+    """RMSNorm in the dtype of its input."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, (x.size(-1),), self.weight, self.eps)
+
+
+class ExactRotary(nn.Module):
+    """Cosines and sines in the dtype of the hidden states."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        exponents = torch.arange(0, self.head_dim, 2, dtype=x.dtype) / self.head_dim
+        angles = position_ids.to(x.dtype)[..., None] * self.theta**-exponents
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def stock_model(kind: str, **changes: Any) -> Any:
+    """A tiny stock model with random weights."""
+    from transformers import (  # fmt: skip
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
+
+    kinds = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
+    }
+    config_class, model_class = kinds[kind]
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": zoo.VOCAB_SIZE,
+        "max_position_embeddings": 64,
+        "sliding_window": None,
+    }
+    config = config_class(**{**sizes, **changes})
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.2))
+            if name.endswith("norm.weight"):
+                parameter.add_(1)
+    return model
+
+
+def exact(model: Any) -> Any:
+    """The same model in float64 throughout."""
+    model = model.double()
+    rope = model.config.rope_parameters["rope_theta"]
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(module, name, ExactNorm(child.weight, child.variance_epsilon))
+    model.model.rotary_emb = ExactRotary(model.config.head_dim, rope)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
+@torch.no_grad()
+def test_stock_transformers_checkpoints(
+    kind: str, tied: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theta = {"rope_theta": 5000.0, "rope_type": "default"}
+    model = stock_model(kind, tie_word_embeddings=tied, rms_norm_eps=3e-6, rope_parameters=theta)
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="mixerzoo"):
+        decoder = load_checkpoint(tmp_path)
+    assert not [record for record in caplog.records if record.name.startswith("mixerzoo")]
+    assert decoder.mixer.name == "residual"
+    assert decoder.config.qk_norm == (kind == "qwen3")
+    assert decoder.config.tie_embeddings == tied
+    tokens = some_tokens(2, 9)
+    assert_close(decoder(tokens), model(tokens).logits, 1e-4)
+    doubled = load_checkpoint(tmp_path, dtype=torch.float64)
+    assert_close(doubled(tokens), exact(model)(tokens).logits, 1e-9)
+
+
+@torch.no_grad()
+def test_a_sharded_stock_checkpoint(tmp_path: Path) -> None:
+    model = stock_model("qwen3")
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    tokens = some_tokens(1, 5)
+    assert_close(load_checkpoint(tmp_path, dtype="float64")(tokens), exact(model)(tokens).logits, 1e-9)
+
+
+def test_stock_features_that_the_skeleton_lacks(tmp_path: Path) -> None:
+    stock_model("mistral", sliding_window=4).save_pretrained(tmp_path / "window")
+    assert "sliding_window is 4" in refusal(tmp_path / "window")
+    scaled = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    stock_model("llama", rope_parameters=scaled).save_pretrained(tmp_path / "scaled")
+    assert "rope_parameters is " in refusal(tmp_path / "scaled")
+    stock_model("llama", attention_bias=True).save_pretrained(tmp_path / "biased")
+    assert "attention_bias is True" in refusal(tmp_path / "biased")

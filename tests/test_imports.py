@@ -1,0 +1,86 @@
+"""What importing costs, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mixerzoo
+import mixerzoo_plugins
+
+LIBRARY = Path(mixerzoo.__file__).parent
+PLUGINS = sorted(Path(mixerzoo_plugins.__file__).parent.glob("*.py"))
+HEAVY = ("torch", "transformers", "pydantic", "yaml", "numpy", "datasets", "typer", "rich", "pytest", "hypothesis")
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after running code."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every import of a file, wherever it stands: the module, and the names taken from it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield str(node.module), tuple(alias.name for alias in node.names)
+
+
+def test_importing_mixerzoo_costs_nothing() -> None:
+    assert loaded_after("import mixerzoo; dir(mixerzoo)").isdisjoint(HEAVY)
+
+
+def test_finding_and_building_mixers_needs_no_transformers() -> None:
+    loaded = loaded_after("import mixerzoo; mixerzoo.load_registry(); mixerzoo.build; mixerzoo.load_checkpoint")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"transformers", "datasets", "pytest", "hypothesis"})
+
+
+@pytest.mark.parametrize("name", mixerzoo.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(mixerzoo, name) is not None
+    assert name in dir(mixerzoo)
+    assert getattr(mixerzoo, name) is getattr(mixerzoo, name)
+
+
+def test_public_names_are_listed_once() -> None:
+    assert len(set(mixerzoo.__all__)) == len(mixerzoo.__all__)
+    namespace: dict[str, object] = {}
+    exec("from mixerzoo import *", namespace)
+    assert set(mixerzoo.__all__) <= namespace.keys()
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'mixerzoo' has no attribute 'Mixr'"):
+        mixerzoo.Mixr  # noqa: B018
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.stem)
+def test_plugins_use_the_public_interface_only(path: Path) -> None:
+    allowed = {"__future__", "mixerzoo", "torch", "pydantic", *sys.stdlib_module_names}
+    for module, names in imports_of(path):
+        assert module.partition(".")[0] in allowed, f"{path.name} imports {module}"
+        if module.partition(".")[0] == "mixerzoo":
+            assert module == "mixerzoo", f"{path.name} imports {module}; a plugin may only use mixerzoo itself"
+            assert set(names) <= set(mixerzoo.__all__), f"{path.name} imports what is not public"
+            assert names, f"{path.name}: import the names"
+
+
+def test_there_are_plugins() -> None:
+    assert {"residual", "denseformer", "attn_res", "depth_attention"} <= {path.stem for path in PLUGINS}
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_the_library_does_not_know_its_plugins(path: Path) -> None:
+    for module, _ in imports_of(path):
+        assert not module.startswith("mixerzoo_plugins")
