@@ -58,6 +58,8 @@ class KVCache:
             raise CacheError(f"max_length is {max_length}; it must be at least 1")
         if max_rollback < 0:
             raise CacheError(f"max_rollback is {max_rollback}; it must not be negative")
+        if block_size < 1:
+            raise CacheError(f"block_size is {block_size}; it must be at least 1")
         self.plan = plan
         self.shape = shape
         self.batch_size = batch_size
@@ -131,7 +133,7 @@ class KVCache:
     def advance(self, num_new: int) -> None:
         """Count ``num_new`` appended tokens as past."""
         if isinstance(self._length, Tensor):
-            self._length.add_(num_new)
+            self._length = _writable(self._length).add_(num_new)
         else:
             self._length += num_new
 
@@ -150,7 +152,8 @@ class KVCache:
         oldest = dict(self._oldest)
         for limit in {window for _, _, window in self._slots() if window is not None}:
             oldest[limit] = max(oldest.get(limit, 0), self.length - self._window_storage(limit))
-            if oldest[limit] > max(0, length - limit + 1):
+            first_needed = max(0, length - limit + 1)
+            if first_needed < length and oldest[limit] > first_needed:
                 raise CacheError(
                     f"cannot crop {dropped} tokens: a slot of window {limit} has dropped what it would "
                     f"need; create the cache with max_rollback={dropped} or more"
@@ -160,11 +163,11 @@ class KVCache:
             data = storage[step]
             if window is None:
                 storage[step] = _clear(data, length, self.length)
-            elif self.max_length is None:
-                storage[step] = data[:, :, : data.size(2) - dropped]
             elif dropped:
-                kept = data[:, :, : data.size(2) - dropped]
-                storage[step] = torch.cat([torch.zeros_like(data[:, :, :dropped]), kept], dim=2)
+                kept = data[:, :, : max(0, data.size(2) - dropped)]
+                if self.max_length is not None:
+                    kept = torch.cat([torch.zeros_like(data[:, :, kept.size(2) :]), kept], dim=2)
+                storage[step] = kept
         self.advance(-dropped)
 
     def reorder(self, rows: Tensor) -> None:
@@ -196,7 +199,7 @@ class KVCache:
     def reset(self) -> None:
         """Forget everything; fixed storage stays allocated."""
         if isinstance(self._length, Tensor):
-            self._length.zero_()
+            self._length = _writable(self._length).zero_()
         else:
             self._length = 0
         self._oldest = {}
@@ -291,11 +294,11 @@ class KVCache:
             if in_graph:
                 data = torch.cat([data[:, :, : self.length], new], dim=2)
             else:
-                data = self._grown(data, span)
+                data = _writable(self._grown(data, span))
                 data[:, :, self.length : span] = new
         else:
             positions = self._length + torch.arange(num_new, device=self.device)
-            data = data.index_copy(2, positions, new) if in_graph else data.index_copy_(2, positions, new)
+            data = data.index_copy(2, positions, new) if in_graph else _writable(data).index_copy_(2, positions, new)
         storage[slot] = data
         return data[:, :, :span]
 
@@ -312,5 +315,13 @@ def _clear(data: Tensor, start: int, stop: int) -> Tensor:
     """``data`` with positions ``start … stop − 1`` zeroed, in place unless it is part of a graph."""
     if data.requires_grad:
         return torch.cat([data[:, :, :start], torch.zeros_like(data[:, :, start:])], dim=2)
+    data = _writable(data)
     data[:, :, start:stop] = 0
     return data
+
+
+def _writable(data: Tensor) -> Tensor:
+    """``data``, or a copy where it was made in inference mode and that is over: such tensors are read-only then."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not data.is_inference():
+        return data
+    return data.clone()

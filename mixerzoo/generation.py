@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -151,7 +152,7 @@ def _check(tokens: Tensor, max_new_tokens: int, temperature: float, top_k: int |
         raise MixerzooError(f"the prompt must be [batch, at least one token], got {list(tokens.shape)}")
     if max_new_tokens < 0:
         raise MixerzooError(f"max_new_tokens is {max_new_tokens}; it must not be negative")
-    if temperature < 0:
+    if not (math.isfinite(temperature) and temperature >= 0):
         raise MixerzooError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
     if top_k is not None and top_k < 1:
         raise MixerzooError(f"top_k is {top_k}; it must be at least 1")
