@@ -216,8 +216,8 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     index_path = directory / INDEX_FILE
     if not files[0].exists() and index_path.exists():
         index = _read_json(index_path).get("weight_map")
-        if not isinstance(index, dict):
-            raise CheckpointError(f"{index_path}: damaged: it has no weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise CheckpointError(f"{index_path}: damaged: it has no weight_map of tensor names to files")
         files = [directory / name for name in sorted(set(index.values()))]
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -239,7 +239,8 @@ def _describe_own(raw: Mapping[str, Any], directory: Path) -> _Description:
         raise CheckpointError(f"{path}: the key 'mixer' is missing or names no mixer")
     registry = load_registry()
     if options["name"] not in registry.entries:
-        plugin = raw.get("mixer_plugin", {})
+        plugin = raw.get("mixer_plugin")
+        plugin = plugin if isinstance(plugin, dict) else {}
         origin = f"{plugin.get('distribution', 'an unknown distribution')} {plugin.get('version', '')}".strip()
         try:
             registry.get(options["name"])
@@ -305,8 +306,14 @@ def _recognise(
     raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> tuple[type[Mixer], ReferenceReading]:
     entries = load_registry().entries
-    read = {name: entry.mixer.read_reference(raw, shapes) for name, entry in entries.items()}
-    found = {name: reading for name, reading in read.items() if reading is not None}
+    found = {}
+    for name, entry in entries.items():
+        try:
+            reading = entry.mixer.read_reference(raw, shapes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: mixer {name!r} cannot read this configuration: {error!r}") from error
+        if reading is not None:
+            found[name] = reading
     if len(found) > 1:
         raise CheckpointError(f"{path}: several mixers recognise this checkpoint: {', '.join(found)}")
     for name, reading in found.items():

@@ -7,6 +7,7 @@ d head_dim, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
@@ -538,13 +539,14 @@ def materialize(
 ) -> Decoder:
     """Give a decoder built on the meta device its storage and its initial weights.
 
-    Projections, embedding and head are normal with ``init_std``; norms are 1. The skeleton draws before
-    the mixer does, so two decoders of one seed that differ in the mixer share every other weight. The
-    draws are made on the CPU in float32, so the weights do not depend on the device.
+    Projections, embedding and head are normal with ``init_std``; norms are 1. Each weight is drawn from a
+    generator of its own, seeded with ``seed`` and its name, so two decoders of one seed that differ in the
+    mixer share every other weight. The draws are made on the CPU in float32, so the weights do not depend
+    on the device.
 
     Args:
         decoder: on the meta device.
-        seed: of an explicit generator; the global one is left alone.
+        seed: of explicit generators; the global one is left alone.
         device: where the weights go.
         dtype: of the weights.
 
@@ -555,26 +557,25 @@ def materialize(
     check_backend(decoder.config.attention, device)
     decoder.to_empty(device="cpu")
     decoder.tie_weights()
-    generator = torch.Generator().manual_seed(seed)
     std = decoder.config.init_std
     with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.fill_(math.nan)
-        for module in decoder.modules():
-            if isinstance(module, nn.Linear | nn.Embedding) and not _within(module, decoder.mixer):
-                if module is not decoder.lm_head or not decoder.config.tie_embeddings:
-                    nn.init.normal_(module.weight, std=std, generator=generator)
-            elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
-        decoder.mixer.reset_parameters(generator, std)
+        for name, parameter in decoder.named_parameters():
+            if name.startswith("model.mixer."):
+                parameter.fill_(math.nan)
+            elif parameter.ndim == 1:
+                nn.init.ones_(parameter)
+            else:
+                nn.init.normal_(parameter, std=std, generator=_generator(seed, name))
+        decoder.mixer.reset_parameters(_generator(seed, "model.mixer"), std)
         for name, parameter in decoder.mixer.named_parameters():
             if parameter.isnan().any():
                 raise MixerError(f"mixer {decoder.mixer.name!r} gives its parameter {name!r} no initial value")
     return decoder.to(device=device, dtype=dtype)
 
 
-def _within(module: nn.Module, parent: nn.Module) -> bool:
-    return any(module is child for child in parent.modules())
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def _positions_in_documents(documents: Tensor) -> Tensor:

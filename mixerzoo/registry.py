@@ -76,7 +76,7 @@ class Registry:
         try:
             module = point.load()
             offered = self._offered(module, plugin)
-        except Exception as error:  # noqa: BLE001  a plugin may fail in any way; the others must work on
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may fail in any way; the others must work on
             reason = traceback.format_exception_only(error)[-1].strip()
             self.broken.append(BrokenPlugin(plugin, reason, traceback.format_exc()))
             return

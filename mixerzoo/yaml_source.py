@@ -13,12 +13,17 @@ from mixerzoo.errors import RecipeError
 from mixerzoo.validation import Path
 
 
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which ``1e-3`` is a number (as in YAML 1.2) and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag not in _KEY_TAGS:
+                raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark)
@@ -72,9 +77,10 @@ class YamlSource:
 
     def where(self, path: Path) -> str:
         """``"file:line: key.path"``, or the override that set the value."""
-        dotted = ".".join(str(part) for part in self._written(path))
-        for end in range(len(path), 0, -1):
-            if override := self._overridden.get(path[:end]):
+        written = self._written(path)
+        dotted = ".".join(str(part) for part in written)
+        for end in range(len(written), 0, -1):
+            if override := self._overridden.get(written[:end]):
                 return f"override {override!r}: {dotted}"
         line = self._line(path)
         return f"{self.name}:{line}: {dotted}" if dotted else f"{self.name}:{line}"

@@ -88,6 +88,13 @@ class Model:
         kept = window + self.max_rollback
         return kept if self.max_length is None else min(kept, self.max_length)
 
+    def copy(self) -> Model:
+        """The same, apart."""
+        twin = Model(self.plan, self.batch_size, self.max_rollback, self.max_length)
+        twin.length, twin.first = self.length, dict(self.first)
+        twin.given = {slot: list(tokens) for slot, tokens in self.given.items()}
+        return twin
+
     def advance(self, num_new: int) -> None:
         """Tokens were given to every slot."""
         self.length += num_new
@@ -138,8 +145,8 @@ class CacheMachine(RuleBasedStateMachine):
         )
         self.model = Model(plan, batch_size, max_rollback, max_length)
         self.counter = 0.0
-        #: Copies made on the way, with their models: nothing done later may show in them.
-        self.copies: list[tuple[KVCache, Model]] = []
+        #: Copies made on the way, with their models: what is done to one may not show in another.
+        self.others: list[tuple[KVCache, Model]] = []
 
     def fresh(self, num_new: int) -> Tensor:
         """Tokens that no slot was ever given: [B, G, T, d]."""
@@ -212,20 +219,19 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.reset()
         self.model.reset()
 
-    @precondition(lambda self: len(self.copies) < 2)
+    @precondition(lambda self: len(self.others) < 2)
     @rule(go_on_in_the_copy=st.booleans())
     def copy(self, go_on_in_the_copy: bool) -> None:
-        twin = self.cache.copy()
-        model = Model(self.model.plan, self.model.batch_size, self.model.max_rollback, self.model.max_length)
-        model.length, model.first = self.model.length, dict(self.model.first)
-        model.given = {slot: list(tokens) for slot, tokens in self.model.given.items()}
-        kept, self.cache = (self.cache, twin) if go_on_in_the_copy else (twin, self.cache)
-        self.copies.append((kept, model))
+        pair = [(self.cache, self.model), (self.cache.copy(), self.model.copy())]
+        self.cache, self.model = pair.pop(go_on_in_the_copy)
+        self.others += pair
 
-    @precondition(lambda self: bool(self.copies))
+    @precondition(lambda self: bool(self.others))
     @rule()
-    def go_back_to_a_copy(self) -> None:
-        self.cache, self.model = self.copies.pop()
+    def switch(self) -> None:
+        self.others.append((self.cache, self.model))
+        self.cache, self.model = self.others.pop(0)
+        self.sizes()
 
     @precondition(lambda self: hasattr(self, "model"))
     @rule()
@@ -247,7 +253,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert f"length={model.length}," in repr(cache)
 
 
-CacheMachine.TestCase.settings = settings(max_examples=4 * settings().max_examples, stateful_step_count=12)
+CacheMachine.TestCase.settings = settings(max_examples=10 * settings().max_examples, stateful_step_count=16)
 TestCache = CacheMachine.TestCase
 
 
@@ -292,6 +298,8 @@ def test_windows_bound_what_is_kept() -> None:
         feed(cache, numbered(1, 1))
         assert cache.nbytes == min(length, 5) * cache.bytes_per_token
         assert cache.allocated_nbytes == cache.nbytes
+        # What was dropped is not kept alive behind a view.
+        assert cache._keys[0].untyped_storage().nbytes() == cache._keys[0].nbytes
 
 
 @pytest.mark.parametrize("dtype", zoo.DTYPES, ids=str)
@@ -314,6 +322,46 @@ def test_elements_by_hand(length: int, data: st.DataObject) -> None:
     kept = [min(length, options["windows"][step] or length) for step, owner in slots if step == owner]
     assert plan.elements(shape(num_steps), length) == sum(kept) * HEADS * HEAD_DIM
     assert plan.bytes_per_token(shape(num_steps), torch.bfloat16) == len(kept) * HEADS * HEAD_DIM * 2
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_cache_and_its_copy_know_nothing_of_each_other(max_length: int | None, window: int | None) -> None:
+    cache = new_cache(windowed(window), max_length=max_length, max_rollback=2)
+    start = numbered(1, 4)
+    feed(cache, start)
+    twin = cache.copy()
+    feed(twin, numbered(1, 1, 100.0))
+    assert (cache.length, twin.length) == (4, 5)
+    feed(cache, numbered(1, 1, 200.0))
+    ((keys, _),) = feed(twin, numbered(1, 1, 300.0))
+    assert keys is not None
+    expected = [start, numbered(1, 1, 100.0), numbered(1, 1, 300.0)]
+    assert torch.equal(keys[:, :, -3:], torch.cat(expected, dim=2)[:, :, -3:])
+    twin.crop(4)
+    ((keys, _),) = feed(cache, numbered(1, 1, 400.0))
+    assert keys is not None
+    expected = [start, numbered(1, 1, 200.0), numbered(1, 1, 400.0)]
+    assert torch.equal(keys[:, :, -3:], torch.cat(expected, dim=2)[:, :, -3:])
+
+
+@pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
+def test_a_copy_remembers_what_was_dropped_and_reset_forgets_it(max_length: int | None) -> None:
+    cache = new_cache(windowed(3), max_length=max_length, max_rollback=1)
+    feed(cache, numbered(1, 6))
+    cache.crop(5)
+    twin = cache.copy()
+    # 4 tokens were kept, 2 … 5: a token at position 3 would look back at 1.
+    for each in (twin, cache):
+        with pytest.raises(CacheError, match="cannot crop 2 tokens"):
+            each.crop(3)
+    cache.reset()
+    feed(cache, numbered(1, 4))
+    cache.crop(3)
+    assert (cache.length, twin.length) == (3, 5)
 
 
 # Gradients.

@@ -324,6 +324,15 @@ def test_foreign_configurations_that_mean_something_else(config: dict[str, Any],
     assert message in refusal(VANILLA.write(tmp_path, config=config))
 
 
+def test_defaults_of_keys_that_are_absent(tmp_path: Path) -> None:
+    keys = ["rms_norm_eps", "rope_theta", "head_dim", "tie_word_embeddings", "scale_embeds", "hidden_act", "use_qk_norm"]
+    config = load_checkpoint(VANILLA.write(tmp_path, config=dict.fromkeys(keys))).config
+    assert (config.norm_eps, config.rope_theta, config.resolved_head_dim) == (1e-6, 10000.0, 8)
+    assert (config.tie_embeddings, config.scale_embeddings, config.qk_norm) == (False, False, True)
+    many = golden("depth_attention_mha_s3_w1_noqknorm").write(tmp_path / "many", config={"num_key_value_heads": None})
+    assert load_checkpoint(many).config.resolved_kv_heads == 8
+
+
 def test_norms_that_the_configuration_promises(tmp_path: Path) -> None:
     tensors = {name: t for name, t in VANILLA.tensors.items() if not name.endswith(("q_norm.weight", "k_norm.weight"))}
     assert "use_qk_norm is true, but the weights hold no q/k norms" in refusal(VANILLA.write(tmp_path, tensors=tensors))

@@ -279,6 +279,10 @@ def naive_attn_res(options: Mapping[str, Any], state: Mapping[str, Tensor], eps:
         queries[number] = Query(
             w=state[prefix + "query"], gain=state[prefix + "gain"], bias=state.get(prefix + "recency_bias")
         )
+    if options["dialect"] == "snapshot":
+        # The library has no query there: both sources are the embedding, whatever their weights.
+        one = next(iter(queries.values()))
+        queries[0] = Query(w=one.w, gain=one.gain, bias=one.bias)
     if options["dialect"] == "kimi" and options["block_size"] == 1:
         return partial(KimiFull, queries=queries, eps=eps)
     method = Snapshot if options["dialect"] == "snapshot" else KimiBlock

@@ -25,6 +25,8 @@ COMMANDS = {
     "train": ("mixerzoo.cli.train", "Train the decoder of a recipe."),
     "eval": ("mixerzoo.cli.eval", "Evaluate a trained decoder on its recipe's validation text."),
     "generate": ("mixerzoo.cli.generate", "Continue a text with a trained decoder."),
+    "new": ("mixerzoo.cli.new", "Write a package with a new mixer, ready to install."),
+    "check": ("mixerzoo.cli.check", "Hold an installed mixer to every clause of the kit."),
     "schema": ("mixerzoo.cli.schema", "Print the JSON Schema of recipes, for editors."),
 }
 
@@ -86,8 +88,8 @@ def _options(
 def main() -> None:
     """Run the command line on ``sys.argv``; does not return.
 
-    Exit codes: 0, 2 for what the user can put right, 130 after Ctrl-C. Any other failure is a bug and keeps
-    its traceback.
+    Exit codes: 0, 1 if `check` finds a broken clause, 2 for what the user can put right, 130 after Ctrl-C. Any
+    other failure is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter of an equation shows a question mark.

@@ -61,7 +61,12 @@ def checks_for(mixer: type[Mixer], profile: Profile = "quick") -> list[Check]:
 
 
 def run_check(
-    check: Check, mixer: type[Mixer], *, profile: Profile = "quick", overrides: Overrides | None = None
+    check: Check,
+    mixer: type[Mixer],
+    *,
+    profile: Profile = "quick",
+    overrides: Overrides | None = None,
+    shrink: bool = True,
 ) -> Result:
     """Run one check on drawn cases.
 
@@ -70,6 +75,7 @@ def run_check(
         mixer: the mixer under test.
         profile: how many cases.
         overrides: strategies for some of the mixer's options.
+        shrink: look for the smallest failing case; without, the first one found will do.
 
     Returns:
         The result; a failure carries the smallest case that Hypothesis found.
@@ -84,7 +90,7 @@ def run_check(
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink) if check.cost == "cheap" else (Phase.generate,),
+        phases=(Phase.generate, Phase.shrink) if shrink and check.cost == "cheap" else (Phase.generate,),
         print_blob=False,
         report_multiple_bugs=False,
     )

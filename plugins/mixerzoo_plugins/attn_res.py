@@ -165,7 +165,8 @@ class AttnRes(Mixer):
         peak = 0
         for done in range(self.num_sublayers + 1):
             finished = 1 + sum(1 for closed in self.closing if closed <= done)
-            running = self.keeps_stream or (done > 0 and done not in self.closing)
+            # Where the running sum has just become a source, both are one tensor.
+            running = done > 0 and done not in self.closing
             peak = max(peak, finished * (hidden + exact.itemsize) + running * hidden)
         return peak
 

@@ -1,0 +1,163 @@
+"""`mixerzoo check`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixerzoo.cli.common import JsonOption, console, print_json, table
+from mixerzoo.errors import MixerzooError
+
+if TYPE_CHECKING:
+    from mixerzoo.registry import MixerEntry
+    from mixerzoo.testing import Check, Result
+    from mixerzoo.testing.runner import Profile
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An installed mixer.", show_default=False)],
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Many more cases, and the slow checks; takes many minutes.")
+    ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            min=0,
+            help="Time budget: checks that would start after it are skipped.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="CHECK", help="Run this check alone; can be repeated.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold an installed mixer to every clause of the conformance kit.
+
+    For each failure the smallest case that was found is printed as Python that runs it again. The exit code is
+    0 if no clause is broken and 1 if one is.
+    """
+    from mixerzoo.registry import load_registry
+
+    entry = load_registry().get(name)
+    try:
+        import mixerzoo.testing  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "hypothesis":
+            raise
+        raise MixerzooError(
+            'the conformance kit needs the extra `testing`, which is not installed: pip install "mixerzoo[testing]"'
+        ) from error
+    profile: Profile = "thorough" if thorough else "quick"
+    started = time.monotonic()
+    results = _run(entry, profile, seconds, only or None)
+    elapsed = time.monotonic() - started
+    if as_json:
+        print_json(_to_dict(entry, profile, results, elapsed))
+    else:
+        _print(entry, results, elapsed)
+    if not all(result.ok for result in results):
+        raise typer.Exit(1)
+
+
+def _run(entry: MixerEntry, profile: Profile, seconds: float | None, only: Sequence[str] | None) -> list[Result]:
+    """Run the checks behind a bar on stderr.
+
+    Returns:
+        The results in the order of the clauses.
+
+    Raises:
+        MixerzooError: a name in ``only`` is no check, or none of this profile.
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from mixerzoo.testing import CHECKS, check_mixer, checks_for
+
+    running = {check.name for check in checks_for(entry.mixer, profile)}
+    for name in only or ():
+        if name in CHECKS and name not in running:
+            raise MixerzooError(f"the check {name!r} is slow and runs only with --thorough")
+    stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    bars = Progress(
+        TextColumn("{task.description:<26}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    )
+    task = bars.add_task("", total=len(set(only)) if only is not None else len(running))
+
+    def progress(check: Check, result: Result | None) -> None:
+        if result is None:
+            bars.update(task, description=f"{check.clause} {check.name}")
+        else:
+            bars.advance(task)
+            if not result.ok:
+                bars.console.print(f"{check.clause} {check.name}: {result.outcome}", soft_wrap=True)
+
+    threads = torch.get_num_threads()
+    # The cases are so small that a second thread only gets in the way.
+    torch.set_num_threads(1)
+    try:
+        with bars:
+            results = check_mixer(entry.mixer, profile=profile, only=only, seconds=seconds, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+    return sorted(results, key=lambda result: [int(part) for part in result.check.clause.split(".")])
+
+
+def _to_dict(entry: MixerEntry, profile: str, results: Sequence[Result], elapsed: float) -> dict[str, Any]:
+    return {
+        "mixer": entry.mixer.name,
+        "distribution": entry.distribution,
+        "version": entry.version,
+        "profile": profile,
+        "ok": all(result.ok for result in results),
+        "seconds": round(elapsed, 3),
+        "results": [
+            {
+                "clause": result.check.clause,
+                "check": result.check.name,
+                "demands": result.check.summary,
+                "outcome": result.outcome,
+                "message": result.message,
+                "snippet": result.snippet,
+                "seconds": round(result.seconds, 3),
+            }
+            for result in results
+        ],
+    }
+
+
+def _print(entry: MixerEntry, results: Sequence[Result], elapsed: float) -> None:
+    from rich.text import Text
+
+    from mixerzoo.testing import failure_text
+
+    out = console()
+    listing = table("Clause", "Check", "Outcome", "Seconds")
+    listing.columns[3].justify = "right"
+    styles = {"passed": "green", "skipped": "yellow"}
+    for result in results:
+        outcome = Text(result.outcome, style=styles.get(result.outcome, "bold red"))
+        listing.add_row(result.check.clause, result.check.name, outcome, f"{result.seconds:.1f}")
+    out.print(listing)
+    for result in results:
+        if not result.ok:
+            out.print(f"\n{failure_text(result).rstrip()}", soft_wrap=True)
+    counted = Counter(result.outcome for result in results)
+    counts = ", ".join(f"{number} {outcome}" for outcome, number in counted.items())
+    out.print(
+        f"\n{entry.mixer.name} ({entry.distribution} {entry.version}): {counts}, in {elapsed:.0f} s.", soft_wrap=True
+    )

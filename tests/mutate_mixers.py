@@ -1,0 +1,540 @@
+"""Mutates the built-in mixers and counts the mutants that the conformance kit kills.
+
+``python tests/mutate_mixers.py [--mixer NAME] [--jobs 2]`` is a script, not a test. A mutant is a built-in
+mixer's module with one expression or statement changed, run under a module name of its own. Two judges see it:
+
+* the kit: every check of the quick profile, cheap ones first, until one fails;
+* the references, for what the kit lets live: the naive references of tests/naive on drawn cases, the goldens,
+  and bytes, FLOPs and sources counted from the equations. A mixer that computes another method, and that
+  soundly, is no business of the kit's: only a reference can tell.
+
+Cards, options' descriptions, annotations and docstrings are not mutated. Survivors are printed with the place
+and the change; those explained in `SURVIVORS` are told apart from those that are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import tempfile
+import time
+import types
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import zoo
+from golden_cases import READ, golden
+from mixerzoo import Mixer, Site, load_checkpoint, load_registry
+from mixerzoo.testing import checks_for, run_check
+from mixerzoo.testing.checks.persistence import registered
+from mixerzoo.testing.observe import observed, storage_bytes
+
+MODULES = ("residual", "denseformer", "attn_res", "depth_attention")
+#: Seconds that a mutant may take; one that takes longer is killed (mostly: it loops).
+TIMEOUT = 120.0
+#: Cases drawn for the naive references.
+EXAMPLES = 80
+
+#: (module, line of the original, change) → why no judge can tell the mutant from the original.
+SURVIVORS: dict[tuple[str, str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change to one module.
+
+    Attributes:
+        module: of `mixerzoo_plugins`.
+        line: number, from 1.
+        text: of the line, stripped.
+        change: ``old → new``.
+        source: of the whole mutated module.
+    """
+
+    module: str
+    line: int
+    text: str
+    change: str
+    source: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """As in `SURVIVORS`."""
+        return (self.module, self.text, self.change)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who killed a mutant.
+
+    Attributes:
+        mutant: which.
+        killer: None for a survivor.
+        by: name of the check or reference.
+        seconds: that it took.
+    """
+
+    mutant: Mutant
+    killer: Literal["kit", "reference"] | None
+    by: str
+    seconds: float
+
+
+# Mutations: each function yields nodes to put in the place of one node.
+
+_OPERATORS: dict[type[ast.AST], tuple[type[ast.operator], ...]] = {
+    ast.Add: (ast.Sub,),
+    ast.Sub: (ast.Add,),
+    ast.Mult: (ast.Div, ast.Add),
+    ast.Div: (ast.Mult,),
+    ast.FloorDiv: (ast.Mult,),
+    ast.Mod: (ast.FloorDiv,),
+    ast.BitOr: (ast.BitAnd,),
+    ast.BitAnd: (ast.BitOr,),
+}
+_COMPARISONS: dict[type[ast.AST], tuple[type[ast.cmpop], ...]] = {
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+}
+#: Called names and what is called instead; None: the object or first argument itself.
+_CALLS: dict[str, tuple[str | None, ...]] = {
+    "softmax": (None,),
+    "rsqrt": ("sqrt", None),
+    "sqrt": (None,),
+    "square": ("abs", None),
+    "mean": ("sum",),
+    "sum": ("mean",),
+    "max": ("min",),
+    "min": ("max",),
+    "zeros_": ("ones_",),
+    "ones_": ("zeros_",),
+    "to": (None,),
+    "addcmul": ("add",),
+    "sorted": (None,),
+    "unsqueeze": (None,),
+    "any": ("all",),
+}
+_COMMUTATIVE = ("max", "min", "promote_types")
+
+
+def replacements(node: ast.AST) -> Iterator[ast.AST]:
+    """What a node can be mutated to."""
+    match node:
+        case ast.BinOp(left=left, op=op, right=right):
+            for other in _OPERATORS.get(type(op), ()):
+                yield ast.BinOp(left, other(), right)
+            if isinstance(op, ast.Add | ast.Sub | ast.Mult | ast.Div | ast.BitOr):
+                yield left
+            if isinstance(op, ast.Add | ast.Mult | ast.BitOr):
+                yield right
+        case ast.BoolOp(op=op, values=values):
+            yield ast.BoolOp(ast.And() if isinstance(op, ast.Or) else ast.Or(), values)
+            yield from values
+        case ast.Compare(left=left, ops=[op], comparators=[right]):
+            for comparison in _COMPARISONS.get(type(op), ()):
+                yield ast.Compare(left, [comparison()], [right])
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand) if not isinstance(operand, ast.Constant):
+            yield operand
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+            yield from (ast.Constant(0), ast.UnaryOp(ast.USub(), ast.Constant(value + 1)))
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value)):
+            yield from (ast.Constant(value + 1), ast.Constant(value - 1))
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            yield ast.IfExp(test, orelse, body)
+            yield from (body, orelse)
+        case ast.Call():
+            yield from _calls(node)
+        case ast.comprehension(target=target, iter=iterated, ifs=[condition, *_]):
+            yield ast.comprehension(target, iterated, [ast.UnaryOp(ast.Not(), condition)], 0)
+            yield ast.comprehension(target, iterated, [], 0)
+        case ast.Tuple(elts=elements, ctx=ast.Load()) if len(elements) > 1:
+            for i in range(len(elements)):
+                yield ast.Tuple([*elements[:i], *elements[i + 1 :]], ast.Load())
+        case ast.Subscript(value=value, slice=ast.Slice()):
+            yield value
+        case ast.If(test=test, body=body, orelse=orelse):
+            yield ast.If(ast.UnaryOp(ast.Not(), test), body, orelse)
+            yield ast.If(ast.Constant(False), body, orelse)
+        case ast.Expr(value=ast.Call()) | ast.Assign():
+            yield ast.Pass()
+
+
+def _calls(node: ast.Call) -> Iterator[ast.AST]:
+    function, arguments = node.func, node.args
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    for other in _CALLS.get(name, ()):
+        of_module = not isinstance(function, ast.Attribute) or ast.unparse(function.value) in ("torch", "math", "nn.init")
+        if other is None:
+            yield arguments[0] if of_module else function.value  # type: ignore[union-attr]
+            continue
+        renamed = copy.deepcopy(function)
+        setattr(renamed, "attr" if isinstance(function, ast.Attribute) else "id", other)
+        keep = arguments[:2] if other == "add" else arguments
+        yield ast.Call(renamed, keep, node.keywords)
+    plain = [i for i, argument in enumerate(arguments) if not isinstance(argument, ast.Starred)]
+    for one, two in zip(plain, plain[1:], strict=False) if name not in _COMMUTATIVE else ():
+        swapped = list(arguments)
+        swapped[one], swapped[two] = swapped[two], swapped[one]
+        yield ast.Call(function, swapped, node.keywords)
+    if name == "range" and len(arguments) > 1:
+        yield ast.Call(function, arguments[:-1], node.keywords)
+
+
+def _mutated_parts(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node that may be mutated: bodies of functions, but for asserts, annotations and docstrings."""
+
+    def within(node: ast.AST) -> Iterator[ast.AST]:
+        if isinstance(node, ast.Assert | ast.Import | ast.ImportFrom):
+            return
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            return
+        if isinstance(node, ast.AnnAssign):
+            if node.value is not None:
+                yield from within(node.value)
+            return
+        yield node
+        for name, value in ast.iter_fields(node):
+            if isinstance(node, ast.keyword) and node.arg in ("strict", "start") and name == "value":
+                continue
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from within(child)
+
+    def functions(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                yield from functions(child)
+            elif isinstance(child, ast.FunctionDef) and child.name != "mixerzoo_mixers":
+                for statement in child.body:
+                    yield from within(statement)
+
+    yield from functions(tree)
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All mutants of a built-in module, no two of the same source."""
+    found = importlib.import_module(f"mixerzoo_plugins.{module}")
+    assert found.__file__ is not None
+    source = Path(found.__file__).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    tree = ast.parse(source)
+    made: dict[str, Mutant] = {}
+    repeated: Counter[tuple[str, str]] = Counter()
+    original = ast.unparse(tree)
+    for node in _mutated_parts(tree):
+        for new in replacements(node):
+            mutated = ast.unparse(ast.fix_missing_locations(_Swap(node, new).visit(copy.copy(tree))))
+            if mutated == original or mutated in made:
+                continue
+            where = getattr(node, "lineno", None) or node.target.lineno  # type: ignore[attr-defined]
+            change = f"{_short(node)} → {_short(new)}"
+            text = lines[where - 1].strip()
+            repeated[text, change] += 1
+            if repeated[text, change] > 1:
+                change += f" ({repeated[text, change]})"
+            made[mutated] = Mutant(module, where, text, change, mutated)
+    return list(made.values())
+
+
+class _Swap(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self._old, self._new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        if node is self._old:
+            return self._new
+        node = copy.copy(node)
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                setattr(node, name, [self.visit(child) if isinstance(child, ast.AST) else child for child in value])
+            elif isinstance(value, ast.AST):
+                setattr(node, name, self.visit(value))
+        return node
+
+
+def _short(node: ast.AST) -> str:
+    if isinstance(node, ast.If):
+        return f"if {ast.unparse(node.test)}"
+    return " ".join(ast.unparse(node).split())
+
+
+def load(mutant: Mutant) -> type[Mixer]:
+    """The mixer of a mutated module."""
+    module = types.ModuleType(f"mutant_{mutant.module}")
+    module.__file__ = f"{module.__name__}.py"
+    sys.modules[module.__name__] = module
+    exec(compile(mutant.source, module.__file__, "exec"), module.__dict__)
+    mixer: type[Mixer] = module.mixerzoo_mixers()[0]
+    return mixer
+
+
+# The judges.
+
+
+def by_kit(mixer: type[Mixer]) -> str | None:
+    """The first check of the quick profile that fails, if any."""
+    for check in sorted(checks_for(mixer), key=lambda check: check.cost != "cheap"):
+        if not run_check(check, mixer, shrink=False).ok:
+            return check.name
+    return None
+
+
+def by_references(mixer: type[Mixer]) -> str | None:
+    """The first reference that the mixer disagrees with, if any."""
+    judges: list[Callable[[type[Mixer]], None]] = [_cases, _goldens, _drawn]
+    for judge in judges:
+        try:
+            with registered(mixer), torch.no_grad():
+                judge(mixer)
+        except Exception as error:  # noqa: BLE001  a mutant may fail in any way
+            return f"{judge.__name__.strip('_')} ({type(error).__name__})"
+    return None
+
+
+def _agrees(mixer: type[Mixer], options: dict[str, Any], model: dict[str, Any], length: int, seed: int) -> None:
+    initial = zoo.decoder_of(mixer, options, model)
+    decoder = zoo.perturb(zoo.decoder_of(mixer, options, model), seed=seed)
+    tokens = zoo.some_tokens(2, length, seed=seed)
+    with observed(decoder.mixer) as calls:
+        logits = decoder(tokens)
+    zoo.assert_close(logits, zoo.naive_logits(decoder, tokens))
+    names = ("start", "mix_kv", "write")
+    states = [c.result[0] if c.name == "mix_kv" else c.result for c in calls.made if c.name in names]
+    measured = max(map(storage_bytes, states)) / tokens.numel()
+    assert decoder.mixer.in_flight_bytes(torch.float64) == measured
+    sources = {site: expected_sources(decoder.mixer, site) for site in decoder.shape.sites()}
+    assert {site: decoder.mixer.sources(site) for site in sources} == sources
+    assert decoder.mixer.flops_per_token() == expected_flops(decoder.mixer)
+    original = zoo.decoder_of(importlib.import_module(f"mixerzoo_plugins.{mixer.name}").mixerzoo_mixers()[0], options, model)
+    for ours, theirs in zip(initial.parameters(), original.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def _cases(mixer: type[Mixer]) -> None:
+    for case in zoo.REGISTERED_CASES:
+        if case.mixer == mixer.name:
+            _agrees(mixer, dict(case.options), dict(case.model), 5, 1)
+
+
+def _drawn(mixer: type[Mixer]) -> None:
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate,),
+    )
+    @given(options=zoo.OPTIONS[mixer.name], model=zoo.models(), length=st.integers(1, 3), seed=st.integers(0, 99))
+    def agree(options: dict[str, Any], model: dict[str, Any], length: int, seed: int) -> None:
+        _agrees(mixer, options, model, length, seed)
+
+    agree()
+
+
+def _goldens(mixer: type[Mixer]) -> None:
+    loaded = 0
+    for name in READ:
+        case = golden(name)
+        with tempfile.TemporaryDirectory() as folder:
+            decoder = load_checkpoint(case.write(Path(folder)), dtype=torch.float64, k_norm=case.k_norms[0])
+        zoo.assert_close(decoder(case.tokens), case.logits(case.k_norms[0]), 1e-9)
+        loaded += type(decoder.mixer) is mixer
+    assert loaded == sum(_is_of(mixer, name) for name in READ)
+
+
+def _is_of(mixer: type[Mixer], name: str) -> bool:
+    prefixes = {"residual": "vanilla", "denseformer": "denseformer", "attn_res": "attnres"}
+    return name.startswith(prefixes.get(mixer.name, mixer.name))
+
+
+# Sources and FLOPs from the equations.
+
+
+def _depth_reads(mixer: Mixer) -> dict[Site, list[Site | None]]:
+    """Who reads whom, for the four methods; the sites at which nothing is weighed are left out."""
+    options, shape = mixer.config.model_dump(), mixer.shape
+    sites = shape.sites()
+    reads: dict[Site, list[Site | None]] = {}
+    if mixer.name == "denseformer":
+        for t in range(options["period"], shape.num_steps + 1, options["period"]):
+            depths = [j for j in range(t + 1) if (t - j) % options["dilation"] == 0]
+            reads[sites[2 * t - 1]] = [sites[2 * j - 1] if j else None for j in depths]
+    if mixer.name == "depth_attention":
+        stride = options["stride"] or max(1, shape.num_layers // 2)
+        for step, layer in enumerate(shape.order):
+            latest: dict[int, int] = {}
+            own = []
+            for earlier, other in enumerate(shape.order[:step]):
+                if other == layer:
+                    own.append(earlier)
+                elif other < layer and (other % stride == 0 or layer - other <= options["recent_window"]):
+                    latest[other] = earlier
+            steps = sorted([*latest.values(), *own])
+            if steps:
+                reads[sites[2 * step]] = [sites[2 * j] for j in [*steps, step]]
+    if mixer.name == "attn_res":
+        for done in range(len(sites)):
+            reads[sites[done]] = [sites[j - 1] if j else None for j in attn_res_ends(mixer, done)]
+    return reads
+
+
+def attn_res_ends(mixer: Mixer, done: int) -> list[int]:
+    """After how many sublayers each source of Attention Residuals ends, after ``done`` of them."""
+    options = mixer.config.model_dump()
+    size, snapshots = options["block_size"], options["dialect"] == "snapshot"
+    if snapshots:
+        size += size % 2
+    ends = [0, *(end for end in range(size, done + 1, size))]
+    if done and (snapshots or ends[-1] != done):
+        ends.append(done)
+    return ends
+
+
+def expected_sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
+    """What `Mixer.sources` must say."""
+    return tuple(_depth_reads(mixer).get(site, ()))
+
+
+def expected_flops(mixer: Mixer) -> int:
+    """What `Mixer.flops_per_token` must say."""
+    size, width = mixer.shape.hidden_size, mixer.shape.num_kv_heads * mixer.shape.head_dim
+    count = sum(map(len, _depth_reads(mixer).values()))
+    if mixer.name == "attn_res":
+        done = range(1, 2 * mixer.shape.num_steps + 1)
+        return 4 * size * sum(len(attn_res_ends(mixer, number)) for number in done)
+    return {"denseformer": 2 * size, "depth_attention": 4 * width}.get(mixer.name, 0) * count
+
+
+def judge(mutant: Mutant, answer: multiprocessing.connection.Connection) -> None:
+    """Send who kills the mutant: (killer or None, by)."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
+    try:
+        mixer = load(mutant)
+    except Exception as error:  # noqa: BLE001  a mutant may fail in any way
+        answer.send(("kit", f"import ({type(error).__name__})"))
+        return
+    check = by_kit(mixer)
+    if check is not None:
+        answer.send(("kit", check))
+        return
+    reference = by_references(mixer)
+    answer.send(("reference", reference) if reference is not None else (None, ""))
+
+
+def judge_all(todo: list[Mutant], jobs: int) -> list[Verdict]:
+    """Judge mutants, each in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    waiting, verdicts = list(reversed(todo)), []
+    running: dict[Any, tuple[Mutant, Any, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            ours, theirs = context.Pipe(duplex=False)
+            mutant = waiting.pop()
+            process = context.Process(target=judge, args=(mutant, theirs))
+            process.start()
+            theirs.close()
+            running[ours] = (mutant, process, time.monotonic())
+        done = multiprocessing.connection.wait(list(running), timeout=0.5)
+        for pipe, (mutant, process, started) in list(running.items()):
+            seconds = time.monotonic() - started
+            if pipe in done:
+                try:
+                    killer, by = pipe.recv()
+                except EOFError:
+                    killer, by = "kit", "the process died"
+            elif seconds > TIMEOUT:
+                process.kill()
+                killer, by = "kit", "timeout"
+            else:
+                continue
+            process.join()
+            del running[pipe]
+            verdicts.append(Verdict(mutant, killer, by, seconds))
+            print(f"\r{len(verdicts)} / {len(todo)}", end="", file=sys.stderr, flush=True)
+    return verdicts
+
+
+def report(verdicts: list[Verdict]) -> str:
+    """The table, then every survivor."""
+    head = f"{'mixer':16} {'mutants':>7} {'kit':>12} {'kit + references':>18} {'explained':>10} {'unexplained':>12}"
+    lines = [head]
+    for module in [*dict.fromkeys(v.mutant.module for v in verdicts), "all"]:
+        of = [v for v in verdicts if module in ("all", v.mutant.module)]
+        kit = sum(v.killer == "kit" for v in of)
+        both = sum(v.killer is not None for v in of)
+        explained = sum(v.killer is None and v.mutant.key in SURVIVORS for v in of)
+        shares = [f"{n} ({n / len(of):.1%})" for n in (kit, both)]
+        lines.append(
+            f"{module:16} {len(of):7} {shares[0]:>12} {shares[1]:>18} {explained:10} {len(of) - both - explained:12}"
+        )
+    lines += ["", "killed by: " + ", ".join(f"{by} {n}" for by, n in Counter(v.by for v in verdicts if v.by).most_common())]
+    for title, known in (("Unexplained survivors", False), ("Explained survivors", True)):
+        survivors = [v for v in verdicts if v.killer is None and (v.mutant.key in SURVIVORS) == known]
+        lines += ["", f"{title}: {len(survivors)}"]
+        for verdict in sorted(survivors, key=lambda v: (v.mutant.module, v.mutant.line)):
+            mutant = verdict.mutant
+            lines.append(f"  {mutant.module}.py:{mutant.line}: {mutant.change}    [{mutant.text}]")
+            if known:
+                lines.append(f"      {SURVIVORS[mutant.key]}")
+    stale = SURVIVORS.keys() - {v.mutant.key for v in verdicts if v.killer is None}
+    stale = {key for key in stale if key[0] in {v.mutant.module for v in verdicts}}
+    lines += [f"stale explanation: {key}" for key in sorted(stale)]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Returns 1 if there are unexplained survivors or less than 95 % are killed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mixer", choices=MODULES, action="append")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--list", action="store_true", help="print the mutants and judge none")
+    arguments = parser.parse_args()
+    todo = [mutant for module in arguments.mixer or MODULES for mutant in mutants(module)]
+    if arguments.list:
+        for mutant in todo:
+            print(f"{mutant.module}.py:{mutant.line}: {mutant.change}")
+        print(len(todo), Counter(m.module for m in todo))
+        return 0
+    load_registry()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    started = time.monotonic()
+    verdicts = judge_all(todo, arguments.jobs)
+    print(report(verdicts))
+    print(f"\n{time.monotonic() - started:.0f} s")
+    killed = sum(v.killer is not None for v in verdicts) / len(verdicts)
+    unexplained = sum(v.killer is None and v.mutant.key not in SURVIVORS for v in verdicts)
+    return int(unexplained > 0 or killed < 0.95)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,634 @@
+"""Mixers that are wrong on purpose, one bug each, and the check of the conformance kit that must catch it.
+
+What the kit cannot see is another method that is sound in itself: a Depth-Attention that mixes raw values in
+place of mixed ones decodes, trains and counts as well as the right one. Only its naive reference tells. Such a
+bug stands here in the form in which it does show: raw values on one path, mixed ones on the other.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import ConfigDict, Field, field_validator
+from torch import Tensor, nn
+
+from mixerzoo import AttentionInputs, Context, DecoderShape, Mixer, MixerConfig, Plan, Site
+from mixerzoo_plugins import denseformer, depth_attention
+from mixerzoo_plugins.denseformer import DenseFormer
+from mixerzoo_plugins.depth_attention import DepthAttention
+from mixerzoo_plugins.residual import Residual
+
+#: Wrong mixer → name of the check that must catch it.
+WRONG: dict[type[Mixer], str] = {}
+
+
+def caught_by(check: str) -> Any:
+    """Enter a class in `WRONG` and name it."""
+
+    def enter(mixer: type[Mixer]) -> type[Mixer]:
+        mixer.name = "".join("_" + c.lower() if c.isupper() else c for c in mixer.__name__).strip("_")
+        WRONG[mixer] = check
+        return mixer
+
+    return enter
+
+
+def shifted(x: Tensor) -> Tensor:
+    """Each token's vector [B, T, D] moved to the next token of the call; the first gets zeros."""
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+
+
+class Scaled(Residual):
+    """Correct: each sublayer's output is added with a learned weight."""
+
+    name = "scaled"
+    card = replace(Residual.card, parameters="2·L", neutral_settings=(), neutral="")
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.scale = nn.Parameter(torch.empty(2 * shape.num_steps))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.normal_(self.scale, 1.0, std, generator=generator)
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + self.scale[2 * site.step + (site.branch == "mlp")] * y
+
+
+class Strided(Scaled):
+    """Correct: outputs are weighted at every stride-th step only."""
+
+    name = "strided"
+
+    class Config(MixerConfig):
+        """Options."""
+
+        stride: int = Field(1, ge=1, description="Steps between two weighted ones.")
+
+
+CORRECT: tuple[type[Mixer], ...] = (Residual, DenseFormer, DepthAttention, Scaled, Strided)
+
+
+# Along the sequence.
+
+
+@caught_by("causality")
+class LeaksOneTokenAhead(Residual):
+    """Adds the next token's output."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y + 0.1 * torch.cat([y[:, 1:], y[:, -1:]], dim=1)
+
+
+@caught_by("causality")
+class LeaksThroughMean(Residual):
+    """Centres over time."""
+
+    def read(self, state: Tensor, site: Site) -> Tensor:
+        return state - state.mean(1, keepdim=True)
+
+
+@caught_by("token_local_mixing")
+class MeansOverThePast(Residual):
+    """A running mean: causal, but a token's past is attention's to look at."""
+
+    def read(self, state: Tensor, site: Site) -> Tensor:
+        counts = torch.arange(1, state.size(1) + 1, device=state.device, dtype=state.dtype)
+        return state + state.cumsum(1) / counts[:, None]
+
+
+@caught_by("rows_independent")
+class MixesRows(Residual):
+    """Centres over the batch."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y - 0.5 * y.mean(0, keepdim=True)
+
+
+@caught_by("rows_independent")
+class NumbersRows(Residual):
+    """Weights rows by their place in the batch."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        rows = torch.arange(x.size(0), device=x.device, dtype=x.dtype)
+        return x * (1 + 0.1 * rows)[:, None, None]
+
+
+@caught_by("left_padding")
+class ReadsFirstToken(Residual):
+    """Takes the first column for the first token of the text."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        return x + 0.5 * x[:, :1]
+
+
+@caught_by("packed_documents")
+class ShiftsTokens(Residual):
+    """Each token reads the one before it, across the border of documents."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        return x + 0.5 * shifted(x)
+
+
+# Decoding.
+
+
+@caught_by("cached_decoding")
+class MixesAfterTheCache(Residual):
+    """Adds the value of the token before, which in decoding is in the cache and not in the call."""
+
+    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return state, k, v + 0.5 * torch.cat([torch.zeros_like(v[:, :, :1]), v[:, :, :-1]], dim=2)
+
+
+@caught_by("cached_decoding")
+class MixesRawValuesWhenDecoding(DepthAttention):
+    """Keeps raw values for later layers where one token comes alone, mixed ones elsewhere."""
+
+    def mix_kv(self, state: Any, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Tensor, Tensor]:
+        new, k, mixed = super().mix_kv(state, site, q, k, v)
+        if q.size(2) == 1 and new.kept and site.step in self.held[site.step]:
+            new = new._replace(kept=(*new.kept[:-1], depth_attention.KeyValue(k, v)))
+        return new, k, mixed
+
+
+@caught_by("cached_decoding")
+class TreatsFirstTokenOfCall(Residual):
+    """Leaves the first token of each call alone."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + torch.cat([torch.zeros_like(y[:, :1]), y[:, 1:]], dim=1)
+
+
+@caught_by("fixed_cache")
+class ScalesByLength(Residual):
+    """Divides by the number of tokens in the call."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y / y.size(1)
+
+
+class Positions(Residual):
+    """Counts tokens on the module; more than one at a time is taken for a new text."""
+
+    position = 0
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        first = 0 if x.size(1) > 1 else self.position
+        self.position = first + x.size(1)
+        positions = torch.arange(first, self.position, device=x.device, dtype=x.dtype)
+        return x + 0.1 * positions[:, None]
+
+
+@caught_by("crop")
+class CountsPositions(Positions):
+    """Its count does not go back with the cache."""
+
+
+@caught_by("copy_and_reset")
+class SharesItsCount(Positions):
+    """Two texts share one count."""
+
+
+@caught_by("reorder")
+class RemembersRows(Residual):
+    """Keeps the first token of each row on the module, where no reordering reaches it."""
+
+    first: Tensor | None = None
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        if self.first is None or self.first.size(0) != x.size(0):
+            self.first = x[:, :1]
+        return x + self.first
+
+
+# Purity.
+
+
+@caught_by("nothing_kept")
+class CountsCalls(Residual):
+    """Keeps a counter for its logs."""
+
+    calls = 0
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        self.calls += 1
+        return x
+
+
+@caught_by("nothing_kept")
+class KeepsStateOnModule(Residual):
+    """Hangs the embedding on the module."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        self.embedding = x
+        return x
+
+    def finish(self, state: Tensor) -> Tensor:
+        return state + self.embedding
+
+
+@caught_by("nothing_kept")
+class KeepsStateOnClass(Residual):
+    """Collects norms in a list of the class."""
+
+    norms: ClassVar[list[Tensor]] = []
+
+    def finish(self, state: Tensor) -> Tensor:
+        self.norms.append(state.norm())
+        return state
+
+
+@caught_by("repeatable")
+class WarmsUp(Residual):
+    """Weights outputs by how often it was called."""
+
+    calls = 0
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+@caught_by("repeatable")
+class DependsOnOtherInstances(Residual):
+    """Takes its place in a table of the class, so the order of building matters."""
+
+    table: ClassVar[dict[int, float]] = {}
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.place = len(self.table)
+        self.table[self.place] = 1 + 0.1 * self.place
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        return x * self.table[self.place]
+
+
+@caught_by("inputs_untouched")
+class MutatesState(Residual):
+    """Adds in place."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state.add_(y)
+
+
+@caught_by("inputs_untouched")
+class MutatesOutput(Residual):
+    """Adds the stream to the sublayer's output in place."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return y.add_(state)
+
+
+@caught_by("inputs_untouched")
+class MutatesQuery(Residual):
+    """Normalises the query for its own use, in place."""
+
+    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight = q.div_(1 + q.norm(dim=-1, keepdim=True)).mean((1, 3), keepdim=True)
+        return state, k, v * (1 + weight)
+
+
+@caught_by("inputs_untouched")
+class MutatesKey(Residual):
+    """Scales keys in place."""
+
+    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return state, k.mul_(0.5), v
+
+
+@caught_by("inputs_untouched")
+class MutatesValue(DepthAttention):
+    """Scales values in place before it mixes them."""
+
+    def mix_kv(self, state: Any, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Tensor, Tensor]:
+        return super().mix_kv(state, site, q, k, v.mul_(0.5))
+
+
+@caught_by("no_chance")
+class DropsOut(Residual):
+    """Dropout that asks nobody whether it is training."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + nn.functional.dropout(y, 0.1)
+
+
+@caught_by("no_chance")
+class InitialisesGlobally(Scaled):
+    """Draws its weights from the global generator."""
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.normal_(self.scale, 1.0, std)
+
+
+@caught_by("no_chance")
+class InitialisesByPython(Scaled):
+    """Draws its weights from Python's generator."""
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.constant_(self.scale, random.random())
+
+
+# Accounting.
+
+
+@caught_by("kv_bytes")
+class DeclaresHalfTheCache(Residual):
+    """Its card forgets that there are keys and values."""
+
+    card = replace(Residual.card, kv_bytes="L·G·d·e")
+
+
+@caught_by("kv_bytes")
+class ChangesItsPlan(Residual):
+    """Plans windows once it has been asked."""
+
+    asked = 0
+
+    def plan(self) -> Plan:
+        self.asked += 1
+        return replace(super().plan(), windows=(self.asked,) * self.shape.num_steps)
+
+
+@caught_by("in_flight_bytes")
+class DeclaresOneStream(DenseFormer):
+    """Forgets its history."""
+
+    def in_flight_bytes(self, dtype: torch.dtype) -> int:
+        return self.shape.hidden_size * dtype.itemsize
+
+
+@caught_by("parameters")
+class RegistersBuffer(Residual):
+    """Keeps a constant in a buffer, which nothing fills after the meta device."""
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.register_buffer("half", torch.tensor(0.5), persistent=False)
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + self.half * y
+
+
+@caught_by("parameters")
+class HidesParameters(Scaled):
+    """Its card says that there are none."""
+
+    card = Residual.card
+
+
+@caught_by("flops")
+class DeclaresTooFewFlops(DenseFormer):
+    """By a factor of ten."""
+
+    def flops_per_token(self) -> int:
+        return super().flops_per_token() // 10
+
+
+@caught_by("flops")
+class DeclaresTooManyFlops(DenseFormer):
+    """By a factor of ten."""
+
+    def flops_per_token(self) -> int:
+        return 10 * super().flops_per_token()
+
+
+@caught_by("sources")
+class NamesLaterSources(DenseFormer):
+    """Off by one."""
+
+    def sources(self, site: Site) -> tuple[Site | None, ...]:
+        sites = self.shape.sites()
+        return tuple(sites[min(len(sites) - 1, sites.index(s) + 2)] if s else None for s in super().sources(site))
+
+
+@caught_by("card")
+class LeavesAnOptionUndescribed(Residual):
+    """Nobody can tell what it does."""
+
+    class Config(MixerConfig):
+        """Options."""
+
+        strength: float = Field(1.0, ge=0, le=1)
+
+
+@caught_by("card")
+class WritesNoEquation(Residual):
+    """The card's equation is empty."""
+
+    card = replace(Residual.card, equation=" ")
+
+
+# Equivalence.
+
+
+@caught_by("neutral_settings")
+class NotNeutralAtDepthOne(DepthAttention):
+    """A null source takes part of the value even where there is no other."""
+
+    def mix_kv(self, state: Any, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Tensor, Tensor]:
+        return super().mix_kv(state, site, q, k, 0.5 * v)
+
+
+@caught_by("neutral_settings")
+class NotNeutralAtInit(DenseFormer):
+    """Starts from a uniform average."""
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        for weight in self.weights.values():
+            nn.init.constant_(weight, 1 / weight.numel())
+
+
+# Training.
+
+
+@caught_by("every_parameter_learns")
+class HasUnusedParameter(Scaled):
+    """A weight for a site that does not exist."""
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.last = nn.Parameter(torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        super().reset_parameters(generator, std)
+        nn.init.ones_(self.last)
+
+
+@caught_by("every_parameter_learns")
+class CancelsParameter(Scaled):
+    """Softmax over a single logit is one, whatever the logit."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        weight = self.scale[2 * site.step + (site.branch == "mlp")]
+        return state + weight.unsqueeze(0).softmax(0) * y
+
+
+@caught_by("gradients_are_derivatives")
+class DetachesSources(DenseFormer):
+    """Saves memory at the price of gradients."""
+
+    def write(self, state: Any, site: Site, y: Tensor) -> Any:
+        x, history = super().write(state, site, y)
+        return denseformer.State(x, tuple(h.detach() for h in history))
+
+
+class Outputs(NamedTuple):
+    """Every output so far, in one list."""
+
+    outputs: list[Tensor]
+
+
+@caught_by("activation_checkpointing")
+class AppendsToState(Residual):
+    """The state is a list that grows in place, so what is computed again is computed on more."""
+
+    def start(self, x: Tensor, context: Context) -> Any:
+        return Outputs([x])
+
+    def read(self, state: Any, site: Site) -> Tensor:
+        return torch.stack(state.outputs).sum(0)
+
+    def write(self, state: Any, site: Site, y: Tensor) -> Any:
+        state.outputs.append(y)
+        return state
+
+    def finish(self, state: Any) -> Tensor:
+        return torch.stack(state.outputs).sum(0)
+
+
+# What is saved.
+
+
+@caught_by("config_round_trip")
+class AllowsUnknownOptions(Strided):
+    """A misspelt option is silently dropped."""
+
+    class Config(MixerConfig):
+        """Options."""
+
+        model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+        stride: int = Field(1, ge=1, description="Steps between two weighted ones.")
+
+
+@caught_by("config_round_trip")
+class ChangesItsOptions(Strided):
+    """Counts the stride from zero and stores it from one, so that every reading adds one."""
+
+    class Config(MixerConfig):
+        """Options."""
+
+        stride: int = Field(1, ge=1, description="Steps between two weighted ones.")
+
+        @field_validator("stride")
+        @classmethod
+        def from_one(cls, value: int) -> int:
+            """Off by one, every time."""
+            return value + 1
+
+
+@caught_by("config_round_trip")
+class LosesItsOptions(Strided):
+    """An option that is left out of what is saved."""
+
+    class Config(MixerConfig):
+        """Options."""
+
+        stride: int = Field(1, ge=1, exclude=True, description="Steps between two weighted ones.")
+
+
+@caught_by("state_dict_round_trip")
+class KeepsWeightsAsAttribute(Residual):
+    """A drawn weight is a float of the module; the state dict knows nothing of it."""
+
+    scale = 1.0
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        self.scale = float(torch.rand((), generator=generator))
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + self.scale * y
+
+
+@caught_by("checkpoint_round_trip")
+class RewritesItsConfig(Strided):
+    """Replaces its options by derived ones, and derives again when it is loaded."""
+
+    def __init__(self, config: Any, shape: DecoderShape) -> None:
+        super().__init__(config.model_copy(update={"stride": 2 * config.stride}), shape)
+
+
+# Precisions, devices, sizes.
+
+
+@caught_by("precisions")
+class SumsInSinglePrecision(Residual):
+    """Adds in float32, also where everything else is float64."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return (state.float() + y.float()).to(y.dtype)
+
+
+@caught_by("precisions")
+class ReturnsWrongDtype(Residual):
+    """Keeps the stream in float32 and never casts back."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@caught_by("large_activations")
+class Overflows(Residual):
+    """A softmax without subtracting the maximum."""
+
+    def finish(self, state: Tensor) -> Tensor:
+        weights = state.exp()
+        return state * weights / weights.sum(-1, keepdim=True)
+
+
+@caught_by("meta_device")
+class BuildsOnTheCpu(Residual):
+    """A constant on a fixed device."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y * torch.full((y.size(-1),), 0.5, device="cpu", dtype=y.dtype)
+
+
+@caught_by("extremes")
+class NeedsGroupsOfFour(Residual):
+    """Normalises groups of four channels, without refusing a size that has none."""
+
+    def finish(self, state: Tensor) -> Tensor:
+        groups = state.unflatten(-1, (-1, 4))
+        return (groups / (1 + groups.norm(dim=-1, keepdim=True))).flatten(-2)
+
+
+@caught_by("extremes")
+class KnowsTwelveSteps(Residual):
+    """A table of a fixed number of depths, which none of the usual sizes exceeds."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        decay = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+        return state + decay[site.layer] * y
+
+
+@caught_by("compiles")
+class BranchesOnData(Residual):
+    """Skips outputs that are small."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        if y.abs().mean() > 0.01:
+            return state + y
+        return state
+
+
+@caught_by("causality")
+class SplitsInputsOfTheMlp(Residual):
+    """Separate inputs at a site that has one."""
+
+    def read(self, state: Tensor, site: Site) -> Tensor | AttentionInputs:  # type: ignore[override]
+        return AttentionInputs(state, state, state)
