@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mixerzoo.generation import generate, stream
     from mixerzoo.hookspecs import hookimpl
     from mixerzoo.mixer import (
+        API_VERSION,
         AttentionInputs,
         Context,
         DecoderShape,
@@ -42,6 +43,7 @@ _HOME = {
     "generation": ("generate", "stream"),
     "hookspecs": ("hookimpl",),
     "mixer": (
+        "API_VERSION",
         "AttentionInputs",
         "Context",
         "DecoderShape",
@@ -74,6 +76,7 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "save_checkpoint",
     "stream",
     # write a mixer
+    "API_VERSION",
     "AttentionInputs",
     "Context",
     "DecoderShape",

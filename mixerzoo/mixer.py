@@ -27,6 +27,9 @@ from torch import Tensor, nn
 
 from mixerzoo.errors import MixerError
 
+#: Version of the interface between a mixer and the decoder; it changes when an old mixer would no longer work.
+API_VERSION = 1
+
 Branch: TypeAlias = Literal["attention", "mlp"]
 
 #: A mixer's state: a tensor or a (named, possibly nested) tuple of tensors. It is a value: passed in,
@@ -265,6 +268,9 @@ class Mixer(nn.Module, ABC):
     name: ClassVar[str]
     Config: ClassVar[type[MixerConfig]] = MixerConfig
     card: ClassVar[MixerCard]
+    #: The `API_VERSION` that the mixer was written for. A plugin sets the number itself, so that a later
+    #: mixerzoo with another one refuses it in words instead of running it wrongly.
+    api_version: ClassVar[int] = API_VERSION
     #: The method needs the keys and values that each layer computes itself, so it cannot run where a
     #: layer borrows them from another.
     needs_own_kv: ClassVar[bool] = False

@@ -14,7 +14,7 @@ import pluggy
 
 from mixerzoo import hookspecs
 from mixerzoo.errors import MixerError, PluginError, did_you_mean
-from mixerzoo.mixer import Mixer
+from mixerzoo.mixer import API_VERSION, Mixer
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,12 @@ def _check_class(mixer: Any) -> None:
     for attribute in ("name", "card"):
         if not hasattr(mixer, attribute):
             raise PluginError(f"mixer class {mixer.__qualname__} has no {attribute!r}")
+    if mixer.api_version != API_VERSION:
+        newer = "mixerzoo" if mixer.api_version > API_VERSION else "the plugin"
+        raise PluginError(
+            f"mixer {mixer.name!r} was written for version {mixer.api_version} of the mixer API, and this "
+            f"mixerzoo has version {API_VERSION}; upgrade {newer}"
+        )
     missing = sorted(getattr(mixer, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"mixer {mixer.name!r} does not implement: {', '.join(missing)}")

@@ -12,7 +12,6 @@ import yaml
 from mixerzoo.errors import RecipeError
 from mixerzoo.validation import Path
 
-
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 

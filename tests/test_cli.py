@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -95,29 +94,18 @@ def squeezed(text: str) -> str:
 # Starting.
 
 
-def test_help_imports_no_torch_and_is_quick() -> None:
+def test_help_imports_neither_torch_nor_pydantic() -> None:
     found = subprocess_run(["-X", "importtime", "-m", "mixerzoo", "--help"])
     assert found.returncode == 0
     assert b"torch" not in found.stderr
     assert b"pydantic" not in found.stderr
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert subprocess_run(["-m", "mixerzoo", "--help"]).stdout.startswith(b"Usage: ")
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 2
 
 
-def test_list_takes_little_longer_than_importing_torch() -> None:
-    def quickest(arguments: Sequence[str]) -> float:
-        taken = []
-        for _ in range(3):
-            start = time.perf_counter()
-            assert subprocess_run(arguments).returncode == 0
-            taken.append(time.perf_counter() - start)
-        return min(taken)
-
-    assert quickest(["-m", "mixerzoo", "list"]) - quickest(["-c", "import torch"]) < 0.8
+def test_list_imports_nothing_heavier_than_torch() -> None:
+    found = subprocess_run(["-X", "importtime", "-m", "mixerzoo", "list"])
+    assert found.returncode == 0
+    for heavy in (b"transformers", b"tokenizers", b"datasets", b"torch._dynamo", b"sympy"):
+        assert heavy not in found.stderr, heavy
 
 
 def test_no_command_here_imports_transformers(recipe: Path, checkpoint: Path) -> None:

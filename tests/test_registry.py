@@ -9,8 +9,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from typer.testing import CliRunner
 
 from mixerzoo import Mixer, load_registry
+from mixerzoo.cli import app
 from mixerzoo.errors import MixerError, PluginError
 from mixerzoo.registry import Registry
 
@@ -321,3 +323,27 @@ def test_nothing_near_suggests_nothing() -> None:
 def test_no_mixer_at_all() -> None:
     with pytest.raises(MixerError, match="no mixer is named 'residual'"):
         Registry([]).get("residual")
+
+
+def test_a_mixer_of_another_api_version_is_refused_in_words(site: SitePackages) -> None:
+    site.install("older", dedent(good("old")) + "\n\nOwn.api_version = 0\n")
+    site.install("newer", dedent(good("new")) + "\n\nOwn.api_version = 99\n")
+    registry = site.registry()
+    reasons = {broken.plugin: broken.reason for broken in registry.broken}
+    assert "was written for version 0 of the mixer API" in reasons["older:older"]
+    assert reasons["older:older"].endswith("upgrade the plugin")
+    assert reasons["newer:newer"].endswith("upgrade mixerzoo")
+    assert registry.entries == {}
+
+
+def test_list_strict_fails_on_a_broken_plugin(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("broken", "import nowhere_to_be_found")
+    site.install("fine", good("fine"))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.registry.load_registry", lambda: registry)
+    lenient = CliRunner().invoke(app, ["list"])
+    assert lenient.exit_code == 0
+    assert "broken:broken" in lenient.output
+    strict = CliRunner().invoke(app, ["list", "--strict"])
+    assert strict.exit_code == 2
+    assert "plugins that cannot be loaded: broken:broken" in strict.output

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
 
 from mixerzoo.cli.common import LETTERS, JsonOption, console, print_json, table
+from mixerzoo.errors import PluginError
 
 if TYPE_CHECKING:
     from mixerzoo.registry import MixerEntry, Registry
 
 
-def command(as_json: JsonOption = False) -> None:
+def command(
+    as_json: JsonOption = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a plugin cannot be loaded.")] = False,
+) -> None:
     """List the installed mixers.
 
     Formulas are per token: the cache keeps the persistent bytes for every past token, the bytes in flight are
@@ -23,6 +29,8 @@ def command(as_json: JsonOption = False) -> None:
         print_json(_to_dict(registry))
     else:
         _print(registry)
+    if strict and registry.broken:
+        raise PluginError(f"plugins that cannot be loaded: {', '.join(b.plugin for b in registry.broken)}")
 
 
 def _sorted(registry: Registry) -> list[MixerEntry]:
