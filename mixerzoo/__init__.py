@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
-    from mixerzoo.decoder import Decoder, LoopConfig, ModelConfig
+    from mixerzoo.decoder import Decoder
     from mixerzoo.errors import MixerzooError
     from mixerzoo.generation import generate, stream
     from mixerzoo.hookspecs import hookimpl
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Site,
         State,
     )
+    from mixerzoo.model_config import LoopConfig, ModelConfig
     from mixerzoo.recipe import Recipe, build, load_recipe
     from mixerzoo.registry import load_registry
 
@@ -38,7 +39,7 @@ __version__ = "0.1.0"
 _HOME = {
     "cache": ("KVCache",),
     "checkpoints": ("load_checkpoint", "save_checkpoint"),
-    "decoder": ("Decoder", "LoopConfig", "ModelConfig"),
+    "decoder": ("Decoder",),
     "errors": ("MixerzooError",),
     "generation": ("generate", "stream"),
     "hookspecs": ("hookimpl",),
@@ -56,6 +57,7 @@ _HOME = {
         "Site",
         "State",
     ),
+    "model_config": ("LoopConfig", "ModelConfig"),
     "recipe": ("Recipe", "build", "load_recipe"),
     "registry": ("load_registry",),
 }

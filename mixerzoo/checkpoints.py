@@ -21,9 +21,10 @@ from torch import Tensor
 
 from mixerzoo import __version__
 from mixerzoo.attention import BackendName, check_backend
-from mixerzoo.decoder import Decoder, ModelConfig
+from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, MixerError, did_you_mean
 from mixerzoo.mixer import Mixer, MixerConfig, ReferenceReading
+from mixerzoo.model_config import ModelConfig
 from mixerzoo.registry import load_registry
 from mixerzoo.validation import problems
 

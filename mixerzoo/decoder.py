@@ -1,250 +1,26 @@
-"""The one decoder skeleton: norm, rotary, attention, MLP, layers, and the loop that runs a mixer over them.
+"""The one decoder skeleton: the loop that runs a mixer over the layers, the head, and the initial weights.
 
 Parameter names are those of Hugging Face Llama and Qwen3; the mixer's live under ``model.mixer``.
-Letters in shapes: B batch, T tokens of this call, D hidden size, H query heads, G key/value heads,
-d head_dim, V vocabulary.
+Letters in shapes: B batch, T tokens of this call, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixerzoo.attention import (
-    AttentionMask,
-    BackendName,
-    Visibility,
-    backend_function,
-    check_backend,
-    make_mask,
-)
+from mixerzoo.attention import AttentionMask, Visibility, backend_function, check_backend, make_mask
 from mixerzoo.cache import KVCache
 from mixerzoo.errors import CacheError, MixerError
-from mixerzoo.mixer import AttentionInputs, Context, DecoderShape, Mixer, MixerConfig, Plan, Site, State
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class LoopConfig(BaseModel):
-    """Run a stretch of layers several times with tied weights: prelude, body × count, coda."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    prelude: int = Field(0, ge=0, description="Layers before the body, run once.")
-    coda: int = Field(0, ge=0, description="Layers after the body, run once.")
-    count: Positive = Field(1, description="How many times the body runs; 1 is no loop.")
-
-
-class ModelConfig(BaseModel):
-    """Sizes and conventions of the decoder; everything but the mixer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    hidden_size: Positive = Field(description="Width D of the hidden states.")
-    intermediate_size: Positive = Field(description="Width of the SwiGLU MLP.")
-    num_layers: Positive = Field(description="Physical layers.")
-    num_heads: Positive = Field(description="Query heads H.")
-    num_kv_heads: Positive | None = Field(None, description="Key/value heads G; default: as many as query heads.")
-    head_dim: Positive | None = Field(None, description="Width of a head; default hidden_size / num_heads.")
-    vocab_size: Positive | None = Field(None, description="Rows of the embedding; default: the tokenizer's.")
-    qk_norm: bool = Field(True, description="RMSNorm on each query and key head.")
-    k_norm: Literal["pre_rope", "post_rope"] = Field(
-        "pre_rope",
-        description="Whether the key norm comes before RoPE (Qwen3) or after it (Depth-Attention release).",
-    )
-    rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary embedding.")
-    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of every RMSNorm.")
-    tie_embeddings: bool = Field(False, description="The head shares the embedding's weight.")
-    scale_embeddings: bool = Field(False, description="Multiply embeddings by √D.")
-    init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
-    loop: LoopConfig = Field(LoopConfig(), description="Looped layers.")
-    attention: BackendName = Field("sdpa", description="Attention backend.")
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.head_dim is None and self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}; set head_dim"
-            )
-        if self.num_heads % self.resolved_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}")
-        if self.resolved_head_dim % 2:
-            raise ValueError(f"head_dim {self.resolved_head_dim} is odd; RoPE rotates pairs")
-        if self.loop.prelude + self.loop.coda >= self.num_layers:
-            raise ValueError(
-                f"loop.prelude {self.loop.prelude} + loop.coda {self.loop.coda} leaves no body "
-                f"in {self.num_layers} layers"
-            )
-        return self
-
-    @property
-    def resolved_kv_heads(self) -> int:
-        """G, with its default applied."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-    @property
-    def resolved_head_dim(self) -> int:
-        """d, with its default applied."""
-        return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Physical layer of each unrolled step."""
-        layers = tuple(range(self.num_layers))
-        start, stop = self.loop.prelude, self.num_layers - self.loop.coda
-        return layers[:start] + layers[start:stop] * self.loop.count + layers[stop:]
-
-    def shape(self) -> DecoderShape:
-        """What a mixer may know of this decoder.
-
-        Raises:
-            MixerError: the vocabulary size is still open.
-        """
-        if self.vocab_size is None:
-            raise MixerError("model.vocab_size is not set, and no tokenizer was given to take it from")
-        return DecoderShape(
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            num_kv_heads=self.resolved_kv_heads,
-            head_dim=self.resolved_head_dim,
-            order=self.order,
-            norm_eps=self.norm_eps,
-            vocab_size=self.vocab_size,
-        )
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Where norms, RoPE and softmax happen: float64 for float64 inputs, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-class RMSNorm(nn.Module):
-    """x · weight / √(mean(x²) + eps) over the last dimension.
-
-    Args:
-        size: of the last dimension.
-        eps: added to the mean square.
-    """
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [..., size]."""
-        exact = x.to(compute_dtype(x))
-        scaled = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
-
-
-class Rotary(NamedTuple):
-    """Cosine and sine [B or 1, 1, T, d] of the rotary angles."""
-
-    cos: Tensor
-    sin: Tensor
-
-    @classmethod
-    def at(cls, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
-        """Angles of positions [B or 1, T] for heads whose two halves rotate against each other.
-
-        Args:
-            positions: integer positions.
-            head_dim: d, even.
-            theta: base; pair i turns by ``position · theta^(−2i/d)``.
-            dtype: of the arithmetic and of the result.
-        """
-        pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype)
-        frequency = 1.0 / (theta ** (pairs / head_dim))
-        angles = positions.to(dtype)[:, None, :, None] * frequency
-        angles = torch.cat([angles, angles], dim=-1)
-        return cls(angles.cos(), angles.sin())
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotate x [B, heads, T, d]."""
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        return (x * self.cos + turned * self.sin).to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Projections, head norms and RoPE of one layer, and its output projection.
-
-    The attention itself is a backend's; what lies between the two halves is the mixer's and the cache's.
-
-    Args:
-        config: sizes and conventions.
-        has_k: whether any run of the layer makes keys of its own; else there is no projection for them.
-        has_v: likewise for values.
-    """
-
-    def __init__(self, config: ModelConfig, has_k: bool = True, has_v: bool = True) -> None:
-        super().__init__()
-        head_dim = config.resolved_head_dim
-        self.head_dim = head_dim
-        self.scaling = head_dim**-0.5
-        self.k_norm_last = config.k_norm == "post_rope"
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * head_dim, bias=False)
-        if has_k:
-            self.k_proj = nn.Linear(config.hidden_size, config.resolved_kv_heads * head_dim, bias=False)
-            self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        if has_v:
-            self.v_proj = nn.Linear(config.hidden_size, config.resolved_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * head_dim, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
-
-    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Queries [B, H, T, d] of normed inputs [B, T, D], after head norm and RoPE."""
-        q: Tensor = self.q_norm(self._heads(self.q_proj(x)))
-        return rotary.rotate(q)
-
-    def key(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Keys [B, G, T, d], after head norm and RoPE in the order of ``k_norm``."""
-        k = self._heads(self.k_proj(x))
-        if self.k_norm_last:
-            normed: Tensor = self.k_norm(rotary.rotate(k))
-            return normed
-        return rotary.rotate(self.k_norm(k))
-
-    def value(self, x: Tensor) -> Tensor:
-        """Values [B, G, T, d]."""
-        return self._heads(self.v_proj(x))
-
-    def output(self, heads: Tensor) -> Tensor:
-        """Output [B, T, D] of mixed values [B, H, T, d]."""
-        y: Tensor = self.o_proj(heads.transpose(1, 2).flatten(2))
-        return y
-
-
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) · up(x)).
-
-    Args:
-        config: sizes.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] → [B, T, D]."""
-        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return y
+from mixerzoo.layers import Layer, RMSNorm, Rotary, compute_dtype
+from mixerzoo.mixer import AttentionInputs, Context, Mixer, MixerConfig, Plan, Site, State
+from mixerzoo.model_config import ModelConfig
 
 
 class _KV(NamedTuple):
@@ -256,30 +32,6 @@ class _KV(NamedTuple):
 
 #: The mixer's state after a step, and what the step attended to.
 _StepResult: TypeAlias = tuple[State, _KV]
-
-
-class Layer(nn.Module):
-    """The weights of one physical layer; the order of operations is `Backbone`'s.
-
-    Args:
-        config: sizes and conventions.
-        has_k: as in `Attention`.
-        has_v: as in `Attention`.
-    """
-
-    def __init__(self, config: ModelConfig, has_k: bool = True, has_v: bool = True) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(config, has_k, has_v)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, run: Callable[..., _StepResult], *arguments: Any) -> _StepResult:
-        """Run a step with this layer's weights: ``run(self, *arguments)``.
-
-        So that whatever hangs on a module's forward (sharding gathers weights there) sees one call a step.
-        """
-        return run(self, *arguments)
 
 
 class _Forward(NamedTuple):

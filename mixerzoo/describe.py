@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixerzoo.decoder import Decoder, Layer
+from mixerzoo.decoder import Decoder
 from mixerzoo.errors import RecipeError
+from mixerzoo.layers import Layer
 from mixerzoo.mixer import DecoderShape
 from mixerzoo.picture import picture
 from mixerzoo.recipe import Recipe, build

@@ -19,9 +19,10 @@ from pydantic import (
 )
 
 from mixerzoo.data.config import DataConfig
-from mixerzoo.decoder import Decoder, ModelConfig, materialize
+from mixerzoo.decoder import Decoder, materialize
 from mixerzoo.errors import MixerError, RecipeError
 from mixerzoo.mixer import MixerConfig
+from mixerzoo.model_config import ModelConfig
 from mixerzoo.registry import load_registry
 from mixerzoo.validation import Problem, problems
 from mixerzoo.yaml_source import YamlSource

@@ -325,7 +325,15 @@ def test_foreign_configurations_that_mean_something_else(config: dict[str, Any],
 
 
 def test_defaults_of_keys_that_are_absent(tmp_path: Path) -> None:
-    keys = ["rms_norm_eps", "rope_theta", "head_dim", "tie_word_embeddings", "scale_embeds", "hidden_act", "use_qk_norm"]
+    keys = [
+        "rms_norm_eps",
+        "rope_theta",
+        "head_dim",
+        "tie_word_embeddings",
+        "scale_embeds",
+        "hidden_act",
+        "use_qk_norm",
+    ]
     config = load_checkpoint(VANILLA.write(tmp_path, config=dict.fromkeys(keys))).config
     assert (config.norm_eps, config.rope_theta, config.resolved_head_dim) == (1e-6, 10000.0, 8)
     assert (config.tie_embeddings, config.scale_embeddings, config.qk_norm) == (False, False, True)

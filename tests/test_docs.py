@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import COMMANDS, app
 from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
-from mixerzoo.decoder import LoopConfig, ModelConfig
+from mixerzoo.model_config import LoopConfig, ModelConfig
 from mixerzoo.recipe import EvalConfig, TrainConfig, load_recipe
 from mixerzoo.train import train
 from runs import OVERRIDES, tiny_recipe

@@ -195,14 +195,14 @@ class SharesItsCount(Positions):
 
 @caught_by("reorder")
 class RemembersRows(Residual):
-    """Keeps the first token of each row on the module, where no reordering reaches it."""
+    """Keeps the first token of each row on the module, where no reordering reaches it; see `Positions`."""
 
     first: Tensor | None = None
 
     def start(self, x: Tensor, context: Context) -> Tensor:
-        if self.first is None or self.first.size(0) != x.size(0):
+        if self.first is None or x.size(1) > 1:
             self.first = x[:, :1]
-        return x + self.first
+        return x + 0.5 * self.first
 
 
 # Purity.
@@ -368,10 +368,10 @@ class RegistersBuffer(Residual):
 
     def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
         super().__init__(config, shape)
-        self.register_buffer("half", torch.tensor(0.5), persistent=False)
+        self.register_buffer("damping", torch.tensor(0.5), persistent=False)
 
     def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
-        return state + self.half * y
+        return state + self.damping * y
 
 
 @caught_by("parameters")

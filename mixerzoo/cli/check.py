@@ -76,7 +76,6 @@ def _run(entry: MixerEntry, profile: Profile, seconds: float | None, only: Seque
     Raises:
         MixerzooError: a name in ``only`` is no check, or none of this profile.
     """
-    import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -106,15 +105,8 @@ def _run(entry: MixerEntry, profile: Profile, seconds: float | None, only: Seque
             if not result.ok:
                 bars.console.print(f"{check.clause} {check.name}: {result.outcome}", soft_wrap=True)
 
-    threads = torch.get_num_threads()
-    # The cases are so small that a second thread only gets in the way.
-    torch.set_num_threads(1)
-    try:
-        with bars:
-            results = check_mixer(entry.mixer, profile=profile, only=only, seconds=seconds, progress=progress)
-    finally:
-        torch.set_num_threads(threads)
-    return sorted(results, key=lambda result: [int(part) for part in result.check.clause.split(".")])
+    with bars:
+        return check_mixer(entry.mixer, profile=profile, only=only, seconds=seconds, progress=progress)
 
 
 def _to_dict(entry: MixerEntry, profile: str, results: Sequence[Result], elapsed: float) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixerzoo.decoder import Decoder, ModelConfig, RMSNorm, materialize
+from mixerzoo.decoder import Decoder, materialize
+from mixerzoo.layers import RMSNorm
 from mixerzoo.mixer import Mixer
+from mixerzoo.model_config import ModelConfig
 
 VOCAB_SIZE = 23
 

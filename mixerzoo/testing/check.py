@@ -70,6 +70,7 @@ def assert_close(ours: Tensor, expected: Tensor, what: str, tolerance: float = E
     if not ours.numel():
         return
     assert ours.isfinite().all(), f"{what}: not finite"
+    ours, expected = ours.detach(), expected.detach()
     scale = max(1.0, float(expected.abs().max()))
     difference = float((ours - expected).abs().max())
     assert difference <= tolerance * scale, f"{what}: differs by {difference:.3g} (allowed {tolerance * scale:.1g})"

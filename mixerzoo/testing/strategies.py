@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from mixerzoo.decoder import ModelConfig
-from mixerzoo.errors import MixerError
+from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer, MixerConfig
+from mixerzoo.model_config import ModelConfig
 from mixerzoo.testing.case import VOCAB_SIZE, Case
 
 #: Option → strategy of its values, in place of what its type suggests.
@@ -134,7 +134,7 @@ def cases(draw: st.DrawFn, mixer: type[Mixer], overrides: Overrides | None = Non
     shape = ModelConfig.model_validate({**model, "vocab_size": VOCAB_SIZE}).shape()
     try:
         mixer(mixer.Config.model_validate(chosen), shape).plan()
-    except MixerError:
+    except MixerzooError:
         assume(False)
     return Case(
         model=model,

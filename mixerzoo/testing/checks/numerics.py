@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from mixerzoo.decoder import Decoder
-from mixerzoo.errors import MixerError
+from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.testing.case import VOCAB_SIZE, Case
 from mixerzoo.testing.check import assert_close, clause
@@ -17,10 +18,13 @@ from mixerzoo.testing.checks.decoding import cached_decoding
 @clause("8.1")
 @torch.no_grad()
 def precisions(mixer: type[Mixer], case: Case) -> None:
-    """float32 agrees with float64; bf16 weights and bf16 autocast run and stay close."""
+    """float64 is float64 throughout and float32 agrees with it; bf16 weights and bf16 autocast run."""
     exact = case.decoder(mixer)
     tokens = case.tokens()
     expected = exact(tokens)
+    # Rounding to float32 anywhere drowns the response to a step as small as the second.
+    wide, narrow = (_response(exact, tokens, step) for step in (1e-5, 1e-9))
+    assert_close(narrow, wide, "the response to a tiny step, in float64", tolerance=1e-2)
     single = case.decoder(mixer, dtype=torch.float32)
     logits = single(tokens)
     assert logits.dtype == torch.float32, f"float32 weights give {logits.dtype}"
@@ -34,6 +38,19 @@ def precisions(mixer: type[Mixer], case: Case) -> None:
         pieces = torch.cat([single(piece, cache) for piece in case.pieces(tokens)], dim=1)
     assert mixed.isfinite().all(), "logits under autocast are not finite"
     assert pieces.isfinite().all(), "cached logits under autocast are not finite"
+
+
+def _response(decoder: Decoder, tokens: Tensor, step: float) -> Tensor:
+    """Change of the logits per step when the embeddings take a step there and back."""
+    weight = decoder.model.embed_tokens.weight
+    direction = torch.linspace(-1, 1, weight.numel(), dtype=weight.dtype).view_as(weight)
+    kept, ends = weight.clone(), []
+    for sign in (1, -1):
+        weight.copy_(kept + sign * step * direction)
+        ends.append(decoder(tokens))
+    weight.copy_(kept)
+    response: Tensor = (ends[0] - ends[1]) / (2 * step)
+    return response
 
 
 @clause("8.2")
@@ -75,7 +92,7 @@ def extremes(mixer: type[Mixer], case: Case) -> None:
             try:
                 cached_decoding(mixer, extreme)
                 built += 1
-            except MixerError:
+            except MixerzooError:
                 # A mixer may refuse a size, in words.
                 continue
     assert built, "the mixer refuses every extreme size"

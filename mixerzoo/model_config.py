@@ -1,0 +1,102 @@
+"""The ``model`` section of a recipe: sizes and conventions of the decoder, everything but the mixer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mixerzoo.attention import BackendName
+from mixerzoo.errors import MixerError
+from mixerzoo.mixer import DecoderShape
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class LoopConfig(BaseModel):
+    """Run a stretch of layers several times with tied weights: prelude, body × count, coda."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prelude: int = Field(0, ge=0, description="Layers before the body, run once.")
+    coda: int = Field(0, ge=0, description="Layers after the body, run once.")
+    count: Positive = Field(1, description="How many times the body runs; 1 is no loop.")
+
+
+class ModelConfig(BaseModel):
+    """Sizes and conventions of the decoder; everything but the mixer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    hidden_size: Positive = Field(description="Width D of the hidden states.")
+    intermediate_size: Positive = Field(description="Width of the SwiGLU MLP.")
+    num_layers: Positive = Field(description="Physical layers.")
+    num_heads: Positive = Field(description="Query heads H.")
+    num_kv_heads: Positive | None = Field(None, description="Key/value heads G; default: as many as query heads.")
+    head_dim: Positive | None = Field(None, description="Width of a head; default hidden_size / num_heads.")
+    vocab_size: Positive | None = Field(None, description="Rows of the embedding; default: the tokenizer's.")
+    qk_norm: bool = Field(True, description="RMSNorm on each query and key head.")
+    k_norm: Literal["pre_rope", "post_rope"] = Field(
+        "pre_rope",
+        description="Whether the key norm comes before RoPE (Qwen3) or after it (Depth-Attention release).",
+    )
+    rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary embedding.")
+    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of every RMSNorm.")
+    tie_embeddings: bool = Field(False, description="The head shares the embedding's weight.")
+    scale_embeddings: bool = Field(False, description="Multiply embeddings by √D.")
+    init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
+    loop: LoopConfig = Field(LoopConfig(), description="Looped layers.")
+    attention: BackendName = Field("sdpa", description="Attention backend.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}; set head_dim"
+            )
+        if self.num_heads % self.resolved_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}")
+        if self.resolved_head_dim % 2:
+            raise ValueError(f"head_dim {self.resolved_head_dim} is odd; RoPE rotates pairs")
+        if self.loop.prelude + self.loop.coda >= self.num_layers:
+            raise ValueError(
+                f"loop.prelude {self.loop.prelude} + loop.coda {self.loop.coda} leaves no body "
+                f"in {self.num_layers} layers"
+            )
+        return self
+
+    @property
+    def resolved_kv_heads(self) -> int:
+        """G, with its default applied."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def resolved_head_dim(self) -> int:
+        """d, with its default applied."""
+        return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Physical layer of each unrolled step."""
+        layers = tuple(range(self.num_layers))
+        start, stop = self.loop.prelude, self.num_layers - self.loop.coda
+        return layers[:start] + layers[start:stop] * self.loop.count + layers[stop:]
+
+    def shape(self) -> DecoderShape:
+        """What a mixer may know of this decoder.
+
+        Raises:
+            MixerError: the vocabulary size is still open.
+        """
+        if self.vocab_size is None:
+            raise MixerError("model.vocab_size is not set, and no tokenizer was given to take it from")
+        return DecoderShape(
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.resolved_kv_heads,
+            head_dim=self.resolved_head_dim,
+            order=self.order,
+            norm_eps=self.norm_eps,
+            vocab_size=self.vocab_size,
+        )
