@@ -158,7 +158,8 @@ class KVCache:
                     f"cannot crop {dropped} tokens: a slot of window {limit} has dropped what it would "
                     f"need; create the cache with max_rollback={dropped} or more"
                 )
-        self._oldest = oldest
+        # Positions from ``length`` on will be filled again.
+        self._oldest = {limit: min(first, length) for limit, first in oldest.items()}
         for step, storage, window in self._slots():
             data = storage[step]
             if window is None:

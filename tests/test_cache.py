@@ -513,6 +513,13 @@ def test_crop_to_nothing_needs_nothing(max_length: int | None, window: int) -> N
     assert positions[-2:] == [0, 1]
     assert keys.size(2) == len(positions)
     assert torch.equal(keys[:, :, -2:], numbered(1, 2, 50.0))
+    # What was dropped before has no bearing on what came after.
+    cache.crop(1)
+    ((keys, _),) = feed(cache, numbered(1, 1, 90.0))
+    assert keys is not None
+    expected = torch.cat([numbered(1, 2, 50.0)[:, :, :1], numbered(1, 1, 90.0)], dim=2)
+    visible = min(2, window)
+    assert torch.equal(keys[:, :, -visible:], expected[:, :, -visible:])
 
 
 @pytest.mark.parametrize("rows", [[2], [-1], [], [[0, 1]]], ids=str)
