@@ -161,6 +161,8 @@ def load_checkpoint(
         BackendError: the attention backend cannot run on the device.
     """
     directory = Path(path)
+    if k_norm not in (None, "pre_rope", "post_rope"):
+        raise CheckpointError(f"k_norm is {k_norm!r}; it must be 'pre_rope' or 'post_rope'")
     check_backend(attention, device)
     raw = _read_json(directory / CONFIG_FILE)
     tensors = _read_tensors(directory)

@@ -83,10 +83,11 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise RunError(f"{self.path} exists and is not a directory; choose another with --out")
-        if not (self.path / RECIPE_FILE).exists():
+        # A recipe.yaml alone may be the user's own.
+        if not ((self.path / RECIPE_FILE).exists() and (self.path / RUN_FILE).exists()):
             raise RunError(
-                f"{self.path} exists and does not hold a run (it has no {RECIPE_FILE}), so it is left alone; "
-                "choose another directory with --out"
+                f"{self.path} exists and does not hold a run (it lacks {RECIPE_FILE} or {RUN_FILE}), so it is "
+                "left alone; choose another directory with --out"
             )
         if not overwrite:
             raise RunError(
@@ -109,6 +110,14 @@ class RunDirectory:
                 f"{self.path} was started with another recipe, so it cannot be resumed with this one:\n"
                 + "\n".join(lines)
             )
+        self.check_data(fingerprint)
+
+    def check_data(self, fingerprint: str) -> None:
+        """Refuse data other than the run's own.
+
+        Raises:
+            RunError: the data changed, or the run's records cannot be read.
+        """
         try:
             began = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")).get("data_fingerprint")
         except (OSError, ValueError) as error:
@@ -116,7 +125,7 @@ class RunDirectory:
         if began != fingerprint:
             raise RunError(
                 f"{self.path}: the data changed since the run was started (other files, or another Python for "
-                "the source 'stdlib'); a resumed run would train on something else"
+                "the source 'stdlib'), so its text and its tokenizer are no longer the run's"
             )
 
     def recipe(self) -> Recipe:

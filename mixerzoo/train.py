@@ -204,7 +204,7 @@ def evaluate_run(directory: Path, *, reporter: Reporter | None = None) -> dict[s
         ``bits_per_byte``, ``perplexity``, yardsticks and byte counts.
 
     Raises:
-        RunError: the directory holds no run.
+        RunError: the directory holds no run, or the run's data changed.
         CheckpointError: it holds no readable checkpoint, or one of another vocabulary.
         DataError: the recipe's text cannot be read.
     """
@@ -214,6 +214,7 @@ def evaluate_run(directory: Path, *, reporter: Reporter | None = None) -> dict[s
     if torch.cuda.is_available():
         decoder.to("cuda")
     data = prepare(recipe.data, progress=reporter.data)
+    RunDirectory(directory).check_data(data.fingerprint)
     if data.tokenizer.vocab_size > decoder.shape.vocab_size:
         raise CheckpointError(f"{directory}: the tokenizer has more tokens than the checkpoint's embedding has rows")
     final = _score(decoder, recipe, data, None, reporter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -413,3 +414,20 @@ def test_the_tokenizer_of_the_run_is_the_one_it_was_trained_with(finished):
 def test_overrides_are_those_of_the_quickstart():
     assert QUICKSTART.exists()
     assert tiny_recipe() == load_recipe(QUICKSTART, OVERRIDES)
+
+
+def test_a_recipe_of_the_user_s_own_does_not_make_a_run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="does not hold a run"):
+        train(tiny_recipe(), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_evaluation_on_other_data_is_refused(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    run = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(run | {"data_fingerprint": "0"}))
+    with pytest.raises(RunError, match="data changed"):
+        evaluate_run(copy)
