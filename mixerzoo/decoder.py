@@ -29,7 +29,7 @@ from mixerzoo.attention import (
 from mixerzoo.cache import KVCache
 from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.inputs import check_inputs
-from mixerzoo.latent_attention import LatentAttention
+from mixerzoo.latent_attention import LatentAttention, LatentFunctions, attend_to_latents
 from mixerzoo.layers import Attention, Layer, Rotary
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, MixerConfig, Plan, Site, State
 from mixerzoo.model_config import ModelConfig
@@ -193,54 +193,24 @@ class Backbone(Stack):
         site: Site,
         shared: _Forward,
     ) -> tuple[State, Tensor, KeysAndValues]:
-        attn, step, cache = layer.self_attn, site.step, shared.cache
+        attn, cache = layer.self_attn, shared.cache
         assert isinstance(attn, LatentAttention)
-        if isinstance(x, AttentionInputs):
-            raise MixerError(f"mixer {self.mixer.name!r} returned AttentionInputs, which latent attention cannot take")
-        q = attn.query(x, shared.rotary)
-        mask = shared.masks[self.plan.window(step)]
-        latents = attn.latent(x, shared.rotary) if self.plan.owns_k(step) else None
-        k = v = None
-        if latents is not None and (cache is None or self.mixer.defines("mix_kv")):
-            k, v = attn.expand(latents)
-            state, k, v = self.mixer.mix_kv(state, site, q, k, v)
+        mask = shared.masks[self.plan.window(site.step)]
         attend = backend_function(self._backend)
-        if cache is None:
-            if latents is None:
-                assert borrowed.k is not None
-                latents = borrowed.k.k
-                k, v = attn.expand(latents)
-            assert k is not None
-            assert v is not None
-            return state, attn.output(attend(q, k, v, mask, attn.scaling)), KeysAndValues(latents, latents[..., :0])
-        sources = self.plan.sources_of_latents(step)
-        weights: Tensor | None
-        if latents is None:
-            assert borrowed.k is not None
-            latents, weights = borrowed.k
-        else:
-            weights = self.mixer.value_weights(state, site) if sources else q[..., :0]
-            latents, weights = cache.append(step, latents, weights)
-        assert latents is not None
-        assert weights is not None
-        latents = latents.to(q.dtype)
-        q = attn.absorb(q)
-        if not sources:
-            summed = attend(q, latents, latents[..., : attn.rank], mask, attn.scaling)
-            return state, attn.output(attn.values(summed)), KeysAndValues(latents, weights)
-        heads = torch.zeros_like(q[..., : attn.value_dim])
-        over_sequence = attention_weights(q, latents, mask, attn.scaling)
-        for number, (source, kept) in enumerate(zip(sources, (*borrowed.latents, latents), strict=True)):
-            owner = self._layer(self.plan.order[source]).self_attn
-            assert isinstance(owner, LatentAttention)
-            weighted = (over_sequence * weights[..., number].unsqueeze(2)).to(q.dtype)
-            heads = heads + owner.values(weighted @ kept[..., : attn.rank].to(q.dtype))
-        return state, attn.output(heads), KeysAndValues(latents, weights)
 
-    def _layer(self, number: int) -> Layer:
-        layer = self.layers[number]
-        assert isinstance(layer, Layer)
-        return layer
+        def append(latents: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            assert cache is not None
+            both = cache.append(site.step, latents, weights)
+            assert both[0] is not None
+            assert both[1] is not None
+            return both[0], both[1]
+
+        functions = LatentFunctions(
+            attend=lambda q, k, v: attend(q, k, v, mask, attn.scaling),
+            weigh=lambda q, k: attention_weights(q, k, mask, attn.scaling),
+            append=None if cache is None else append,
+        )
+        return attend_to_latents(self, attn, state, x, borrowed, site, shared.rotary, functions)
 
 
 class Decoder(nn.Module):

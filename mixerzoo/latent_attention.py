@@ -9,11 +9,17 @@ and with RoPE, u value head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from mixerzoo.errors import MixerError
 from mixerzoo.layers import RMSNorm, Rotary
+from mixerzoo.mixer import AttentionInputs, Site, State
 from mixerzoo.model_config import ModelConfig
+from mixerzoo.stack import Borrowed, KeysAndValues, Stack
 
 
 class LatentAttention(nn.Module):
@@ -84,4 +90,95 @@ class LatentAttention(nn.Module):
 
     def _up(self) -> Tensor:
         """The weight [H, n+u, r] that expands latents."""
-        return self.kv_b_proj.weight.view(self.num_heads, -1, self.rank)
+        projection = self.kv_b_proj
+        if type(projection) is nn.Linear:
+            weight = projection.weight
+        else:
+            # Adapters and quantised layers have a ``weight`` that is not what they multiply by.
+            weight = projection(
+                torch.eye(self.rank, dtype=self.o_proj.weight.dtype, device=self.o_proj.weight.device)
+            ).T
+        return weight.view(self.num_heads, -1, self.rank)
+
+
+class LatentFunctions(NamedTuple):
+    """What a decoder attends with, and where it keeps latents.
+
+    Attributes:
+        attend: attention over the sequence: q [B, H, T, ·], k and v [B, 1 or H, S, ·] → [B, H, T, ·].
+        weigh: its weights [B, H, T, S], of the same q and k.
+        append: stores a step's latents [B, 1, T, r+p] and weights [B, H, T, N] of N sources, and gives back all
+            that is stored, or None where there is no past.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    weigh: Callable[[Tensor, Tensor], Tensor]
+    append: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+
+
+def attend_to_latents(
+    stack: Stack,
+    attn: LatentAttention,
+    state: State,
+    x: Tensor | AttentionInputs,
+    borrowed: Borrowed,
+    site: Site,
+    rotary: Rotary,
+    functions: LatentFunctions,
+) -> tuple[State, Tensor, KeysAndValues]:
+    """`Stack.attend` with latent attention.
+
+    Without a past, keys and values are expanded. With one, queries go into the space of latents instead, and of
+    values that a mixer sums over steps, each step's part is expanded after attention.
+
+    Args:
+        stack: the decoder.
+        attn: the attention module of the step.
+        state: of the mixer.
+        x: normed inputs [B, T, D].
+        borrowed: of earlier steps.
+        site: where.
+        rotary: RoPE of the tokens.
+        functions: of the decoder.
+
+    Raises:
+        MixerError: the mixer gives queries, keys and values inputs of their own.
+    """
+    if isinstance(x, AttentionInputs):
+        raise MixerError(f"mixer {stack.mixer.name!r} returned AttentionInputs, which latent attention cannot take")
+    mixer, plan, step = stack.mixer, stack.plan, site.step
+    attend, weigh, append = functions
+    q = attn.query(x, rotary)
+    latents = attn.latent(x, rotary) if plan.owns_k(step) else None
+    k = v = None
+    if latents is not None and (append is None or mixer.defines("mix_kv")):
+        k, v = attn.expand(latents)
+        state, k, v = mixer.mix_kv(state, site, q, k, v)
+    if append is None:
+        if latents is None:
+            assert borrowed.k is not None
+            latents = borrowed.k.k
+            k, v = attn.expand(latents)
+        assert k is not None
+        assert v is not None
+        return state, attn.output(attend(q, k, v)), KeysAndValues(latents, latents[..., :0])
+    sources = plan.sources_of_latents(step)
+    if latents is None:
+        assert borrowed.k is not None
+        latents, weights = borrowed.k
+    else:
+        weights = mixer.value_weights(state, site) if sources else q[..., :0]
+        latents, weights = append(latents, weights)
+    latents = latents.to(q.dtype)
+    q = attn.absorb(q)
+    if not sources:
+        summed = attend(q, latents, latents[..., : attn.rank])
+        return state, attn.output(attn.values(summed)), KeysAndValues(latents, weights)
+    heads = torch.zeros_like(q[..., : attn.value_dim])
+    over_sequence = weigh(q, latents)
+    for number, (source, kept) in enumerate(zip(sources, (*borrowed.latents, latents), strict=True)):
+        owner = stack.attention_of(source)
+        assert isinstance(owner, LatentAttention)
+        weighted = (over_sequence * weights[..., number].unsqueeze(2)).to(q.dtype)
+        heads = heads + owner.values(weighted @ kept[..., : attn.rank].to(q.dtype))
+    return state, attn.output(heads), KeysAndValues(latents, weights)

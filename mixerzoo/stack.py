@@ -169,6 +169,12 @@ class Stack(nn.Module):
         """
         raise NotImplementedError
 
+    def attention_of(self, step: int) -> nn.Module:
+        """The attention module that a step runs."""
+        layer = self.layers[self.plan.order[step]]
+        assert isinstance(layer, Layer)
+        return layer.self_attn
+
     def mixed(
         self, attn: Attention, state: State, site: Site, q: Tensor, k: Tensor | None, v: Tensor | None, rotary: Rotary
     ) -> tuple[State, Tensor, Tensor | None, Tensor | None]:

@@ -11,6 +11,14 @@ from mixerzoo import LoopConfig
 #: A key norm after RoPE makes logits depend on absolute positions, so wrong ones show.
 POST_ROPE: Mapping[str, Any] = {"k_norm": "post_rope"}
 LOOPED: Mapping[str, Any] = {"loop": LoopConfig(prelude=1, coda=1, count=2)}
+#: Every size is its own, so none can stand for another.
+LATENT: Mapping[str, Any] = {
+    "attention": "mla",
+    "mla": {"kv_lora_rank": 7, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8},
+    "num_heads": 3,
+    "num_kv_heads": None,
+    "head_dim": None,
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,8 @@ class Case:
         options = [f"{key}={value}" for key, value in self.options.items()] if self.label is None else [self.label]
         looped = ["looped"] if "loop" in self.model else []
         k_norm = [self.model["k_norm"]] if "k_norm" in self.model else []
-        return "-".join([self.mixer, *filter(None, options), *looped, *k_norm])
+        latent = ["latent"] if "mla" in self.model else []
+        return "-".join([self.mixer, *filter(None, options), *looped, *latent, *k_norm])
 
     def __hash__(self) -> int:
         return hash(str(self))

@@ -11,13 +11,26 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import zoo
+from case import LATENT, LOOPED
 from mixerzoo import Decoder, save_checkpoint
 from mixerzoo.hf import MixerZooForCausalLM
 from zoo import Case
 
+#: On latent attention: a stream, values from one latent and from several, borrowed latents, windows.
+LATENT_CASES = tuple(
+    Case(mixer, options, {**LATENT, **model})
+    for mixer, options, model in (
+        ("denseformer", {}, {}),
+        ("depth_attention", {"stride": 1}, {}),
+        ("depth_attention", {"stride": 2, "sources": "relative"}, LOOPED),
+        ("cla", {}, {}),
+        ("yoco", {"window": 3}, {}),
+    )
+)
 #: What the plan can do to a cache: loops, slots of keys or values alone, borrowed ones, windows, separate inputs.
 CHOSEN: tuple[Case, ...] = (
     *zoo.PLAIN_CASES,
+    *LATENT_CASES,
     *(case for case in zoo.REGISTERED_CASES if case.mixer in ("depth_attention", "yoco") and "loop" in case.model),
 )
 

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, CompileConfig, ContinuousBatchingConfig,
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 import zoo
-from hf_models import CHOSEN, fresh, model_of, shared
+from case import LATENT
+from hf_models import CHOSEN, LATENT_CASES, fresh, model_of, shared
 from mixerzoo import TextTokenizer, generate, load_checkpoint
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooForCausalLM
@@ -119,8 +120,9 @@ def test_any_chunking_over_any_cache_is_the_full_forward(case: Case) -> None:
 @torch.no_grad()
 def test_the_cache_holds_what_the_plan_says() -> None:
     """Slots that are borrowed or half empty take no memory."""
-    for name in ("residual", "cla", "svformer", "fusedkv_lite", "yoco"):
-        decoder, model = zoo.shared(Case(name)), shared(Case(name))
+    named = [Case(name) for name in ("residual", "cla", "svformer", "fusedkv_lite", "yoco")]
+    for case in (*named, *(case for case in LATENT_CASES if case.mixer != "yoco")):
+        decoder, model = zoo.shared(case), shared(case)
         cache = model(some_tokens(2, 5), use_cache=True).past_key_values
         held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
         assert held == 2 * 5 * decoder.plan.bytes_per_token(decoder.shape, torch.float64)
@@ -158,7 +160,7 @@ def by_batches(model: MixerZooForCausalLM, prompts: list[list[int]], config: Gen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [Case("residual"), DEPTH, Case("yoco"), Case("svformer")], ids=str)
+@pytest.mark.parametrize("case", [Case("residual"), DEPTH, Case("yoco"), Case("svformer"), *LATENT_CASES[:2]], ids=str)
 def test_compiled_decoding_over_a_static_cache(case: Case) -> None:
     tokens = some_tokens(2, 5)
     options = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
@@ -195,6 +197,16 @@ def test_continuous_batching_of_entries_along_depth_is_refused() -> None:
     with pytest.raises(MixerError, match="entries along depth to the softmax, which no paged attention computes"):
         by_batches(
             model_of(zoo.make(Case("moda"))),
+            [[1, 2, 3]],
+            GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0),
+        )
+
+
+def test_continuous_batching_has_no_room_for_values_wider_than_keys() -> None:
+    sizes = {**LATENT["mla"], "v_head_dim": 12}
+    with pytest.raises(MixerError, match="values of 12 elements are wider than keys of 10"):
+        by_batches(
+            model_of(zoo.make(Case("residual", {}, {**LATENT, "mla": sizes}))),
             [[1, 2, 3]],
             GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0),
         )

@@ -27,15 +27,16 @@ from transformers import AttentionInterface, AutoModel
 import zoo
 from hf_models import CHOSEN, shared
 from mixerzoo import TextTokenizer, save_checkpoint
-from mixerzoo.hf.modeling import MixerZooAttention
+from mixerzoo.hf.attention import MixerZooAttention, MixerZooLatentAttention
 from zoo import Case, assert_close, some_tokens
 
 every_case = pytest.mark.parametrize("case", CHOSEN, ids=str)
 FORWARD = ast.parse(textwrap.dedent(inspect.getsource(MixerZooAttention.forward))).body[0]
 
 
-def attention_of(case: Case) -> list[MixerZooAttention]:
-    return [module for module in shared(case).modules() if isinstance(module, MixerZooAttention)]
+def attention_of(case: Case) -> list[MixerZooAttention | MixerZooLatentAttention]:
+    kinds = MixerZooAttention | MixerZooLatentAttention
+    return [module for module in shared(case).modules() if isinstance(module, kinds)]
 
 
 def test_the_interface_is_a_local_of_forward_that_is_called_once() -> None:
@@ -141,8 +142,8 @@ class PagedEngine:
 @torch.no_grad()
 def test_an_engine_that_keeps_the_cache_itself_gets_the_right_logits(case: Case) -> None:
     """As vLLM runs it: `AutoModel.from_config`, no cache, positions given, the cache behind the interface."""
-    if shared(case).config.joins_depth:
-        pytest.skip("entries along depth are for eager, which no engine runs")
+    if shared(case).config.needs_eager:
+        pytest.skip("needs eager, which no engine runs")
     decoder, tokens = zoo.shared(case), some_tokens(1, 9)
     config = shared(case).config
     engine = PagedEngine(

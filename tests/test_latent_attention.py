@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
-from case import LOOPED, Case
+from case import LATENT, LOOPED, Case
 from mixerzoo import Decoder, KVCache, MixerError, ModelConfig
 
-SIZES = {"kv_lora_rank": 7, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
-MLA: dict[str, Any] = {"attention": "mla", "mla": SIZES, "num_heads": 3, "num_kv_heads": None, "head_dim": None}
+MLA = dict(LATENT)
+SIZES = MLA["mla"]
 COMPRESSED = {**MLA, "mla": {**SIZES, "q_lora_rank": 5}}
 #: Depth-Attention unrolls differently for each of these.
 DEPTH_ATTENTION = (
@@ -101,6 +101,33 @@ def test_cached_decoding_equals_the_full_forward(case: Case, backend: str) -> No
     cache = decoder.new_cache(2)
     pieces = [decoder(piece, cache, left_padding=padding) for piece in torch.split(tokens, [4, 5], dim=1)]
     zoo.assert_close(torch.cat(pieces, dim=1)[0, 2:], decoder(tokens[:1, 2:])[0])
+
+
+class Adapted(nn.Module):
+    """A projection with a low-rank adapter beside it, whose ``weight`` is the projection's alone, as peft has it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.weight = base.weight
+        self.down = nn.Parameter(torch.randn(2, base.in_features, dtype=base.weight.dtype))
+        self.up = nn.Parameter(torch.randn(base.out_features, 2, dtype=base.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("mixer", ["residual", "depth_attention"])
+@torch.no_grad()
+def test_cached_decoding_sees_an_adapter_of_the_expansion(mixer: str) -> None:
+    decoder = built(Case(mixer))
+    tokens = zoo.some_tokens(2, 9)
+    plain = decoder(tokens)
+    for layer in decoder.model.layers:
+        layer.self_attn.kv_b_proj = Adapted(layer.self_attn.kv_b_proj)
+    full = decoder(tokens)
+    assert not torch.allclose(full, plain)
+    zoo.assert_close(in_pieces(decoder, tokens, decoder.new_cache(2), 3, 1, 4, 1), full)
 
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=str)

@@ -69,11 +69,7 @@ class MixerZooConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.num_physical_layers = self.num_hidden_layers
         model, mixer_class, options = self.parts(kwargs.get("name_or_path"))
-        if model.attention != "gqa":
-            raise MixerError(
-                f"{model.attention} is not a kind of attention that the Hugging Face model computes; "
-                "load such a decoder with mixerzoo.load_checkpoint"
-            )
+        # Of what an engine caches that keeps keys and values of every head.
         self.num_key_value_heads, self.head_dim = model.resolved_kv_heads, model.resolved_head_dim
         self.loop = model.loop.model_dump()
         with torch.device("meta"):
@@ -89,8 +85,12 @@ class MixerZooConfig(PreTrainedConfig):
         self.num_hidden_layers = len(plan.order)
         self.layer_types = [FULL if plan.window(step) is None else SLIDING for step in steps]
         self.sliding_window = next(iter(windows), None)
-        #: Entries along depth join the softmax in the written-out attention only.
-        self.joins_depth = mixer.defines("depth_kv")
+        #: Why attention must be the written-out one, if so.
+        self.needs_eager = None
+        if mixer.defines("depth_kv"):
+            self.needs_eager = f"mixer {mixer.name!r} joins entries along depth to the softmax"
+        elif any(plan.latent_sources):
+            self.needs_eager = f"mixer {mixer.name!r} sums values over the latents of several steps"
         super().__post_init__(**kwargs)
 
     def parts(self, where: str | None = None) -> tuple[ModelConfig, type[Mixer], MixerConfig]:
@@ -102,12 +102,16 @@ class MixerZooConfig(PreTrainedConfig):
         where = where or self.name_or_path or type(self).__name__
         if self.hidden_act != "silu":
             raise CheckpointError(f"{where}: hidden_act is {self.hidden_act!r}; this skeleton computes 'silu'")
-        return read_own(vars(self) | {"num_hidden_layers": self.num_physical_layers}, where)
+        raw = vars(self) | {"num_hidden_layers": self.num_physical_layers}
+        if self.attention == "mla" and "needs_eager" in raw:
+            # By now set by `__post_init__`; they are not sizes of latent attention.
+            raw |= {"num_key_value_heads": None, "head_dim": None}
+        return read_own(raw, where)
 
     def to_dict(self) -> dict[str, Any]:
         """What ``config.json`` says."""
         output: dict[str, Any] = super().to_dict()
-        for derived in ("num_physical_layers", "layer_types", "sliding_window", "joins_depth"):
+        for derived in ("num_physical_layers", "layer_types", "sliding_window", "needs_eager"):
             output.pop(derived, None)
         model, mixer, options = self.parts()
         return output | describe(model, mixer.name, options)

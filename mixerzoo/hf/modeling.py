@@ -1,13 +1,12 @@
 """Decoders as Hugging Face models: the same steps, mixers and parameters, over any `transformers.Cache`.
 
-A step that owns keys or values has the cache layer of its number; one that borrows reads what the owner's gave
-back in this forward. Annotations are evaluated at once here, for transformers reads them.
-Letters in shapes: B batch, T tokens of this call, S tokens that attention sees, D hidden size, H query heads,
-G key/value heads, d head_dim, V vocabulary.
+Annotations are evaluated at once here, for transformers reads them. Letters in shapes: B batch, T tokens of this
+call, S tokens that attention sees, D hidden size, V vocabulary.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,205 +16,17 @@ from transformers import GenerationMixin, initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from mixerzoo.attention import attention_with_depth
 from mixerzoo.errors import MixerError
+from mixerzoo.hf.attention import MixerZooAttention, MixerZooLatentAttention, Turn
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
-from mixerzoo.layers import Attention, Layer, RMSNorm, Rotary, compute_dtype
-from mixerzoo.mixer import AttentionInputs, Context, DepthEntries, Mixer, Site, State
-from mixerzoo.model_config import ModelConfig
+from mixerzoo.latent_attention import attend_to_latents
+from mixerzoo.layers import Layer, RMSNorm, Rotary
+from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site, State
 from mixerzoo.stack import Borrowed, KeysAndValues, Stack
-
-
-class Turn(NamedTuple):
-    """What an attention module is told of the step that runs it.
-
-    Attributes:
-        mixed: `Stack.mixed` of the model.
-        depth_entries: `Stack.depth_entries` of the model.
-        state: the mixer's.
-        site: where.
-        borrowed: of earlier steps.
-        owns_k: whether the step has keys of its own.
-        owns_v: whether it has values of its own.
-        rotary: RoPE of the tokens.
-    """
-
-    mixed: Callable[..., Any]
-    depth_entries: Callable[..., Any]
-    state: State
-    site: Site
-    borrowed: Borrowed
-    owns_k: bool
-    owns_v: bool
-    rotary: Rotary
-
-    def mix(
-        self, attention: Attention, q: Tensor, k: Tensor | None, v: Tensor | None
-    ) -> tuple[State, Tensor, Tensor | None, Tensor | None, DepthEntries | None]:
-        """The mixer's state, what is attended to and stored, and the entries that join the softmax."""
-        state, q, k, v = self.mixed(attention, self.state, self.site, q, k, v, self.rotary)
-        return state, q, k, v, self.depth_entries(state, self.site, q, self.rotary)
-
-    def store(self, cache: Cache, k: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Put the step's own keys and values into its cache layer; all that the layer holds comes back."""
-        step = self.site.step
-        if k is not None and v is not None:
-            return cache.update(k, v, step)
-        alone = v if k is None else k
-        if alone is None:
-            return None, None
-        # Some caches count their tokens in the keys, and none expects a tensor to be missing.
-        first, second = alone.tensor_split(2, dim=-1)
-        both = torch.cat(cache.update(first, second, step), dim=-1)
-        return (None, both) if k is None else (both, None)
-
-
-class MixerZooAttention(Attention):
-    """The attention sublayer of one physical layer, as transformers and serving engines know them.
-
-    Args:
-        config: of the model.
-        sizes: the same for the skeleton.
-        layer_idx: the first step that runs the layer.
-        has_k: whether any run of the layer makes keys of its own.
-        has_v: likewise for values.
-        joint: whether every run makes all of them, from one input.
-    """
-
-    def __init__(
-        self, config: MixerZooConfig, sizes: ModelConfig, layer_idx: int, has_k: bool, has_v: bool, joint: bool
-    ) -> None:
-        super().__init__(sizes, has_k, has_v)
-        self.config = config
-        self.layer_idx = layer_idx
-        self.joint = joint
-        self.is_causal = True
-        self.num_key_value_groups = sizes.num_heads // sizes.resolved_kv_heads
-
-    def forward(
-        self,
-        hidden_states: Tensor | AttentionInputs,
-        turn: Turn,
-        attention_mask: Any = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, State, KeysAndValues]:
-        """The output [B, T, D], the weights if the attention implementation gives them, and what `Stack.attend` gives.
-
-        vLLM reads this source: it fuses the three projections and looks for the one call of the interface.
-        """
-        query: Tensor
-        key: Tensor | None
-        value: Tensor | None
-        if self.joint:
-            query = self.heads(self.q_proj(hidden_states))
-            key = self.heads(self.k_proj(hidden_states))
-            value = self.heads(self.v_proj(hidden_states))
-        else:
-            query, key, value = self.project(hidden_states, turn.owns_k, turn.owns_v)
-        state, query, key, value, depth = turn.mix(self, query, key, value)
-        if past_key_values is not None:
-            key, value = turn.store(past_key_values, key, value)
-        key, value = turn.borrowed.beside(key, value)
-        read = KeysAndValues(key, value)
-        key, value = key.to(query.dtype), value.to(query.dtype)
-        attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        weights = None
-        if depth is None:
-            output, weights = attention_interface(
-                self.at(turn.site.step),
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=0.0,
-                scaling=self.scaling,
-                **kwargs,
-            )
-        else:
-            output = eager_attention_with_depth(self, query, key, value, attention_mask, depth, **kwargs)
-        output = self.o_proj(output.reshape(query.size(0), query.size(2), -1))
-        return output, weights, state, read
-
-    def at(self, step: int) -> Any:
-        """The module as an attention function must see it when ``step`` runs it."""
-        return self if step == self.layer_idx else _LaterRun(self, step)
-
-
-class _LaterRun:
-    """An attention module of a looped layer with the number of a later step.
-
-    Args:
-        attention: the module.
-        step: the number.
-    """
-
-    def __init__(self, attention: MixerZooAttention, step: int) -> None:
-        self._attention = attention
-        self.layer_idx = step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._attention, name)
-
-
-def eager_attention(
-    module: MixerZooAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention written out, in float64 for float64 inputs.
-
-    Args:
-        module: the attention module.
-        query: [B, H, T, d].
-        key: [B, G, S, d].
-        value: [B, G, S, d].
-        attention_mask: added to the scores, or None.
-        scaling: factor of the scores.
-        kwargs: of other attention functions.
-
-    Returns:
-        The output [B, T, H, d] and the weights [B, H, T, S].
-    """
-    groups = module.num_key_value_groups
-    scores = (query @ key.repeat_interleave(groups, dim=1).transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=compute_dtype(scores)).to(query.dtype)
-    return (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2).contiguous(), weights
-
-
-def eager_attention_with_depth(
-    module: MixerZooAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    depth: DepthEntries,
-    **kwargs: Any,
-) -> Tensor:
-    """The same with entries along depth, [B, T, H, d]; other arguments as there.
-
-    Raises:
-        MixerError: the keys and values of the past are not in a `transformers.Cache`.
-    """
-    if module.config._attn_implementation != "eager" or "cache" in kwargs:
-        raise MixerError(
-            f"mixer {module.config.mixer['name']!r} joins entries along depth to the softmax, which the attention "
-            f"implementation {module.config._attn_implementation!r} does not compute; use 'eager', and no paged cache"
-        )
-    visible = None if attention_mask is None else attention_mask == 0
-    return attention_with_depth(query, key, value, visible, module.scaling, *depth).transpose(1, 2)
 
 
 class _Shared(NamedTuple):
@@ -240,15 +51,16 @@ class MixerZooPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _supports_attention_backend = True
-    _can_record_outputs = {"attentions": OutputRecorder(MixerZooAttention, index=1)}  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "attentions": [OutputRecorder(kind, index=1) for kind in (MixerZooAttention, MixerZooLatentAttention)]
+    }
 
     def __init__(self, config: MixerZooConfig, *inputs: Any, **kwargs: Any) -> None:
-        if config.joins_depth:
+        if config.needs_eager is not None:
             if config._attn_implementation not in (None, "eager"):
                 raise MixerError(
-                    f"mixer {config.mixer['name']!r} joins entries along depth to the softmax, which the attention "
-                    f"implementation {config._attn_implementation!r} does not compute; leave attn_implementation out, "
-                    "or set it to 'eager'"
+                    f"{config.needs_eager}, which the attention implementation {config._attn_implementation!r} does "
+                    "not compute; leave attn_implementation out, or set it to 'eager'"
                 )
             config._attn_implementation = "eager"
         super().__init__(config, *inputs, **kwargs)
@@ -329,9 +141,12 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         plan = sizes.windowed(mixer.plan())
         borrowing = {layer for step, layer in enumerate(plan.order) if not (plan.owns_k(step) and plan.owns_v(step))}
 
-        def attention(layer: int, has_k: bool, has_v: bool) -> MixerZooAttention:
+        def attention(layer: int, has_k: bool, has_v: bool) -> nn.Module:
+            first = plan.order.index(layer)
+            if sizes.attention == "mla":
+                return MixerZooLatentAttention(config, sizes, first, has_k)
             joint = layer not in borrowing and not mixer.separate_inputs
-            return MixerZooAttention(config, sizes, plan.order.index(layer), has_k, has_v, joint)
+            return MixerZooAttention(config, sizes, first, has_k, has_v, joint)
 
         self.assemble(sizes, mixer, attention)
         self.gradient_checkpointing = False
@@ -412,6 +227,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             turn=Turn(
                 self.mixed,
                 self.depth_entries,
+                partial(attend_to_latents, self),
                 state,
                 site,
                 borrowed,
@@ -526,11 +342,14 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         """As in transformers; what `generate_batch` and its server start with.
 
         Raises:
-            MixerError: the mixer joins entries along depth to the softmax.
+            MixerError: the mixer joins entries along depth to the softmax, or values are wider than keys.
         """
-        if self.config.joins_depth:
+        if self.model.mixer.defines("depth_kv"):
+            raise MixerError(f"{self.config.needs_eager}, which no paged attention computes; use generate")
+        latent = self.config.mla
+        if latent is not None and latent["v_head_dim"] > self.config.head_dim:
             raise MixerError(
-                f"mixer {self.config.mixer['name']!r} joins entries along depth to the softmax, which no paged "
-                "attention computes; use generate"
+                f"values of {latent['v_head_dim']} elements are wider than keys of {self.config.head_dim}, for which "
+                "paged caches have no room; use generate"
             )
         return super().init_continuous_batching(*args, **kwargs)
