@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 import zoo
-from hf_models import fresh, model_of
+from hf_models import LATENT_CASES, fresh, model_of
 from mixerzoo import TextTokenizer, load_checkpoint, save_checkpoint
 from mixerzoo.errors import MixerError
 from zoo import Case, assert_close, some_tokens
@@ -111,6 +111,25 @@ def test_lora(case: Case, recompute: bool, tmp_path: Path) -> None:
     assert_close(merged(some_tokens(2, 5)).logits, logits, 1e-4)
     merged.save_pretrained(tmp_path / "merged")
     assert_close(load_checkpoint(tmp_path / "merged")(some_tokens(2, 5)), logits, 1e-4)
+
+
+@needs["peft"]
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LATENT_CASES[:2], ids=str)
+@torch.no_grad()
+def test_an_adapted_expansion_of_latents_is_decoded_as_it_was_trained(case: Case) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    _, model = fresh(case)
+    tokens = some_tokens(2, 7)
+    plain = model(tokens).logits
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["kv_b_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, config).double().eval()
+    full = adapted(tokens).logits
+    assert not torch.allclose(full, plain)
+    start = adapted(tokens[:, :4], use_cache=True)
+    rest = adapted(tokens[:, 4:], past_key_values=start.past_key_values)
+    assert_close(torch.cat([start.logits, rest.logits], dim=1), full)
 
 
 @needs["peft"]
