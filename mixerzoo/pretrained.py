@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from mixerzoo import __version__
 from mixerzoo.checkpoints import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -22,6 +23,7 @@ from mixerzoo.config_json import CARRIED_KEYS
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer_choice import MixerChoice
+from mixerzoo.model_card import CARD_FILE, model_card
 from mixerzoo.new_directory import check_new, copy_companions, new_directory
 from mixerzoo.placement import find_dtype
 from mixerzoo.registry import load_registry
@@ -104,6 +106,15 @@ def import_checkpoint(
         save_checkpoint(decoder, partial)
         _carry_keys(raw, partial / CONFIG_FILE)
         companions = _write_companions(place, partial)
+        base = str(source) if _is_hub_name(source) else None
+        card = model_card(
+            decoder.mixer.name,
+            sum(decoder.num_parameters()),
+            origin=f"Imported by mixerzoo {__version__} from `{base or place.name}`.",
+            prompt="The" if "tokenizer.json" in companions else None,
+            base_model=base,
+        )
+        (partial / CARD_FILE).write_text(card, encoding="utf-8")
     _, mixing = decoder.num_parameters()
     return ImportReport(
         source=str(source),
@@ -131,9 +142,13 @@ def _located(source: str | Path) -> Path:
                 "are not read, convert them)"
             )
         return path
-    if _HUB_NAME.fullmatch(str(source)):
+    if _is_hub_name(source):
         return _fetched(str(source))
     raise CheckpointError(f"{path}: no such file or directory")
+
+
+def _is_hub_name(source: str | Path) -> bool:
+    return not Path(source).expanduser().exists() and _HUB_NAME.fullmatch(str(source)) is not None
 
 
 def _in_directory(path: Path) -> Path:

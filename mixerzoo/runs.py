@@ -35,6 +35,7 @@ from filelock import FileLock, Timeout
 from mixerzoo import __version__
 from mixerzoo.data import PreparedData
 from mixerzoo.errors import MixerError, RecipeError, RunError
+from mixerzoo.model_card import CARD_FILE
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.registry import load_registry
 
@@ -61,7 +62,7 @@ _REMOVED = (
     GENERATION_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
-    "README.md",
+    CARD_FILE,
 )
 
 

@@ -21,8 +21,8 @@ from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.evaluate import Score, accounting, score
 from mixerzoo.hf.trainer import MixerZooTrainer
+from mixerzoo.model_card import CARD_FILE, model_card
 from mixerzoo.recipe import Recipe, build
-from mixerzoo.registry import load_registry
 from mixerzoo.runs import GENERATION_FILE, RunDirectory, complete_checkpoints, to_json, write_atomically
 
 
@@ -153,7 +153,7 @@ def _train(
         save_checkpoint(decoder, run.path)
         end = data.tokenizer.end_of_text_id
         write_atomically(run.path / GENERATION_FILE, to_json({"eos_token_id": end, "pad_token_id": end}))
-        write_atomically(run.path / "README.md", model_card(recipe, result))
+        write_atomically(run.path / CARD_FILE, run_card(recipe, result))
         run.finish(result)
     if dist.is_initialized():
         dist.barrier()
@@ -270,23 +270,12 @@ def evaluate_run(
     return {**final.to_dict(), **yardsticks(data), **accounting(decoder)}
 
 
-def model_card(recipe: Recipe, result: dict[str, Any]) -> str:
-    """The README.md of a run directory, with the metadata block of a Hugging Face model card."""
-    entry = load_registry().get(recipe.mixer.name)
-    card = entry.mixer.card
-    paper = f" ({card.paper})" if card.paper else ""
+def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
+    """The README.md of a run directory."""
     start = "" if recipe.init_from is None else f", from the weights of `{recipe.init_from}`"
-    return f"""---
-library_name: mixerzoo
-tags:
-- mixerzoo
-- {recipe.mixer.name}
----
-
-# {card.title}, {result["parameters"]:,} parameters
-
-A decoder language model whose layers are joined by the mixer `{recipe.mixer.name}`{paper}: {card.summary}
-Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source `{recipe.data.source.name}`{start}.
+    origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source
+`{recipe.data.source.name}`{start}. The recipe is in `recipe.yaml`, the versions and the
+data's fingerprint in `run.json`.
 
 | validation | |
 |---|---|
@@ -295,26 +284,5 @@ Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source `
 | byte-bigram model, bits per byte | {result["bigram_bits_per_byte"]:.4f} |
 | xz, bits per byte | {result["xz_bits_per_byte"]:.4f} |
 | KV cache, bytes per token | {result["kv_bytes_per_token"]:,} |
-| in flight, bytes per token | {result["in_flight_bytes_per_token"]:,} |
-
-```python
-import torch
-import mixerzoo
-
-decoder = mixerzoo.load_checkpoint(".")
-tokenizer = mixerzoo.TextTokenizer.load(".")
-prompt = torch.tensor([tokenizer.encode("def ")])
-tokens = mixerzoo.generate(decoder, prompt, max_new_tokens=50, temperature=0.8)
-print(tokenizer.decode(tokens[0].tolist()))
-```
-
-With transformers, where mixerzoo is installed:
-
-```python
-from transformers import pipeline
-
-print(pipeline("text-generation", ".", trust_remote_code=True)("def ", max_new_tokens=50))
-```
-
-The recipe is in `recipe.yaml`, the versions and the data's fingerprint in `run.json`.
-"""
+| in flight, bytes per token | {result["in_flight_bytes_per_token"]:,} |"""
+    return model_card(recipe.mixer.name, result["parameters"], origin=origin)

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils.hub import PushToHubMixin, create_and_tag_model_card
 
 import hf_models
 import zoo
@@ -176,6 +179,46 @@ def test_registered_classes_are_found_without_trust(tmp_path: Path) -> None:
     assert type(AutoConfig.from_pretrained(tmp_path)) is MixerZooConfig
     assert type(AutoModel.from_pretrained(tmp_path)) is MixerZooModel
     assert type(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))) is MixerZooForCausalLM
+
+
+# The model card.
+
+
+def test_a_saved_model_has_a_card_and_yours_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared(DEPTH)
+    model.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "depth_attention" in card.data.tags
+    assert f"# Depth-Attention, {model.num_parameters():,} parameters" in card.text
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL):
+        exec(compile(code, "README.md", "exec"), {})
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mine", [False, True], ids=["a new repository", "a repository with a card"])
+def test_what_is_pushed_has_our_card_in_place_of_the_blank_one(
+    mine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    def send(_: Any, working_dir: str, *args: Any, **kwargs: Any) -> None:
+        sent.append((Path(working_dir) / "README.md").read_text())
+
+    def remote(*args: Any, **kwargs: Any) -> ModelCard:
+        if mine:
+            return ModelCard("---\ntags: [a]\n---\nmine")
+        raise EntryNotFoundError("no card")
+
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", send)
+    monkeypatch.setattr(ModelCard, "load", remote)
+    create_and_tag_model_card("me/model").save(tmp_path / "README.md")
+    shared(DEPTH)._upload_modified_files(tmp_path, "me/model")
+    assert ("mine" in sent[0], "# Depth-Attention" in sent[0]) == (mine, not mine)
 
 
 # Weights.

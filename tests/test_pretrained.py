@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -28,7 +30,7 @@ from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.mixer_choice import MixerChoice
 from own import CHOICES, OWN, neutral_choices
 from stock import KINDS, exact, stock_model
-from zoo import assert_close, some_tokens
+from zoo import Case, assert_close, some_tokens
 
 TOKENS = some_tokens(2, 12)
 LATENT = {
@@ -125,6 +127,24 @@ def test_what_lies_beside_the_weights_comes_along(llama: Path, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["ours"]
 
 
+def test_an_imported_model_has_a_card_whose_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    save_checkpoint(zoo.make(Case("residual"), dtype=torch.float32, vocab_size=257), source)
+    TextTokenizer.for_bytes().save(source)
+    import_checkpoint(source, tmp_path / "ours")
+    card = ModelCard.load(tmp_path / "ours" / "README.md")
+    assert "residual" in card.data.tags
+    # A path of this machine is nobody's business.
+    assert str(tmp_path) not in card.content
+    assert "from `source`" in card.text
+    monkeypatch.chdir(tmp_path / "ours")
+    for code in re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL):
+        exec(compile(code, "README.md", "exec"), {})
+        assert "The" in capsys.readouterr().out
+
+
 @torch.no_grad()
 def test_dtype_and_k_norm_can_be_chosen(tmp_path: Path) -> None:
     stock_model("qwen3").save_pretrained(tmp_path / "stock")
@@ -187,6 +207,7 @@ def test_a_model_of_the_hub(llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     import_checkpoint("somebody/some-model", tmp_path / "ours")
     assert asked == ["somebody/some-model"]
+    assert ModelCard.load(tmp_path / "ours" / "README.md").data.base_model == "somebody/some-model"
 
     def offline(name: str, allow_patterns: list[str]) -> str:
         raise huggingface_hub.errors.LocalEntryNotFoundError("no connection\nand more")

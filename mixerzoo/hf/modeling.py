@@ -5,8 +5,10 @@ call, S tokens that attention sees, D hidden size, V vocabulary.
 """
 
 import copy
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +28,11 @@ from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
 from mixerzoo.latent_attention import attend_to_latents
 from mixerzoo.layers import Layer, RMSNorm, Rotary
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site, State
+from mixerzoo.model_card import CARD_FILE, model_card
 from mixerzoo.stack import Borrowed, KeysAndValues, Stack
+
+#: Says that transformers, and nobody else, wrote a card.
+_BLANK_CARD = "This model card has been automatically generated"
 
 
 class _Shared(NamedTuple):
@@ -109,6 +115,26 @@ class MixerZooPreTrainedModel(PreTrainedModel):
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, with a model card where there is none."""
+        card = Path(save_directory) / CARD_FILE
+        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
+        if is_main_process and not card.exists():
+            card.parent.mkdir(parents=True, exist_ok=True)
+            card.write_text(self._card(), encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _card(self) -> str:
+        origin = "Saved by `save_pretrained` of mixerzoo's Hugging Face model."
+        return model_card(self.config.mixer["name"], self.num_parameters(), origin=origin, prompt=None)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        # transformers has put its blank form over the card, unless the repository had one of its own.
+        path = Path(working_dir) / CARD_FILE
+        if _BLANK_CARD in path.read_text(encoding="utf-8"):
+            path.write_text(self._card(), encoding="utf-8")
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
