@@ -529,7 +529,8 @@ def judge_all(todo: list[Mutant], jobs: int, budget: float | None = None, log: P
             if log is not None:
                 with log.open("a", encoding="utf-8") as file:
                     file.write(f"{mutant.module}.py:{mutant.line}: {mutant.change} | {by} | {alone} | {seconds:.1f}\n")
-            print(f"\r{len(verdicts)} / {len(todo)}", end="", file=sys.stderr, flush=True)
+            if sys.stderr.isatty():
+                print(f"\r{len(verdicts)} / {len(todo)}", end="", file=sys.stderr, flush=True)
     return verdicts
 
 
