@@ -101,22 +101,31 @@ class EvalConfig(BaseModel):
     )
 
 
+class RecipeModel(ModelConfig):
+    """Sizes and conventions of the decoder, and where its weights come from."""
+
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="A checkpoint whose weights are the initial ones; what else `model` leaves out is taken from it.",
+    )
+
+    def decoder_config(self) -> ModelConfig:
+        """What a decoder is built from, whatever its weights are."""
+        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+
+
 class Recipe(BaseModel):
     """One experiment: model, mixer, data, training, evaluation and seed."""
 
     model_config = _STRICT
 
-    model: ModelConfig = Field(description="The decoder.")
+    model: RecipeModel = Field(description="The decoder.")
     mixer: MixerChoice = Field(description="The mixer and its options.")
     data: DataConfig = Field(description="Text and tokenizer.")
     train: TrainConfig = Field(description="Training.")
     eval: EvalConfig = Field(EvalConfig(), description="Validation.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of the initial weights and the order of the data.")
-    init_from: str | None = Field(
-        None,
-        min_length=1,
-        description="A checkpoint whose weights are the initial ones; what `model` leaves out is taken from it.",
-    )
 
     def with_vocab_size(self, vocab_size: int) -> Recipe:
         """The recipe with an open ``model.vocab_size`` filled in.
@@ -134,6 +143,10 @@ class Recipe(BaseModel):
             return self
         return self.model_copy(update={"model": self.model.model_copy(update={"vocab_size": vocab_size})})
 
+    def from_scratch(self) -> Recipe:
+        """The recipe without ``model.init_from``."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"init_from": None})})
+
     def to_yaml(self) -> str:
         """The recipe as YAML with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -148,7 +161,8 @@ def parse_recipe(source: YamlSource) -> Recipe:
     data = dict(source.data)
     found: list[Problem] = []
     initial = None
-    if isinstance(data.get("init_from"), str):
+    model = data.get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("init_from"), str):
         data, initial, found = completed(data)
         if found:
             raise RecipeError("\n".join(f"{source.where(problem)}: {problem.message}" for problem in found))
@@ -165,7 +179,7 @@ def parse_recipe(source: YamlSource) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         found += problems(error, Recipe, data)
-    if recipe is not None and recipe.init_from is not None:
+    if recipe is not None and recipe.model.init_from is not None:
         found += disagreements(recipe, initial)
     if found or recipe is None:
         raise RecipeError("\n".join(f"{source.where(problem)}: {problem.message}" for problem in found))
@@ -191,32 +205,32 @@ _SIZES = (
 
 
 def completed(data: Mapping[str, Any]) -> tuple[dict[str, Any], ModelConfig | None, list[Problem]]:
-    """A recipe's mapping with what it leaves to the checkpoint of its ``init_from``.
+    """A recipe's mapping with what it leaves to the checkpoint of its ``model.init_from``.
 
     Args:
-        data: its ``model`` may lack any key, or be absent; so may ``data.tokenizer``.
+        data: its ``model`` may lack any other key, and ``data`` the tokenizer.
 
     Returns:
         The mapping, the checkpoint's ``model`` if it was read (a resolved recipe does without it), and what is wrong.
     """
-    data, path = dict(data), data["init_from"]
+    data, model = dict(data), data["model"]
+    path = model["init_from"]
     text = data.get("data")
     if isinstance(text, Mapping) and "tokenizer" not in text:
         data["data"] = {**text, "tokenizer": {"name": "pretrained", "path": path}}
-    model = data.get("model", {})
-    if not isinstance(model, Mapping) or model.keys() >= ModelConfig.model_fields.keys():
+    if model.keys() >= ModelConfig.model_fields.keys():
         return data, None, []
     try:
         initial = load_config(path)[0]
     except CheckpointError as error:
-        return data, None, [Problem(("init_from",), line) for line in str(error).splitlines()]
+        return data, None, [Problem(("model", "init_from"), line) for line in str(error).splitlines()]
     own = initial.model_dump(exclude={"attention_backend"}, exclude_defaults=True)
     data["model"] = {**{key: value for key, value in own.items() if key not in model}, **model}
     return data, initial, []
 
 
 def disagreements(recipe: Recipe, initial: ModelConfig | None) -> list[Problem]:
-    """Why a recipe cannot start from the checkpoint of its ``init_from``.
+    """Why a recipe cannot start from the checkpoint of its ``model.init_from``.
 
     Args:
         recipe: what was asked for.
@@ -224,15 +238,15 @@ def disagreements(recipe: Recipe, initial: ModelConfig | None) -> list[Problem]:
     """
     found = []
     if recipe.data.tokenizer.name != "pretrained":
-        right = f"{{name: pretrained, path: {recipe.init_from}}}"
-        message = f"weights of init_from know their own tokens only; leave it out, or set {right}"
+        right = f"{{name: pretrained, path: {recipe.model.init_from}}}"
+        message = f"weights of model.init_from know their own tokens only; leave it out, or set {right}"
         found.append(Problem(("data", "tokenizer"), message))
     if initial is None:
         return found
     for name in _SIZES:
         ours, theirs = getattr(recipe.model, name), getattr(initial, name)
         if ours != theirs:
-            message = f"is {shown(ours)}, but {recipe.init_from} has {shown(theirs)}; leave it out, or set that"
+            message = f"is {shown(ours)}, but {recipe.model.init_from} has {shown(theirs)}; leave it out, or set that"
             key = {"resolved_kv_heads": "num_kv_heads", "resolved_head_dim": "head_dim"}.get(name, name)
             found.append(Problem(("model", key), message))
     return found
@@ -260,15 +274,15 @@ def build(
     """The decoder of a recipe with its initial weights.
 
     Args:
-        recipe: a `Recipe`, the mapping it is validated from, or the path of a recipe file. With ``init_from``
-            the initial weights are that checkpoint's.
+        recipe: a `Recipe`, the mapping it is validated from, or the path of a recipe file. With
+            ``model.init_from`` the initial weights are that checkpoint's.
         device: where the weights go; ``"meta"`` builds the structure alone.
         dtype: of the weights, as ``torch.float64`` or ``"float64"``.
 
     Raises:
         RecipeError: the recipe is not valid, or its vocabulary size is still open.
         MixerError: the mixer cannot work on this decoder.
-        CheckpointError: the checkpoint of ``init_from`` cannot be read.
+        CheckpointError: the checkpoint of ``model.init_from`` cannot be read.
         BackendError: there is no such device or dtype, or the attention backend cannot run there.
     """
     where, dtype = find_device(device), find_dtype(dtype)
@@ -280,16 +294,16 @@ def build(
         recipe = recipe.with_vocab_size(recipe.data.vocab_size)
     mixer = load_registry().get(recipe.mixer.name).mixer
     with torch.device("meta"):
-        decoder = Decoder(recipe.model, mixer, recipe.mixer.options)
+        decoder = Decoder(recipe.model.decoder_config(), mixer, recipe.mixer.options)
     if where.type == "meta":
         return decoder.to(dtype)
-    if recipe.init_from is not None:
+    if recipe.model.init_from is not None:
         backend = recipe.model.attention_backend
-        source = load_checkpoint(recipe.init_from, dtype, attention_backend=backend, device=where)
+        source = load_checkpoint(recipe.model.init_from, dtype, attention_backend=backend, device=where)
         differing = disagreements(recipe, source.config)
         if differing:
             raise RecipeError("\n".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in differing))
-        return remix(source, mixer, recipe.mixer.options, seed=recipe.seed, config=recipe.model)
+        return remix(source, mixer, recipe.mixer.options, seed=recipe.seed, config=recipe.model.decoder_config())
     return materialize(decoder, recipe.seed, device=where, dtype=dtype)
 
 
@@ -312,15 +326,12 @@ def json_schema() -> dict[str, Any]:
         )
     schema["$defs"]["MixerChoice"] = {"oneOf": choices}
     # A checkpoint supplies what is left out.
-    model, data = schema["$defs"]["ModelConfig"], schema["$defs"]["DataConfig"]
+    alone = {"not": {"required": ["init_from"]}}
+    model, data = schema["$defs"]["RecipeModel"], schema["$defs"]["DataConfig"]
+    model |= {"if": alone, "then": {"required": model.pop("required")}}
     data["required"].remove("tokenizer")
-    schema["required"].remove("model")
-    schema["if"] = {"not": {"required": ["init_from"]}}
-    schema["then"] = {
-        "required": ["model"],
-        "properties": {
-            "model": {"required": model.pop("required")},
-            "data": {"required": ["tokenizer"]},
-        },
+    schema |= {
+        "if": {"properties": {"model": alone}},
+        "then": {"properties": {"data": {"required": ["tokenizer"]}}},
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mixerzoo recipe", **schema}

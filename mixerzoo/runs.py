@@ -244,10 +244,10 @@ class RunDirectory:
         """Refuse to begin anew from other weights than the run's own.
 
         Raises:
-            RunError: the checkpoint of the recipe's ``init_from`` changed.
+            RunError: the checkpoint of the recipe's ``model.init_from`` changed.
         """
         if self._record().get("initial_weights") != fingerprint:
-            raise RunError(f"{self.path}: the weights of init_from changed since the run was started")
+            raise RunError(f"{self.path}: the weights of model.init_from changed since the run was started")
 
     def _record(self) -> dict[str, Any]:
         path = self.path / RUN_FILE

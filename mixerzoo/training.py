@@ -123,11 +123,11 @@ def _train(
     checkpoints = complete_checkpoints(run.checkpoints) if resume else []
     first_step, newest = checkpoints[-1] if checkpoints else (0, None)
     initial = None
-    if newest is None and recipe.init_from is not None:
-        _check_tokenizer(recipe.init_from, data)
-        initial = weights_fingerprint(recipe.init_from)
+    if newest is None and recipe.model.init_from is not None:
+        _check_tokenizer(recipe.model.init_from, data)
+        initial = weights_fingerprint(recipe.model.init_from)
     # A checkpoint of the run itself replaces all weights.
-    decoder = build(recipe if newest is None else recipe.model_copy(update={"init_from": None}))
+    decoder = build(recipe if newest is None else recipe.from_scratch())
     if resume and newest is None:
         run.check_initial(initial)
     if main and not resume:
@@ -272,7 +272,7 @@ def evaluate_run(
 
 def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
     """The README.md of a run directory."""
-    start = "" if recipe.init_from is None else f", from the weights of `{recipe.init_from}`"
+    start = "" if recipe.model.init_from is None else f", from the weights of `{recipe.model.init_from}`"
     origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source
 `{recipe.data.source.name}`{start}. The recipe is in `recipe.yaml`, the versions and the
 data's fingerprint in `run.json`.

@@ -296,7 +296,7 @@ def test_smollm2_with_neutral_mixers_is_the_same_model(imported: Path, text: Ten
 def test_smollm2_becomes_a_depth_attention_model_and_trains_on(imported: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"""
-init_from: {imported}
+model: {{init_from: {imported}}}
 mixer: {{name: depth_attention, stride: 15}}
 data:
   source: {{name: stdlib, max_bytes: 300000}}

@@ -58,7 +58,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(
     start: Path, *overrides: str, mixer: str = "residual", model: str = "", steps: int = 4, rate: float = 1e-3
 ) -> Recipe:
-    text = f"init_from: {start}\n{model}" + REST.format(mixer=mixer, steps=steps, rate=rate)
+    text = f"model:\n  init_from: {start}\n{model}" + REST.format(mixer=mixer, steps=steps, rate=rate)
     return parse_recipe(YamlSource(text, "recipe.yaml", overrides))
 
 
@@ -69,14 +69,14 @@ def refusal(*arguments: Any, **named: Any) -> str:
 
 
 def test_what_the_recipe_leaves_out_is_the_checkpoints(start: Path) -> None:
-    found = recipe(start, model="model: {rope_theta: 700.0, loop: {count: 2}, attention_backend: eager}\n")
+    found = recipe(start, model="  rope_theta: 700.0\n  loop: {count: 2}\n  attention_backend: eager\n")
     theirs = load_checkpoint(start).config
     changed = {"rope_theta": 700.0, "loop": found.model.loop, "attention_backend": "eager"}
-    assert found.model == theirs.model_copy(update=changed)
+    assert found.model.decoder_config() == theirs.model_copy(update=changed)
     assert (found.model.hidden_size, found.model.attention_bias, found.model.loop.count) == (32, "qkvo", 2)
     assert found.data.tokenizer.model_dump() == {"name": "pretrained", "path": str(start), "end_of_text": None}
     assert parse_recipe(YamlSource(found.to_yaml(), "resolved")) == found
-    assert recipe(start.parent / "stock").model == recipe(start).model
+    assert recipe(start.parent / "stock").model.decoder_config() == recipe(start).model.decoder_config()
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def test_the_weights_are_the_checkpoints(start: Path) -> None:
     double = build(recipe(start), dtype="float64")(tokens)
     assert torch.equal(double, load_checkpoint(start, dtype="float64")(tokens))
     assert build(recipe(start), device="meta").lm_head.weight.device.type == "meta"
-    assert not torch.equal(build(recipe(start, model="model: {rope_theta: 30.0}\n"))(tokens), expected)
+    assert not torch.equal(build(recipe(start, model="  rope_theta: 30.0\n"))(tokens), expected)
 
 
 def test_a_mixer_goes_on_or_starts_anew(start: Path, tmp_path: Path) -> None:
@@ -101,14 +101,14 @@ def test_a_mixer_goes_on_or_starts_anew(start: Path, tmp_path: Path) -> None:
     assert all(torch.all(parameter == 0.5) for parameter in again.mixer.parameters())
     for changed in ("{name: denseformer, period: 2}", "{name: laurel}"):
         fresh = recipe(tmp_path, f"mixer={changed}")
-        ours, theirs = build(fresh), build(fresh.model_copy(update={"init_from": None}))
+        ours, theirs = build(fresh), build(fresh.from_scratch())
         assert all(map(torch.equal, ours.mixer.parameters(), theirs.mixer.parameters()))
     seeds = [build(recipe(start, f"seed={seed}", mixer="mudd")).mixer.parameters() for seed in (0, 1)]
     assert not all(map(torch.equal, *seeds))
 
 
 def test_sizes_that_differ(start: Path) -> None:
-    message = refusal(start, model="model:\n  hidden_size: 48\n  num_kv_heads: 4\n  tie_embeddings: true\n")
+    message = refusal(start, model="  hidden_size: 48\n  num_kv_heads: 4\n  tie_embeddings: true\n")
     assert message.splitlines() == [
         f"recipe.yaml:3: model.hidden_size: is 48, but {start} has 32; leave it out, or set that",
         f"recipe.yaml:4: model.num_kv_heads: is 4, but {start} has 2; leave it out, or set that",
@@ -124,8 +124,9 @@ def test_sizes_that_differ(start: Path) -> None:
 
 
 def test_tokenizers_that_differ(start: Path, tmp_path: Path) -> None:
-    assert "override 'data.tokenizer={name: bytes}': data.tokenizer: weights of init_from know their own" in refusal(
-        start, "data.tokenizer={name: bytes}"
+    assert (
+        "override 'data.tokenizer={name: bytes}': data.tokenizer: weights of model.init_from know their own"
+        in refusal(start, "data.tokenizer={name: bytes}")
     )
     shutil.copytree(start, tmp_path / "other")
     text = json.loads((start / "tokenizer.json").read_text())
@@ -141,22 +142,22 @@ def test_tokenizers_that_differ(start: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_missing_or_damaged(start: Path, tmp_path: Path) -> None:
-    assert refusal(tmp_path / "gone") == f"recipe.yaml:1: init_from: {tmp_path / 'gone'}: no such directory"
+    assert refusal(tmp_path / "gone") == f"recipe.yaml:2: model.init_from: {tmp_path / 'gone'}: no such directory"
     shutil.copytree(start, tmp_path / "start")
     found = recipe(tmp_path / "start")
     (tmp_path / "start" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"it has no model.safetensors"):
         train(found, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert "init_from: expected text, got 3" in refusal(start, "init_from=3", model="model: {hidden_size: 8}\n")
+    assert "model.init_from: expected text, got 3" in refusal(start, "model.init_from=3", model="  hidden_size: 8\n")
 
 
 def test_without_it_everything_is_required_as_before() -> None:
     with pytest.raises(RecipeError, match="the key 'model' is required"):
         parse_recipe(YamlSource(REST.format(mixer="residual", steps=1, rate=1e-3), "recipe.yaml"))
     schema = json_schema()
-    assert "hidden_size" in schema["then"]["properties"]["model"]["required"]
-    assert "model" not in schema["required"]
+    assert "hidden_size" in schema["$defs"]["RecipeModel"]["then"]["required"]
+    assert schema["then"]["properties"]["data"]["required"] == ["tokenizer"]
 
 
 def test_training_starts_where_the_checkpoint_is(start: Path, tmp_path: Path) -> None:
@@ -213,10 +214,8 @@ def test_a_run_does_not_begin_anew_from_other_weights(start: Path, tmp_path: Pat
     train(mine, tmp_path / "run", resume=True)
     (tmp_path / "run" / "result.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    save_checkpoint(
-        build(recipe(start, mixer="denseformer").model_copy(update={"init_from": None})), tmp_path / "start"
-    )
-    with pytest.raises(RunError, match="the weights of init_from changed since the run was started"):
+    save_checkpoint(build(recipe(start, mixer="denseformer").from_scratch()), tmp_path / "start")
+    with pytest.raises(RunError, match=r"the weights of model\.init_from changed since the run was started"):
         train(mine, tmp_path / "run", resume=True)
 
 
@@ -224,4 +223,4 @@ def test_the_recipe_of_the_documentation(start: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "pretrained.md").read_text()
     (text,) = re.findall(r"^```yml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(text)
-    assert load_recipe(tmp_path / "recipe.yaml", [f"init_from={start}"]).model.hidden_size == 32
+    assert load_recipe(tmp_path / "recipe.yaml", [f"model.init_from={start}"]).model.hidden_size == 32

@@ -108,7 +108,7 @@ def test_what_a_recipe_says_is_what_it_means(tmp_path: Path) -> None:
         (
             "seed: 3",
             "sed: 3",
-            "21: sed: unknown key (did you mean 'seed'?); known keys: data, eval, init_from, mixer, model, ",
+            "21: sed: unknown key (did you mean 'seed'?); known keys: data, eval, mixer, model, ",
         ),
         (
             "hidden_size: 16",
@@ -408,7 +408,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert again == recipe
     assert again.to_yaml() == text
     plain = yaml.safe_load(text)
-    assert list(plain) == ["model", "mixer", "data", "train", "eval", "seed", "init_from"]
+    assert list(plain) == ["model", "mixer", "data", "train", "eval", "seed"]
     # Every default is written out.
     assert plain["mixer"].keys() == {"name", *load_registry().get("depth_attention").mixer.Config.model_fields}
     assert (plain["mixer"]["stride"], plain["mixer"]["recent_window"]) == (2, 0)
@@ -496,8 +496,7 @@ def test_json_schema() -> None:
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["required"] == ["mixer", "data", "train"]
-    assert schema["then"]["required"] == ["model"]
+    assert schema["required"] == ["model", "mixer", "data", "train"]
     assert schema["additionalProperties"] is False
     for part in schemas_in(schema):
         if "$ref" in part:

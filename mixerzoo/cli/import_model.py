@@ -107,5 +107,5 @@ def _print(report: ImportReport) -> None:
     else:
         typer.echo(
             f"It is not the source model any more: logits differ by up to {report.difference:.1%} of the largest. "
-            "Train on from here, with the recipe's key init_from."
+            "Train on from here, with the recipe's key model.init_from."
         )
