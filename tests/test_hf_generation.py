@@ -160,7 +160,7 @@ def by_batches(model: MixerZooForCausalLM, prompts: list[list[int]], config: Gen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [Case("residual"), DEPTH, Case("yoco"), Case("svformer"), *LATENT_CASES[:2]], ids=str)
+@every_case
 def test_compiled_decoding_over_a_static_cache(case: Case) -> None:
     tokens = some_tokens(2, 5)
     options = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)

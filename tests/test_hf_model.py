@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -258,11 +259,94 @@ def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
 
 
-def test_the_vocabulary_can_grow(tmp_path: Path) -> None:
-    _, model = fresh(DEPTH)
-    model.resize_token_embeddings(23, mean_resizing=False)
+@pytest.mark.parametrize("size", [23, 11])
+@pytest.mark.parametrize("case", hf_models.CHOSEN, ids=str)
+@torch.no_grad()
+def test_the_vocabulary_can_grow_and_shrink(case: Case, size: int, tmp_path: Path) -> None:
+    decoder, model = fresh(case)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    known = some_tokens(2, 5, vocab_size=min(size, zoo.VOCAB_SIZE))
+    common = min(size, zoo.VOCAB_SIZE)
+    assert_close(model(known).logits[..., :common], decoder(known)[..., :common])
     model.save_pretrained(tmp_path)
-    assert load_checkpoint(tmp_path)(some_tokens(1, 3, vocab_size=23)).size(-1) == 23
+    everything = torch.arange(size)[None]
+    assert_close(load_checkpoint(tmp_path)(everything), model(everything).logits)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(everything).logits, model(everything).logits)
+
+
+@torch.no_grad()
+def test_the_form_that_was_saved_last_is_read(tmp_path: Path) -> None:
+    _, model = fresh(DEPTH)
+    for size in ("8KB", "1GB", "8KB", "8KB", "1GB"):
+        model.lm_head.weight.mul_(1.5)
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        assert (tmp_path / "model.safetensors").exists() == (size == "1GB")
+        logits = model(some_tokens(1, 4)).logits
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(some_tokens(1, 4)).logits, logits)
+        assert_close(load_checkpoint(tmp_path)(some_tokens(1, 4)), logits)
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    _, model = fresh(DEPTH)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+# Keys that are set anew.
+
+
+CHANGES = [
+    {"attention_window": 3},
+    {"loop": {"prelude": 0, "count": 2, "coda": 0}},
+    {"num_hidden_layers": 2},
+    {"mixer": {"name": "moda"}},
+    {"mixer": {"name": "residual"}, "k_norm": "post_rope"},
+    {"rope_theta": 50.0},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize("way", ["from_pretrained", "from_config", "set"])
+@torch.no_grad()
+def test_a_changed_key_changes_the_model_and_stays_changed(change: dict[str, Any], way: str, tmp_path: Path) -> None:
+    save_checkpoint(zoo.make(DEPTH), tmp_path / "ours")
+    if way == "from_pretrained":
+        with warnings.catch_warnings():
+            # Weights that a smaller or another model has no use for are named.
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", **change)
+    elif way == "from_config":
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "ours", **change))
+    else:
+        config = AutoConfig.from_pretrained(tmp_path / "ours")
+        for key, value in change.items():
+            setattr(config, key, value)
+        config.save_pretrained(tmp_path / "changed")
+        again = AutoConfig.from_pretrained(tmp_path / "changed")
+        assert again.to_dict() | {"_name_or_path": None} == config.to_dict() | {"_name_or_path": None}
+        model = AutoModelForCausalLM.from_config(config)
+    model = model.double().eval()
+    for key, value in change.items():
+        if key != "mixer":
+            assert model.config.to_dict()[key] == value
+    tokens = some_tokens(2, 7)
+    assert len(model.model.plan.order) == model.config.num_hidden_layers == len(model.config.layer_types)
+    logits = model(tokens).logits
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(tokens).logits, logits)
+    assert_close(load_checkpoint(tmp_path / "saved")(tokens), logits)
+
+
+def test_keys_of_others_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="rope_parameters is no key of mixerzoo; set rope_theta and rope_scaling"):
+        MixerZooConfig(rope_parameters={"rope_type": "default", "rope_theta": 5.0})
+
+
+def test_a_model_without_a_head_says_so(tmp_path: Path) -> None:
+    shared(DEPTH).model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MixerZooModel"]
 
 
 # What it computes.

@@ -67,8 +67,21 @@ class MixerZooConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.num_physical_layers = self.num_hidden_layers
-        model, mixer_class, options = self.parts(kwargs.get("name_or_path"))
+        if kwargs.get("rope_parameters"):
+            raise CheckpointError("rope_parameters is no key of mixerzoo; set rope_theta and rope_scaling")
+        self.derive(kwargs.get("name_or_path"))
+        super().__post_init__(**kwargs)
+
+    def derive(self, where: str | None = None) -> None:
+        """Set what follows from the other attributes. To be called where one of these may have been set anew.
+
+        Args:
+            where: what errors call the configuration.
+        """
+        if self.num_hidden_layers != len(getattr(self, "layer_types", None) or ()):
+            # Given in physical layers, at first or anew.
+            self.num_physical_layers = self.num_hidden_layers
+        model, mixer_class, options = self.parts(where)
         # Of what an engine caches that keeps keys and values of every head.
         self.num_key_value_heads, self.head_dim = model.resolved_kv_heads, model.resolved_head_dim
         self.loop = model.loop.model_dump()
@@ -91,7 +104,13 @@ class MixerZooConfig(PreTrainedConfig):
             self.needs_eager = f"mixer {mixer.name!r} joins entries along depth to the softmax"
         elif any(plan.latent_sources):
             self.needs_eager = f"mixer {mixer.name!r} sums values over the latents of several steps"
-        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PreTrainedConfig.from_dict`; keys among ``kwargs`` take the place of those in the dictionary."""
+        # transformers would set them on the finished configuration, from which more has been derived by then.
+        own = {key: kwargs.pop(key) for key in list(kwargs) if key in MixerZooConfig.__annotations__}
+        return super().from_dict({**config_dict, **own}, **kwargs)
 
     def parts(self, where: str | None = None) -> tuple[ModelConfig, type[Mixer], MixerConfig]:
         """What a decoder is built from: its sizes, the mixer, and the mixer's options.
@@ -104,7 +123,7 @@ class MixerZooConfig(PreTrainedConfig):
             raise CheckpointError(f"{where}: hidden_act is {self.hidden_act!r}; this skeleton computes 'silu'")
         raw = vars(self) | {"num_hidden_layers": self.num_physical_layers}
         if self.attention == "mla" and "needs_eager" in raw:
-            # By now set by `__post_init__`; they are not sizes of latent attention.
+            # By now set by `derive`; they are not sizes of latent attention.
             raw |= {"num_key_value_heads": None, "head_dim": None}
         return read_own(raw, where)
 
@@ -114,10 +133,14 @@ class MixerZooConfig(PreTrainedConfig):
         for derived in ("num_physical_layers", "layer_types", "sliding_window", "needs_eager"):
             output.pop(derived, None)
         model, mixer, options = self.parts()
-        return output | describe(model, mixer.name, options)
+        described = describe(model, mixer.name, options)
+        if self.architectures:
+            described["architectures"] = self.architectures
+        return output | described
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write ``config.json``, and the shim that its ``auto_map`` names."""
+        self.derive()
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         write_shim(Path(save_directory))
         super().save_pretrained(save_directory, *args, **kwargs)

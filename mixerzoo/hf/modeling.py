@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from mixerzoo.checkpoints import INDEX_FILE, WEIGHTS_FILE
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import MixerZooAttention, MixerZooLatentAttention, Turn
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
@@ -62,6 +63,7 @@ class MixerZooPreTrainedModel(PreTrainedModel):
     }
 
     def __init__(self, config: MixerZooConfig, *inputs: Any, **kwargs: Any) -> None:
+        config.derive()
         if config.needs_eager is not None:
             if config._attn_implementation not in (None, "eager"):
                 raise MixerError(
@@ -107,7 +109,8 @@ class MixerZooPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, with weights in memory of their own."""
+        """As `PreTrainedModel.from_pretrained`, with weights in memory of their own, and never from pickles."""
+        kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for parameter in model.parameters():
@@ -123,7 +126,25 @@ class MixerZooPreTrainedModel(PreTrainedModel):
         if is_main_process and not card.exists():
             card.parent.mkdir(parents=True, exist_ok=True)
             card.write_text(self._card(), encoding="utf-8")
+        forms = [Path(save_directory) / name for name in (WEIGHTS_FILE, INDEX_FILE)]
+        before = [_written(form) for form in forms]
         super().save_pretrained(save_directory, *args, **kwargs)
+        current = [_written(form) for form in forms]
+        if is_main_process and None not in current and current != before:
+            # One form was written beside the other, which is older and would be read in its place.
+            [older] = [form for form, was, now in zip(forms, before, current, strict=True) if was == now]
+            older.unlink()
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As `PreTrainedModel.resize_token_embeddings`, with what the mixer keeps of each token.
+
+        New rows have the mixer's initial values.
+        """
+        embeddings: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        decoder = self.base_model
+        assert isinstance(decoder, MixerZooModel)
+        decoder.resize_mixer(embeddings.num_embeddings)
+        return embeddings
 
     def _card(self) -> str:
         origin = "Saved by `save_pretrained` of mixerzoo's Hugging Face model."
@@ -141,6 +162,14 @@ class MixerZooPreTrainedModel(PreTrainedModel):
         """Nothing, as in `MixerZooConfig`."""
 
 
+def _written(path: Path) -> tuple[int, int] | None:
+    """What changes whenever a file is written; None where there is none."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
 def _init_mixer(mixer: Mixer, std: float) -> None:
     """Initial values for those parameters that no checkpoint gave one."""
     missing = [name for name, p in mixer.named_parameters() if not getattr(p, "_is_hf_initialized", False)]
@@ -148,9 +177,15 @@ def _init_mixer(mixer: Mixer, std: float) -> None:
         return
     # Its own generator is on the CPU, and what it draws must not touch loaded values.
     twin = copy.deepcopy(mixer).cpu()
-    twin.reset_parameters(torch.Generator().manual_seed(int(torch.randint(1 << 62, (), device="cpu"))), std)
+    _draw(twin, std)
     for name in missing:
         mixer.get_parameter(name).copy_(twin.get_parameter(name))
+
+
+@torch.no_grad()
+def _draw(mixer: Mixer, std: float) -> None:
+    """Give a mixer on the CPU its initial values; the global generator has the seed, as everywhere in transformers."""
+    mixer.reset_parameters(torch.Generator().manual_seed(int(torch.randint(1 << 62, (), device="cpu"))), std)
 
 
 class MixerZooModel(MixerZooPreTrainedModel, Stack):
@@ -177,6 +212,30 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         self.assemble(sizes, mixer, attention)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def resize_mixer(self, vocab_size: int) -> None:
+        """Make the mixer one of a decoder with another vocabulary.
+
+        Args:
+            vocab_size: V, rows of the embedding.
+        """
+        old = self.mixer
+        self.model_config = self.model_config.model_copy(update={"vocab_size": vocab_size})
+        with torch.device("meta"):
+            self.mixer = type(old)(old.config, self.model_config.shape())
+        self.mixer.to_empty(device="cpu").train(old.training)
+        _draw(self.mixer, self.config.initializer_range)
+        for name, kept in old.named_parameters():
+            drawn = self.mixer.get_parameter(name)
+            if drawn.shape != kept.shape:
+                values = drawn.detach().to(kept)
+                shared = tuple(slice(min(sizes)) for sizes in zip(drawn.shape, kept.shape, strict=True))
+                values[shared] = kept.detach()[shared]
+                drawn = nn.Parameter(values, kept.requires_grad)
+            else:
+                drawn = kept
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.mixer.get_submodule(owner), leaf, drawn)
 
     @merge_with_config_defaults
     @capture_outputs
