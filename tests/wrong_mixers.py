@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixerzoo import AttentionInputs, Context, DecoderShape, Mixer, MixerConfig, Plan, ReferenceReading, Site
 from mixerzoo.testing import Reference
+from mixerzoo.testing.reference import TokenMixer
 from mixerzoo_plugins import denseformer, depth_attention
 from mixerzoo_plugins.attn_res import AttnRes
 from mixerzoo_plugins.denseformer import DenseFormer
@@ -100,6 +101,14 @@ class LeaksThroughMean(Residual):
 
     def read(self, state: Tensor, site: Site) -> Tensor:
         return state - state.mean(1, keepdim=True)
+
+
+@caught_by("causality")
+class LeaksInEvaluation(LeaksOneTokenAhead):
+    """A right one in training, and nobody generates while training."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y if self.training else super().write(state, site, y)
 
 
 @caught_by("token_local_mixing")
@@ -368,6 +377,14 @@ class InitialisesByPython(Scaled):
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         nn.init.constant_(self.scale, random.random())
+
+
+@caught_by("train_and_eval")
+class DampsInTraining(Residual):
+    """Weights outputs by their chance to be kept, as stochastic depth does, but in the wrong mode."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + (0.9 * y if self.training else y)
 
 
 @caught_by("returns")
@@ -824,6 +841,50 @@ class AveragesAverages(DenseFormer):
         if site.branch == "mlp" and site.step + 1 in self.held[site.step + 1]:
             new = new._replace(history=(*new.history[:-1], new.x))
         return new
+
+
+class Weighted(Residual):
+    """Correct: attention and MLP outputs are weighted by two parameters whose names have the same letters."""
+
+    card = replace(Residual.card, parameters="2", neutral_settings=(), neutral="")
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.w_am, self.w_ma = (nn.Parameter(torch.empty(())) for _ in range(2))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        for weight in self.parameters():
+            nn.init.ones_(weight)
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + (self.w_am if site.branch == "attention" else self.w_ma) * y
+
+
+class NaiveWeighted(TokenMixer):
+    """x ← x + w·y."""
+
+    def __init__(self, embedding: Tensor, weights: dict[str, Tensor]) -> None:
+        super().__init__(embedding)
+        self.weights = weights
+
+    def write(self, step: int, layer: int, branch: str, y: Tensor) -> None:
+        self.x = self.x + self.weights[branch] * y
+
+
+def weighted(mixer: Any) -> Any:
+    """`Reference.begin` of `Weighted`."""
+    return lambda embedding, token: NaiveWeighted(embedding, {"attention": mixer.w_am, "mlp": mixer.w_ma})
+
+
+WEIGHTED = Reference(weighted)
+
+
+@caught_by("reference_logits", WEIGHTED)
+class TakesTheOtherWeight(Weighted):
+    """Two parameters changed places; with equal noise on both, nobody could tell."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + (self.w_ma if site.branch == "attention" else self.w_am) * y
 
 
 @caught_by("reference_accounts", naive_denseformer.REFERENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ class Case:
         chunks: lengths of the pieces in which the tokens are decoded; their sum is the number of tokens.
         seed: of weights and tokens.
         pick: a number from which a check takes its positions and rows.
+        training: whether the decoder is in training mode; else it is in evaluation mode.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -36,6 +38,7 @@ class Case:
     chunks: tuple[int, ...] = (3, 1, 2)
     seed: int = 0
     pick: int = 0
+    training: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -73,7 +76,7 @@ class Case:
         materialize(decoder, self.seed, dtype=torch.float64)
         if perturbed:
             perturb(decoder, self.seed)
-        return decoder.to(dtype)
+        return decoder.to(dtype).train(self.training)
 
     def pieces(self, tokens: Tensor) -> Iterator[Tensor]:
         """Tokens [B, T] cut into the case's chunks."""
@@ -94,6 +97,6 @@ def perturb(decoder: Decoder, seed: int, skeleton_only: bool = False) -> None:
         for name, parameter in decoder.named_parameters():
             if skeleton_only and id(parameter) in mixing:
                 continue
-            generator = torch.Generator().manual_seed(seed * 65537 + sum(map(ord, name)))
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(noise * (0.1 if id(parameter) in norms else 0.25))

@@ -247,6 +247,7 @@ def snippet(check: Check, mixer: type[Mixer], case: Case, reference: Reference |
         ("chunks", case.chunks),
         ("seed", case.seed),
         ("pick", case.pick),
+        *([] if case.training else [("training", False)]),
     ]
     lines = "\n".join(f"    {name}={value!r}," for name, value in fields)
     imports, arguments = f"from {mixer.__module__} import {mixer.__qualname__}\n", f"{mixer.__qualname__}, case"

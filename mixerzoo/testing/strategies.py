@@ -179,4 +179,5 @@ def cases(draw: st.DrawFn, mixer: type[Mixer], overrides: Overrides | None = Non
         chunks=draw(chunkings()),
         seed=draw(st.integers(0, 3)),
         pick=draw(st.integers(0, 20)),
+        training=draw(st.sampled_from([True, False])),
     )

@@ -94,6 +94,16 @@ def returns(mixer: type[Mixer], case: Case) -> None:
                     assert _unchanged(call), f"{call} has an effect, though defines({call.name!r}) denies it"
 
 
+@clause("3.6")
+@torch.no_grad()
+def train_and_eval(mixer: type[Mixer], case: Case) -> None:
+    """Training mode and evaluation mode give the same bits."""
+    decoder = case.decoder(mixer)
+    tokens = case.tokens()
+    training, evaluating = (decoder.train(mode)(tokens) for mode in (True, False))
+    assert_same(evaluating, training, "logits in evaluation mode, against those in training mode")
+
+
 def _assert_expected(call: Call, hidden: tuple[int, ...]) -> None:
     """Demand of a call's result what its name promises; ``hidden`` is [B, T, D]."""
     result = call.result
