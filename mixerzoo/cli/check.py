@@ -18,8 +18,8 @@ from mixerzoo.errors import MixerzooError
 if TYPE_CHECKING:
     from mixerzoo.registry import MixerEntry
     from mixerzoo.testing import Check, Reference, Result
+    from mixerzoo.testing.drawn_options import Overrides
     from mixerzoo.testing.runner import Profile
-    from mixerzoo.testing.strategies import Overrides
 
 
 def command(

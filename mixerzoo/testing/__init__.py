@@ -11,6 +11,7 @@ Needs the extra ``testing``.
 from mixerzoo.testing.against import Reference
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import CHECKS, Check
+from mixerzoo.testing.drawn_options import options
 from mixerzoo.testing.runner import (
     Result,
     check_mixer,
@@ -20,7 +21,7 @@ from mixerzoo.testing.runner import (
     rerun,
     run_check,
 )
-from mixerzoo.testing.strategies import cases, chunkings, models, options
+from mixerzoo.testing.strategies import cases, chunkings, models
 
 __all__ = [
     "CHECKS",

@@ -19,7 +19,8 @@ from mixerzoo.mixer import Mixer
 from mixerzoo.testing.against import Reference, References
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import CHECKS, Check, Cost
-from mixerzoo.testing.strategies import Overrides, cases
+from mixerzoo.testing.drawn_options import Overrides
+from mixerzoo.testing.strategies import cases
 
 Profile = Literal["quick", "thorough"]
 

@@ -1,25 +1,19 @@
-"""Hypothesis strategies: decoder sizes, mixer options, chunkings, whole cases."""
+"""Hypothesis strategies: decoder sizes, chunkings, whole cases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import assume
 from hypothesis import strategies as st
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerzooError
-from mixerzoo.mixer import Mixer, MixerConfig
+from mixerzoo.mixer import Mixer
 from mixerzoo.model_config import ModelConfig
 from mixerzoo.testing.case import VOCAB_SIZE, Case
-
-#: Option → strategy of its values, in place of what its type suggests.
-Overrides = Mapping[str, st.SearchStrategy[Any]]
+from mixerzoo.testing.drawn_options import Overrides, options
 
 
 @st.composite
@@ -64,79 +58,6 @@ _LATENT = st.fixed_dictionaries(
 )
 
 
-def options(config: type[MixerConfig], overrides: Overrides | None = None) -> st.SearchStrategy[dict[str, Any]]:
-    """Options of a mixer, drawn from the types and bounds of its ``Config``.
-
-    An option with ``examples`` takes one of them. Options that their types cannot describe keep their default;
-    ``overrides`` says better.
-
-    Args:
-        config: the mixer's ``Config``.
-        overrides: strategies for some of the options.
-    """
-    overrides = overrides or {}
-    drawn = {name: overrides.get(name, _values(info)) for name, info in config.model_fields.items()}
-
-    def valid(chosen: dict[str, Any]) -> bool:
-        try:
-            config.model_validate(chosen)
-        except ValidationError:
-            return False
-        return True
-
-    return st.fixed_dictionaries({n: s for n, s in drawn.items() if s is not None}).filter(valid)
-
-
-def _values(info: FieldInfo) -> st.SearchStrategy[Any] | None:
-    default = st.nothing() if info.is_required() else st.just(info.get_default(call_default_factory=True))
-    if info.examples:
-        return default | st.sampled_from(info.examples)
-    low: Any = 0
-    high: Any = None
-    for rule in info.metadata:
-        if isinstance(rule, Ge):
-            low = rule.ge
-        elif isinstance(rule, Le):
-            high = rule.le
-        elif isinstance(rule, Gt | Lt):
-            # An open bound: keep away from it by a step that suits whole numbers and fractions alike.
-            bound: Any = rule.gt if isinstance(rule, Gt) else rule.lt
-            step = 1 if info.annotation is int else 0.125
-            low, high = (bound + step, high) if isinstance(rule, Gt) else (low, bound - step)
-    by_type = _of_type(info.annotation, low, high)
-    if by_type is None:
-        return None if not info.is_required() else default
-    # A default that comes by itself is not drawn more often: the other values would be left too few cases.
-    return by_type if _comes_by_itself(info.annotation, info.default, low) else default | by_type
-
-
-def _comes_by_itself(annotation: Any, default: Any, low: Any) -> bool:
-    """Whether `_of_type` draws the default as often as any other value."""
-    if annotation is int:
-        return default in range(low, low + 6)
-    if annotation is bool or get_origin(annotation) is Literal:
-        return True
-    if annotation is type(None):
-        return default is None
-    return any(_comes_by_itself(part, default, low) for part in get_args(annotation))
-
-
-def _of_type(annotation: Any, low: Any, high: Any) -> st.SearchStrategy[Any] | None:
-    if annotation is bool:
-        return st.booleans()
-    if annotation is int:
-        return st.integers(low, low + 5 if high is None else min(high, low + 5))
-    if annotation is float:
-        return st.floats(low, low + 2.0 if high is None else high, width=16)
-    if annotation is type(None):
-        return st.none()
-    if get_origin(annotation) is Literal:
-        return st.sampled_from(get_args(annotation))
-    parts = [_of_type(part, low, high) for part in get_args(annotation)]
-    known = [part for part in parts if part is not None]
-    return st.one_of(known) if known and len(known) == len(parts) else None
-
-
 @st.composite
 def chunkings(draw: st.DrawFn, max_tokens: int = 9) -> tuple[int, ...]:
     """Any split of up to ``max_tokens`` tokens into pieces.
@@ -153,17 +74,23 @@ def chunkings(draw: st.DrawFn, max_tokens: int = 9) -> tuple[int, ...]:
     return tuple(pieces)
 
 
-@st.composite
-def cases(draw: st.DrawFn, mixer: type[Mixer], overrides: Overrides | None = None) -> Case:
+def cases(mixer: type[Mixer], overrides: Overrides | None = None) -> st.SearchStrategy[Case]:
     """A case on which the mixer can be built.
 
     Args:
-        draw: given by Hypothesis.
         mixer: the mixer under test.
         overrides: strategies for some of its options.
+
+    Raises:
+        MixerzooError: nothing can be drawn for an option.
     """
+    return _cases(mixer, options(mixer.Config, overrides))
+
+
+@st.composite
+def _cases(draw: st.DrawFn, mixer: type[Mixer], drawn_options: st.SearchStrategy[dict[str, Any]]) -> Case:
     model = draw(models())
-    chosen = draw(options(mixer.Config, overrides))
+    chosen = draw(drawn_options)
     config = ModelConfig.model_validate({**model, "vocab_size": VOCAB_SIZE})
     try:
         with torch.device("meta"):
