@@ -190,8 +190,9 @@ def test_a_broken_twin_is_caught_by_name(
     for check in caught_by:
         assert "failed" in next(line for line in output.splitlines() if f" {check} " in line)
         assert f"clause {CHECKS[check].clause} ({check}): {CHECKS[check].summary}\n" in output
-        assert f"rerun({check!r}, " in output
-    # The snippet fails as it stands.
+    # The first alone has a snippet, and it fails as it stands.
+    assert f"rerun({caught_by[0]!r}, " in output
+    assert output.count("rerun(") == 1
     snippet = "from mixerzoo.testing" + output.split("from mixerzoo.testing", 1)[1].split("\n\nclause", 1)[0]
     snippet = snippet[: snippet.rindex("rerun(")] + snippet[snippet.rindex("rerun(") :].splitlines()[0]
     code, _, errors = place.run("-c", snippet, PYTHONPATH=str(tmp_path))
@@ -306,7 +307,7 @@ def test_check_takes_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [r["outcome"] for r in json.loads(result.stdout)["results"]] == ["passed", "passed"]
     result = run("check", "depth_attention", *wanted, "--json")
     found = json.loads(result.stdout)
-    assert found["ok"]
+    assert (result.exit_code, found["ok"]) == (2, False)
     assert [(r["outcome"], r["message"]) for r in found["results"]] == [("skipped", "no reference was given")] * 2
     # One that lies in the current directory, and is another method's.
     monkeypatch.chdir(tmp_path)
@@ -325,8 +326,10 @@ def test_check_takes_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_check_stops_at_its_budget() -> None:
     result = run("check", "residual", "--seconds", "0")
-    assert result.exit_code == 0
+    # What knows nothing of the mixer must not be green.
+    assert result.exit_code == 2
     assert "causality" in result.stdout
+    assert "Nothing ran, so nothing is known." in result.stdout
     assert f"{len(checks_for(load_registry().get('residual').mixer))} skipped" in result.stdout.splitlines()[-1]
 
 

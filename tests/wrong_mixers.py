@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from mixerzoo import AttentionInputs, Context, DecoderShape, Mixer, MixerConfig, Plan, ReferenceReading, Site
+from mixerzoo.errors import MixerError
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import TokenMixer
 from mixerzoo_plugins import denseformer, depth_attention
@@ -223,6 +224,17 @@ class RemembersRows(Residual):
         if self.first is None or x.size(1) > 1:
             self.first = x[:, :1]
         return x + 0.5 * self.first
+
+
+class RefusesNearlyAll(Residual):
+    """Serves no decoder that is worth drawing, so no clause can be said to hold."""
+
+    name = "refuses_nearly_all"
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        if (shape.num_layers, shape.num_heads, shape.hidden_size, shape.head_dim) != (5, 6, 12, 8):
+            raise MixerError("no such decoder")
 
 
 class SharedKeys(Residual):
@@ -788,6 +800,16 @@ class FailsToBuild(Residual):
     def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
         super().__init__(config, shape)
         self.second = shape.order[1]
+
+
+@caught_by("ordinary_decoder")
+class RefusesDepth(Residual):
+    """Serves one layer, where there is little to get wrong, and refuses the rest in words."""
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        if shape.num_layers > 1:
+            raise MixerError("one layer is enough for everybody")
 
 
 @caught_by("causality")

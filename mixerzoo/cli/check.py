@@ -18,8 +18,8 @@ from mixerzoo.errors import MixerzooError
 if TYPE_CHECKING:
     from mixerzoo.registry import MixerEntry
     from mixerzoo.testing import Check, Reference, Result
+    from mixerzoo.testing.check import Profile
     from mixerzoo.testing.drawn_options import Overrides
-    from mixerzoo.testing.runner import Profile
 
 
 def command(
@@ -63,7 +63,7 @@ def command(
     """Hold an installed mixer to every clause of the conformance kit.
 
     For each failure the smallest case that was found is printed as Python that runs it again. The exit code is
-    0 if no clause is broken and 1 if one is.
+    0 if no clause is broken, 1 if one is, and 2 if nothing ran.
     """
     from mixerzoo.registry import load_registry
 
@@ -88,6 +88,13 @@ def command(
         _print(entry, results, elapsed)
     if not all(result.ok for result in results):
         raise typer.Exit(1)
+    if not _any_ran(results):
+        raise typer.Exit(2)
+
+
+def _any_ran(results: Sequence[Result]) -> bool:
+    """Whether anything is known; a run in which nothing ran must not pass for a good one."""
+    return any(result.outcome != "skipped" for result in results)
 
 
 def _reference(place: str) -> Reference:
@@ -193,7 +200,7 @@ def _to_dict(entry: MixerEntry, profile: str, results: Sequence[Result], elapsed
         "distribution": entry.distribution,
         "version": entry.version,
         "profile": profile,
-        "ok": all(result.ok for result in results),
+        "ok": _any_ran(results) and all(result.ok for result in results),
         "seconds": round(elapsed, 3),
         "results": [
             {
@@ -203,6 +210,8 @@ def _to_dict(entry: MixerEntry, profile: str, results: Sequence[Result], elapsed
                 "outcome": result.outcome,
                 "message": result.message,
                 "snippet": result.snippet,
+                "cases": result.ran,
+                "refused": result.refused,
                 "seconds": round(result.seconds, 3),
             }
             for result in results
@@ -213,7 +222,7 @@ def _to_dict(entry: MixerEntry, profile: str, results: Sequence[Result], elapsed
 def _print(entry: MixerEntry, results: Sequence[Result], elapsed: float) -> None:
     from rich.text import Text
 
-    from mixerzoo.testing import failure_text
+    from mixerzoo.testing import failures_text
 
     out = console()
     listing = table("Clause", "Check", "Outcome", "Seconds")
@@ -223,15 +232,19 @@ def _print(entry: MixerEntry, results: Sequence[Result], elapsed: float) -> None
         outcome = Text(result.outcome, style=styles.get(result.outcome, "bold red"))
         listing.add_row(result.check.clause, result.check.name, outcome, f"{result.seconds:.1f}")
     out.print(listing)
-    for result in results:
-        if not result.ok:
-            out.print(f"\n{failure_text(result).rstrip()}", soft_wrap=True)
+    if failures := failures_text(results):
+        out.print(f"\n{failures}", soft_wrap=True)
     skipped: dict[str, list[str]] = {}
     for result in results:
         if result.outcome == "skipped":
             skipped.setdefault(result.message, []).append(result.check.clause)
     for reason, clauses in skipped.items():
         out.print(f"\nSkipped {', '.join(clauses)}: {reason}.", soft_wrap=True)
+    ran, refused = sum(result.ran for result in results), sum(result.refused for result in results)
+    if refused:
+        out.print(f"\n{ran} cases ran; {refused} more were drawn, and refused by the mixer.", soft_wrap=True)
+    if not _any_ran(results):
+        out.print("\nNothing ran, so nothing is known.", soft_wrap=True)
     counted = Counter(result.outcome for result in results)
     counts = ", ".join(f"{number} {outcome}" for outcome, number in counted.items())
     out.print(

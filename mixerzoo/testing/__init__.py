@@ -12,15 +12,8 @@ from mixerzoo.testing.against import Reference
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import CHECKS, Check
 from mixerzoo.testing.drawn_options import options
-from mixerzoo.testing.runner import (
-    Result,
-    check_mixer,
-    checks_for,
-    failure_text,
-    parametrize_with_checks,
-    rerun,
-    run_check,
-)
+from mixerzoo.testing.results import Result, failure_text, failures_text
+from mixerzoo.testing.runner import check_mixer, checks_for, parametrize_with_checks, rerun, run_check
 from mixerzoo.testing.strategies import cases, chunkings, models
 
 __all__ = [
@@ -34,6 +27,7 @@ __all__ = [
     "checks_for",
     "chunkings",
     "failure_text",
+    "failures_text",
     "models",
     "options",
     "parametrize_with_checks",

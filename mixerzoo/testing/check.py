@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mixerzoo.errors import MixerzooError, did_you_mean
 from mixerzoo.mixer import Mixer
 from mixerzoo.testing.against import Reference
 from mixerzoo.testing.case import Case
@@ -19,6 +20,14 @@ Body = Callable[..., None]
 #: How often a check is worth running: "cheap" on drawn cases; "deadly" on more, as it finds most for its time; "dear"
 #: on few; "slow" only in the thorough profile; "once" is for what no case changes.
 Cost = Literal["cheap", "deadly", "dear", "slow", "once"]
+
+Profile = Literal["quick", "thorough"]
+
+#: Examples by profile and cost of a check; 0 leaves it out.
+EXAMPLES: dict[Profile, dict[Cost, int]] = {
+    "quick": {"cheap": 15, "deadly": 60, "dear": 2, "slow": 0, "once": 1},
+    "thorough": {"cheap": 300, "deadly": 300, "dear": 20, "slow": 3, "once": 1},
+}
 
 #: Tolerance of results that are equal but for the order of float64 operations.
 EXACT = 1e-10
@@ -66,6 +75,17 @@ class Check:
 
 #: Every check by name, in the order of the clauses.
 CHECKS: dict[str, Check] = {}
+
+
+def known_check(name: str) -> Check:
+    """The check of a name.
+
+    Raises:
+        MixerzooError: there is none.
+    """
+    if name not in CHECKS:
+        raise MixerzooError(f"no check is named {name!r}{did_you_mean(name, CHECKS)}; known: {', '.join(CHECKS)}")
+    return CHECKS[name]
 
 
 def clause(number: str, cost: Cost = "cheap", needs: tuple[str, ...] = ()) -> Callable[[Body], Body]:

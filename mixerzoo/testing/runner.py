@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
 import mixerzoo.testing.checks  # noqa: F401  registers the checks
-from mixerzoo.errors import MixerzooError, did_you_mean
+from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.testing.against import Reference, References
+from mixerzoo.testing.arguments import check_arguments
 from mixerzoo.testing.case import Case
-from mixerzoo.testing.check import CHECKS, Check, Cost
+from mixerzoo.testing.check import CHECKS, EXAMPLES, Check, Profile, known_check
 from mixerzoo.testing.drawn_options import Overrides
+from mixerzoo.testing.results import Outcome, Result, failure_text, snippet
 from mixerzoo.testing.strategies import cases
-
-Profile = Literal["quick", "thorough"]
-
-#: Examples by profile and cost of a check; 0 leaves it out.
-EXAMPLES: dict[Profile, dict[Cost, int]] = {
-    "quick": {"cheap": 15, "deadly": 60, "dear": 2, "slow": 0, "once": 1},
-    "thorough": {"cheap": 300, "deadly": 300, "dear": 20, "slow": 3, "once": 1},
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a check went.
-
-    Attributes:
-        check: which one.
-        outcome: ``"passed"``, ``"failed"``, ``"expected failure"``, ``"unexpected pass"`` or ``"skipped"``
-            (the time budget was spent, or a reference is needed that was not given).
-        message: what is wrong, or the reason of an expected failure or a skip.
-        snippet: Python that runs the smallest failing case again.
-        seconds: that it took.
-    """
-
-    check: Check
-    outcome: Literal["passed", "failed", "expected failure", "unexpected pass", "skipped"]
-    message: str = ""
-    snippet: str = ""
-    seconds: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        """Whether the mixer is none the worse for it."""
-        return self.outcome in ("passed", "expected failure", "skipped")
 
 
 def checks_for(mixer: type[Mixer], profile: Profile = "quick") -> list[Check]:
@@ -87,15 +56,21 @@ def run_check(
 
     Returns:
         The result; a failure carries the smallest case that Hypothesis found.
+
+    Raises:
+        MixerzooError: nothing can be drawn for an option.
     """
     if lack := check.lacks(reference):
         return Result(check, "skipped", lack)
     started = time.monotonic()
+    wanted = EXAMPLES[profile][check.cost]
     failing: list[tuple[Case, Exception]] = []
+    refusals: list[MixerzooError] = []
+    ran = 0
 
     # Every draw of a run is the same run: no database, no clock.
     @settings(
-        max_examples=EXAMPLES[profile][check.cost],
+        max_examples=wanted,
         derandomize=True,
         database=None,
         deadline=None,
@@ -104,8 +79,10 @@ def run_check(
         print_blob=False,
         report_multiple_bugs=False,
     )
-    @given(case=cases(mixer, overrides))
+    @given(case=cases(mixer, overrides, refusals.append))
     def hold(case: Case) -> None:
+        nonlocal ran
+        ran += 1
         try:
             with _laboratory():
                 check.hold(mixer, case, reference)
@@ -114,21 +91,32 @@ def run_check(
             failing[:] = [(case, error)]
             raise
 
+    message, code = None, ""
     try:
         hold()
     except Unsatisfiable:
-        text = (
-            "nothing could be drawn: the mixer refuses every decoder and every option that was tried. If a required "
-            "option has a type that the kit cannot draw, give it a default or a strategy in `overrides`"
-        )
-        return Result(check, "failed", text, "", time.monotonic() - started)
+        pass
     except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
-        if not failing:
-            return Result(check, "failed", f"{type(error).__name__}: {error}", "", time.monotonic() - started)
-        case, cause = failing[0]
-        text = str(cause) if isinstance(cause, AssertionError) else f"{type(cause).__name__}: {cause}"
-        return Result(check, "failed", text, snippet(check, mixer, case, reference), time.monotonic() - started)
-    return Result(check, "passed", seconds=time.monotonic() - started)
+        case, cause = failing[0] if failing else (None, error)
+        message = str(cause) if isinstance(cause, AssertionError) and str(cause) else f"{type(cause).__name__}: {cause}"
+        code = "" if case is None else snippet(check, mixer, case, reference)
+    if message is None and ran < math.ceil(wanted / 3):
+        message = _too_few(ran, wanted, refusals)
+    outcome: Outcome = "passed" if message is None else "failed"
+    return Result(check, outcome, message or "", code, time.monotonic() - started, ran, len(refusals))
+
+
+def _too_few(ran: int, wanted: int, refusals: Sequence[MixerzooError]) -> str:
+    """What is wrong with a mixer that was hardly run."""
+    if not refusals:
+        return (
+            f"only {ran} of {wanted} cases could be drawn: the rules of Config forbid nearly all options that were "
+            "tried; `overrides` says which are allowed"
+        )
+    return (
+        f"only {ran} of {wanted} cases ran, for the mixer refused {len(refusals)} that were drawn, the last in these "
+        f"words: {refusals[-1]}"
+    )
 
 
 @contextmanager
@@ -164,21 +152,25 @@ def check_mixer(
         reference: of the mixer; without one, the clauses of chapter 10 are skipped.
         profile: ``"quick"`` (seconds) or ``"thorough"``.
         overrides: strategies for options that their types do not describe.
-        expected_failures: check → reason. Strict: a check that passes all the same is not ok.
+        expected_failures: check → reason. Strict: a check that passes all the same is not ok. Checks that only the
+            thorough profile runs may stand here in either.
         only: names of the checks to run; default: all.
         seconds: time budget; checks that would start after it are skipped.
         progress: called before each check with None and after it with its result.
 
     Raises:
-        MixerzooError: a name in ``expected_failures`` or ``only`` is no check, or one that the profile leaves out.
+        MixerzooError: an argument names nothing: no profile, option or check, or a check that is not run.
     """
     expected = dict(expected_failures or {})
     chosen = None if only is None else set(only)
-    for name in (*expected, *(chosen or ())):
-        known_check(name)
-    left_out = [name for name in chosen or () if not EXAMPLES[profile][CHECKS[name].cost]]
-    if left_out:
-        raise MixerzooError(f"the check {min(left_out)!r} is slow and runs only in the thorough profile")
+    check_arguments(
+        [mixer],
+        references={} if reference is None else {mixer: reference},
+        profile=profile,
+        overrides=overrides or {},
+        expected_failures=expected,
+        only=chosen,
+    )
     started = time.monotonic()
     results = []
     for check in checks_for(mixer, profile):
@@ -203,9 +195,9 @@ def apply_expectation(result: Result, expected_failures: Mapping[str, str]) -> R
     if reason is None or result.outcome == "skipped":
         return result
     if result.outcome == "failed":
-        return Result(result.check, "expected failure", reason, result.snippet, result.seconds)
+        return replace(result, outcome="expected failure", message=reason)
     message = f"expected to fail ({reason}), but it passes: take it off the list"
-    return Result(result.check, "unexpected pass", message, seconds=result.seconds)
+    return replace(result, outcome="unexpected pass", message=message)
 
 
 def rerun(check: str, mixer: type[Mixer], case: Case, reference: Reference | None = None) -> None:
@@ -226,51 +218,6 @@ def rerun(check: str, mixer: type[Mixer], case: Case, reference: Reference | Non
         raise MixerzooError(f"the check {check!r} cannot run: {lack}")
     with _laboratory():
         known.hold(mixer, case, reference)
-
-
-def known_check(name: str) -> Check:
-    """The check of a name.
-
-    Raises:
-        MixerzooError: there is none.
-    """
-    if name not in CHECKS:
-        raise MixerzooError(f"no check is named {name!r}{did_you_mean(name, CHECKS)}; known: {', '.join(CHECKS)}")
-    return CHECKS[name]
-
-
-def snippet(check: Check, mixer: type[Mixer], case: Case, reference: Reference | None = None) -> str:
-    """Python to paste that runs a case again."""
-    fields: Sequence[tuple[str, Any]] = [
-        ("model", dict(case.model)),
-        ("options", dict(case.options)),
-        ("batch_size", case.batch_size),
-        ("chunks", case.chunks),
-        ("seed", case.seed),
-        ("pick", case.pick),
-        *([] if case.training else [("training", False)]),
-    ]
-    lines = "\n".join(f"    {name}={value!r}," for name, value in fields)
-    imports, arguments = f"from {mixer.__module__} import {mixer.__qualname__}\n", f"{mixer.__qualname__}, case"
-    if check.needs:
-        module, name = _place_of(reference)
-        imports += f"from {module} import {name}\n"
-        arguments += f", {name}"
-    return (
-        "from mixerzoo.testing import Case, rerun\n"
-        f"{imports}\n"
-        f"case = Case(\n{lines}\n)\n"
-        f"rerun({check.name!r}, {arguments})\n"
-    )
-
-
-def _place_of(reference: Reference | None) -> tuple[str, str]:
-    """Module and name under which a reference can be imported."""
-    for module in list(sys.modules.values()):
-        for name, value in list(getattr(module, "__dict__", {}).items()):
-            if value is reference and value is not None:
-                return module.__name__, name
-    return "your_tests", "reference"
 
 
 def parametrize_with_checks(
@@ -294,16 +241,21 @@ def parametrize_with_checks(
         references: mixer → its `Reference`; without one, the clauses of chapter 10 are skipped.
         profile: ``"quick"`` or ``"thorough"``.
         overrides: strategies for options that their types do not describe.
-        expected_failures: check → reason; strict.
+        expected_failures: check → reason; as in `check_mixer`.
 
     Raises:
-        MixerzooError: a name in ``expected_failures`` is no check.
+        MixerzooError: an argument names nothing: no mixer, profile, option or check.
     """
     import pytest
 
-    expected = dict(expected_failures or {})
-    for name in expected:
-        known_check(name)
+    mixers, expected = list(mixers), dict(expected_failures or {})
+    check_arguments(
+        mixers,
+        references=references or {},
+        profile=profile,
+        overrides=overrides or {},
+        expected_failures=expected,
+    )
 
     def bound(check: Check, mixer: type[Mixer]) -> Callable[[], None]:
         def call() -> None:
@@ -325,9 +277,3 @@ def parametrize_with_checks(
         for check in checks_for(mixer, profile)
     ]
     return pytest.mark.parametrize("check", parameters)
-
-
-def failure_text(result: Result) -> str:
-    """What a failed check prints: clause, demand, what is wrong, and the snippet."""
-    head = f"clause {result.check.clause} ({result.check.name}): {result.check.summary}\n{result.message}"
-    return head if not result.snippet else f"{head}\n\nTo run the smallest failing case again:\n\n{result.snippet}"

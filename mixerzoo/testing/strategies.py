@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,28 +75,39 @@ def chunkings(draw: st.DrawFn, max_tokens: int = 9) -> tuple[int, ...]:
     return tuple(pieces)
 
 
-def cases(mixer: type[Mixer], overrides: Overrides | None = None) -> st.SearchStrategy[Case]:
+def cases(
+    mixer: type[Mixer],
+    overrides: Overrides | None = None,
+    on_refusal: Callable[[MixerzooError], None] = lambda error: None,
+) -> st.SearchStrategy[Case]:
     """A case on which the mixer can be built.
 
     Args:
         mixer: the mixer under test.
         overrides: strategies for some of its options.
+        on_refusal: told of what was drawn and refused by the mixer.
 
     Raises:
         MixerzooError: nothing can be drawn for an option.
     """
-    return _cases(mixer, options(mixer.Config, overrides))
+    return _cases(mixer, options(mixer.Config, overrides), on_refusal)
 
 
 @st.composite
-def _cases(draw: st.DrawFn, mixer: type[Mixer], drawn_options: st.SearchStrategy[dict[str, Any]]) -> Case:
+def _cases(
+    draw: st.DrawFn,
+    mixer: type[Mixer],
+    drawn_options: st.SearchStrategy[dict[str, Any]],
+    on_refusal: Callable[[MixerzooError], None],
+) -> Case:
     model = draw(models())
     chosen = draw(drawn_options)
     config = ModelConfig.model_validate({**model, "vocab_size": VOCAB_SIZE})
     try:
         with torch.device("meta"):
             Decoder(config, mixer, mixer.Config.model_validate(chosen))
-    except MixerzooError:
+    except MixerzooError as error:
+        on_refusal(error)
         assume(False)
     except Exception:  # noqa: BLE001  the check that builds the decoder meets it again, with a case in hand
         pass

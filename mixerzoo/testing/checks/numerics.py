@@ -15,6 +15,7 @@ from mixerzoo.mixer import Mixer
 from mixerzoo.testing.case import VOCAB_SIZE, Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.checks.decoding import cached_decoding
+from mixerzoo.testing.checks.sequence import causality
 from mixerzoo.testing.observe import Method, tensors_in, wrapped
 
 
@@ -134,6 +135,36 @@ _EXTREMES = (
     {"num_heads": 6, "num_kv_heads": 1},
     {"num_heads": 4, "num_kv_heads": 4, "hidden_size": 2},
 )
+
+
+#: Fields of ordinary decoders; a mixer must serve one of them.
+_ORDINARY = (
+    {"num_kv_heads": 2, "head_dim": 4},
+    {
+        "attention": "mla",
+        "mla": {"kv_lora_rank": 6, "qk_nope_head_dim": 2, "qk_rope_head_dim": 2, "v_head_dim": 2, "q_lora_rank": None},
+    },
+)
+
+
+@clause("8.6", cost="once")
+@torch.no_grad()
+def ordinary_decoder(mixer: type[Mixer], case: Case) -> None:
+    """A decoder of four layers and four heads, with grouped or with latent attention, is not refused, and decodes."""
+    has_defaults = not any(info.is_required() for info in mixer.Config.model_fields.values())
+    refusals = []
+    for attention in _ORDINARY:
+        model = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 4, "num_heads": 4, **attention}
+        ordinary = replace(case, model=model, options={} if has_defaults else case.options, chunks=(3, 1, 2))
+        try:
+            ordinary.decoder(mixer)
+        except MixerzooError as error:
+            refusals.append(str(error))
+            continue
+        causality(mixer, ordinary)
+        cached_decoding(mixer, ordinary)
+        return
+    raise AssertionError("both are refused: " + "; ".join(refusals))
 
 
 @clause("8.4", cost="dear")

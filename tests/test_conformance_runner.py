@@ -1,0 +1,137 @@
+"""How the conformance kit is called, and what it tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+import wrong_mixers
+import zoo
+from mixerzoo import Mixer
+from mixerzoo.errors import MixerzooError
+from mixerzoo.testing import (
+    CHECKS,
+    Result,
+    check_mixer,
+    failure_text,
+    failures_text,
+    parametrize_with_checks,
+    run_check,
+)
+from mixerzoo_plugins.denseformer import DenseFormer
+from mixerzoo_plugins.residual import Residual
+
+
+class Nameless(Mixer):
+    """Has neither name nor card."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"overrides": {"dilatoin": st.just(1)}}, r"'dilatoin', which is no option of DenseFormer \(did you mean 'dil"),
+        ({"overrides": {"period": [1]}}, r"DenseFormer: option 'period': nothing can be drawn from .*\[1\] is not a"),
+        ({"profile": "fast"}, "no profile is named 'fast'; known: quick, thorough"),
+        ({"expected_failures": {"casuality": "x"}}, "no check is named 'casuality' .did you mean 'causality'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_argument_that_names_nothing_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(MixerzooError, match=words):
+        check_mixer(DenseFormer, **arguments)
+    with pytest.raises(MixerzooError, match=words):
+        parametrize_with_checks([DenseFormer], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "words"),
+    [
+        (int, "<class 'int'> is not a subclass of mixerzoo.Mixer"),
+        ("residual", "'residual' is not a subclass of mixerzoo.Mixer"),
+        (Nameless, "the mixer Nameless has no name and no card"),
+    ],
+)
+def test_what_is_no_mixer_is_refused(mixer: Any, words: str) -> None:
+    with pytest.raises(MixerzooError, match=words):
+        check_mixer(mixer)
+    with pytest.raises(MixerzooError, match=words):
+        parametrize_with_checks([Residual, mixer])
+
+
+def test_no_mixer_is_no_test() -> None:
+    with pytest.raises(MixerzooError, match="there is no mixer to check"):
+        parametrize_with_checks(iter([]))
+
+
+def test_references_are_of_mixers_under_test() -> None:
+    reference = zoo.reference("denseformer")
+    with pytest.raises(MixerzooError, match="`references` names DenseFormer, which is not among the mixers under test"):
+        parametrize_with_checks([Residual], references={DenseFormer: reference})
+    with pytest.raises(MixerzooError, match=r"the reference of DenseFormer is no mixerzoo\.testing\.Reference: 3"):
+        check_mixer(DenseFormer, reference=3)  # type: ignore[arg-type]
+
+
+def test_an_option_of_one_of_several_mixers_can_be_overridden() -> None:
+    decorated = parametrize_with_checks(iter([Residual, DenseFormer]), overrides={"period": st.just(2)})
+    ids = [parameter.id for parameter in decorated.mark.args[1]]
+    assert {name.partition("-")[0] for name in ids} == {"residual", "denseformer"}
+
+
+def test_an_expected_failure_that_is_not_run_is_refused() -> None:
+    with pytest.raises(MixerzooError, match="`expected_failures` names 'card', which `only` leaves out"):
+        check_mixer(Residual, only=["causality"], expected_failures={"card": "x"})
+    # But for what the quick profile leaves out: the same list serves both profiles.
+    (result,) = check_mixer(Residual, only=["card"], overrides={})
+    assert result.ok
+    assert parametrize_with_checks([Residual], expected_failures={"shards": "gloo is not installed"})
+
+
+def test_cases_are_counted() -> None:
+    result = run_check(CHECKS["card"], Residual)
+    assert (result.ran, result.refused) == (15, 0)
+    result = run_check(CHECKS["card"], wrong_mixers.RefusesDepth)
+    assert result.ok
+    assert (result.ran, result.refused > 15) == (15, True)
+    (result,) = check_mixer(wrong_mixers.RefusesDepth, only=["card"], expected_failures={"card": "x"})
+    assert (result.outcome, result.ran) == ("unexpected pass", 15)
+
+
+@pytest.mark.parametrize("check", ["causality", "card"])
+def test_a_mixer_that_refuses_nearly_all_does_not_pass(check: str) -> None:
+    result = run_check(CHECKS[check], wrong_mixers.RefusesNearlyAll)
+    assert result.outcome == "failed"
+    assert f"only {result.ran} of 15 cases ran, for the mixer refused {result.refused} that" in result.message
+    assert result.message.endswith("the last in these words: no such decoder")
+
+
+def test_rules_that_forbid_nearly_all_options_are_told() -> None:
+    result = run_check(CHECKS["card"], DenseFormer, overrides={"period": st.just(-1)})
+    assert result.message == (
+        "only 0 of 15 cases could be drawn: the rules of Config forbid nearly all options that were tried; "
+        "`overrides` says which are allowed"
+    )
+
+
+def failed(check: str, message: str) -> Result:
+    return Result(CHECKS[check], "failed", message, f"rerun({check!r})\n")
+
+
+def test_the_likely_cause_comes_first_and_alone_has_a_snippet() -> None:
+    results = [
+        Result(CHECKS["card"], "passed"),
+        failed("causality", "bits"),
+        failed("cached_decoding", "differs"),
+        failed("nothing_kept", "calls changed"),
+        failed("meta_device", "calls changed"),
+        failed("crop", "differs more"),
+    ]
+    text = failures_text(results)
+    assert text.startswith(failure_text(results[3]).rstrip())
+    assert text.count("rerun(") == 1
+    heads = [line.split(" (")[0] for line in text.splitlines() if line.startswith("clause ")]
+    assert heads == ["clause 3.3", "clause 1.1", "clause 2.1", "clause 2.3"]
+    assert text.endswith("With the same message as the first: 8.2 (meta_device).")
+    assert failures_text(results[:2]) == failure_text(results[1]).rstrip()
+    assert failures_text(results[:1]) == ""
