@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pluggy
+from pydantic import PydanticUserError
 
 from mixerzoo import hookspecs
-from mixerzoo.errors import MixerError, PluginError, did_you_mean
-from mixerzoo.mixer import API_VERSION, Mixer
+from mixerzoo.errors import MixerError, MixerzooError, PluginError, did_you_mean
+from mixerzoo.mixer import API_VERSION, Mixer, MixerCard, MixerConfig
 
 #: Stands for the distribution of an entry point that has none.
 _UNKNOWN = "unknown"
+#: What a mixer may be called: the name is typed in recipes and commands and becomes part of file names.
+_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class BrokenPlugin:
 
     Attributes:
         plugin: ``"distribution:entry point"``.
-        reason: the last line of the failure.
+        reason: the failure in one line.
         details: the whole traceback.
     """
 
@@ -67,11 +71,10 @@ class Registry:
     """
 
     def __init__(self, points: Iterable[EntryPoint]) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
         self.entries: dict[str, MixerEntry] = {}
         self.clashes: dict[str, list[MixerEntry]] = {}
         self.broken: list[BrokenPlugin] = []
+        self._modules: dict[tuple[str, str], str] = {}
         # The same distribution can be seen twice on sys.path (an editable install and its build folder).
         unique = {(_distribution(point)[0], point.name, point.value): point for point in points}
         for _, point in sorted(unique.items()):
@@ -81,11 +84,12 @@ class Registry:
         distribution, version = _distribution(point)
         plugin = f"{distribution}:{point.name}"
         try:
-            module = point.load()
-            offered = self._offered(module, plugin)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may fail in any way; the others must work on
-            reason = traceback.format_exception_only(error)[-1].strip()
-            self.broken.append(BrokenPlugin(plugin, reason, traceback.format_exc()))
+            self._check_point(point, distribution, plugin)
+            offered = _offered(point.load(), plugin)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  a plugin may fail in any way; the others must work on
+            self.broken.append(BrokenPlugin(plugin, one_line(error), "".join(traceback.format_exception(error))))
             return
         for mixer in offered:
             entry = MixerEntry(mixer, distribution, version, plugin)
@@ -96,21 +100,21 @@ class Registry:
             else:
                 self.entries[mixer.name] = entry
 
-    def _offered(self, module: ModuleType, plugin: str) -> list[type[Mixer]]:
-        self._manager.register(module, plugin)
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            self._manager.unregister(name=plugin)
-            known = [name for name in vars(hookspecs) if name.startswith("mixerzoo_")]
-            raise PluginError(f"{error}; the hooks are: {', '.join(known)}") from error
-        hooks: list[Any] = self._manager.hook.mixerzoo_mixers.get_hookimpls()
-        offered = [mixer for hook in hooks if hook.plugin_name == plugin for mixer in hook.function()]
-        if not offered:
-            raise PluginError("it offers no mixer; mark a function `mixerzoo_mixers` with mixerzoo.hookimpl")
-        for mixer in offered:
-            _check_class(mixer)
-        return offered
+    def _check_point(self, point: EntryPoint, distribution: str, plugin: str) -> None:
+        module, colon, inner = (part.strip() for part in point.value.partition(":"))
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise PluginError(
+                f"its entry point {point.value!r} is not the name of a module; write it as in "
+                f'{point.name} = "my_package.my_mixer"'
+            )
+        if colon:
+            raise PluginError(
+                f"its entry point {point.value!r} names {inner!r} in a module; it must name the module alone: "
+                f'{point.name} = "{module}"'
+            )
+        first = self._modules.setdefault((distribution, module), plugin)
+        if first != plugin:
+            raise PluginError(f"its module {module!r} is that of {first} already; remove one of the two entry points")
 
     def get(self, name: str) -> MixerEntry:
         """The entry of a mixer.
@@ -124,7 +128,9 @@ class Registry:
             return entry
         if name in self.clashes:
             raise PluginError(self.clash(name))
-        message = f"no mixer is named {name!r}{did_you_mean(name, self.entries)}; known: {', '.join(self.entries)}"
+        message = (
+            f"no mixer is named {name!r}{did_you_mean(name, self.entries)}; known: {', '.join(self.entries) or 'none'}"
+        )
         if self.broken:
             failed = "; ".join(f"{plugin.plugin}: {plugin.reason}" for plugin in self.broken)
             message += f". Plugins that could not be loaded: {failed}"
@@ -159,12 +165,61 @@ class Registry:
 
     def clash(self, name: str) -> str:
         """What is wrong with a name in `clashes`, and what would put it right."""
-        plugins = " and ".join(entry.plugin for entry in self.clashes[name])
-        return f"several plugins offer a mixer named {name!r}: {plugins}; uninstall one of them, or rename its mixer"
+        entries = self.clashes[name]
+        plugins = " and ".join(entry.plugin for entry in entries)
+        one_package = len({entry.distribution for entry in entries}) == 1
+        remedy = "rename one of them" if one_package else "uninstall one of them, or rename its mixer"
+        return f"several plugins offer a mixer named {name!r}: {plugins}; {remedy}"
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line, with its type where it is not one of ours."""
+    if isinstance(error, MixerzooError):
+        text = str(error) or type(error).__name__
+    elif isinstance(error, SyntaxError):
+        text = f"{type(error).__name__}: {error}"  # with file and line
+    else:
+        text = traceback.format_exception_only(error)[0]  # which survives an error that cannot be printed
+    return " ".join(text.split())
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist is not None else (_UNKNOWN, "0")
+    # What is left of a half-removed package has neither name nor version.
+    return (point.dist and point.dist.name) or _UNKNOWN, (point.dist and point.dist.version) or "0"
+
+
+def _offered(module: ModuleType, plugin: str) -> list[type[Mixer]]:
+    # A manager of its own, so that no plugin sees what is left of another that failed.
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    known = [name for name in vars(hookspecs) if name.startswith("mixerzoo_")]
+    manager.register(module, plugin)
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        callers = manager.get_hookcallers(module) or []
+        unknown = next(caller.name for caller in callers if not caller.has_spec())
+        raise PluginError(
+            f"unknown hook {unknown!r}{did_you_mean(unknown, known)}; the hooks are: {', '.join(known)}"
+        ) from error
+    offered = [mixer for hook in manager.hook.mixerzoo_mixers.get_hookimpls() for mixer in _listed(hook.function())]
+    if not offered:
+        raise PluginError("it offers no mixer; mark a function `mixerzoo_mixers` with mixerzoo.hookimpl")
+    by_name: dict[str, type[Mixer]] = {}
+    for mixer in offered:
+        _check_class(mixer)
+        other = by_name.setdefault(mixer.name, mixer)
+        if other is not mixer:
+            classes = f"{other.__qualname__} and {mixer.__qualname__}"
+            raise PluginError(f"two of its mixers are named {mixer.name!r}: {classes}; rename one of them")
+    return list(by_name.values())
+
+
+def _listed(returned: Any) -> Iterable[Any]:
+    if isinstance(returned, str | Mapping) or not isinstance(returned, Iterable):
+        example = returned.__name__ if isinstance(returned, type) else "MyMixer"
+        raise PluginError(f"mixerzoo_mixers returned {returned!r}; it must return a list of classes, e.g. [{example}]")
+    return returned
 
 
 def _check_class(mixer: Any) -> None:
@@ -173,15 +228,53 @@ def _check_class(mixer: Any) -> None:
     for attribute in ("name", "card"):
         if not hasattr(mixer, attribute):
             raise PluginError(f"mixer class {mixer.__qualname__} has no {attribute!r}")
+    if not (isinstance(mixer.name, str) and _NAME.fullmatch(mixer.name)):
+        raise PluginError(
+            f"mixer class {mixer.__qualname__} is named {mixer.name!r}; a name is made of letters, digits and "
+            'underscores and begins with a letter, e.g. "gated_sum"'
+        )
+    if type(mixer.api_version) is not int:
+        raise PluginError(
+            f"mixer {mixer.name!r}: api_version is {mixer.api_version!r}; it must be a whole number: "
+            f"api_version = {API_VERSION}"
+        )
+    # What follows is true of this version alone.
     if mixer.api_version != API_VERSION:
         newer = "mixerzoo" if mixer.api_version > API_VERSION else "the plugin"
         raise PluginError(
             f"mixer {mixer.name!r} was written for version {mixer.api_version} of the mixer API, and this "
             f"mixerzoo has version {API_VERSION}; upgrade {newer}"
         )
+    if not (isinstance(mixer.Config, type) and issubclass(mixer.Config, MixerConfig)):
+        raise PluginError(f"mixer {mixer.name!r}: Config is {mixer.Config!r}, not a subclass of mixerzoo.MixerConfig")
+    try:
+        mixer.Config.model_json_schema()  # of which that of all recipes is made
+    except PydanticUserError as error:
+        raise PluginError(f"mixer {mixer.name!r}: its options have no JSON Schema: {error.message}") from error
+    if not isinstance(mixer.reference_keys, set | frozenset):
+        raise PluginError(f"mixer {mixer.name!r}: reference_keys is {mixer.reference_keys!r}; it must be a frozenset")
+    _check_card(mixer)
     missing = sorted(getattr(mixer, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"mixer {mixer.name!r} does not implement: {', '.join(missing)}")
+
+
+def _check_card(mixer: type[Mixer]) -> None:
+    card: Any = mixer.card
+    if not isinstance(card, MixerCard):
+        raise PluginError(f"mixer {mixer.name!r}: card is {card!r}, not a mixerzoo.MixerCard")
+    for key, hint in get_type_hints(MixerCard).items():
+        value, kind = getattr(card, key), get_origin(hint) or hint
+        wrong = f"mixer {mixer.name!r}: card.{key} is {value!r}"
+        if kind is Literal and value not in get_args(hint):
+            known = get_args(hint)
+            raise PluginError(f"{wrong}{did_you_mean(str(value), known)}; known: {', '.join(known)}")
+        if kind is str and not isinstance(value, str):
+            raise PluginError(f"{wrong}; it must be text")
+        if kind is Mapping and not (
+            isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values())
+        ):
+            raise PluginError(f"{wrong}; it must map names to text")
 
 
 @functools.cache

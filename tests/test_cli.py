@@ -288,6 +288,19 @@ def test_list_shows_every_mixer_in_full(columns: int) -> None:
             assert squeezed(card.acts_on) in column
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_list_shows_where_every_mixer_comes_from(columns: int) -> None:
+    shown = output_of("list", columns=columns).partition("\nWith default options")[0]
+    entries = mixerzoo.load_registry().entries.values()
+    for origin in {f"{entry.distribution} {entry.version}" for entry in entries}:
+        of_it = [entry for entry in entries if f"{entry.distribution} {entry.version}" == origin]
+        assert shown.count(origin) == len(of_it)
+    if columns == 120:
+        lines = {line.split()[0]: line for line in shown.splitlines()}
+        for entry in entries:
+            assert lines[entry.mixer.name].rstrip().endswith(f"{entry.distribution} {entry.version}")
+
+
 def test_list_compares_figures_of_one_decoder() -> None:
     rows = {line.split()[0]: line for line in output_of("list", columns=200).splitlines() if line.strip()}
     # 24 layers: 24 + 1 values-and-keys slots of 48; source layers 0 and 12, each a key and a value as wide as a state.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import distributions, entry_points, version
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, indent
 
 import pytest
 from typer.testing import CliRunner
@@ -39,6 +39,31 @@ def good(name: str) -> str:
     return GOOD.format(cls="Own", name=name)
 
 
+OWN = """
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from mixerzoo import MixerConfig, MixerError, hookimpl
+from mixerzoo_plugins.residual import Residual
+
+
+class Own(Residual):
+    name = "own"
+{body}
+
+
+@hookimpl
+def mixerzoo_mixers():
+    return [Own]
+"""
+
+
+def own(body: str) -> str:
+    """Source of a plugin that offers a mixer ``own``, a residual one but for what its body says."""
+    return OWN.format(body=indent(dedent(body), "    "))
+
+
 class SitePackages:
     """A folder on sys.path into which small distributions are put.
 
@@ -57,6 +82,7 @@ class SitePackages:
         release: str = "1.0",
         point: str | None = None,
         module: str | None = None,
+        value: str | None = None,
     ) -> None:
         """Put a distribution of one module and one entry point into the folder.
 
@@ -66,13 +92,14 @@ class SitePackages:
             release: version of the distribution.
             point: name of the entry point; default: the distribution's.
             module: name of the module; default: made from the distribution's.
+            value: of the entry point; default: the module.
         """
         module = module or distribution.replace("-", "_")
         (self.folder / f"{module}.py").write_text(dedent(source), encoding="utf-8")
         info = self.folder / f"{distribution.replace('-', '_')}-{release}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {release}\n")
-        (info / "entry_points.txt").write_text(f"[mixerzoo]\n{point or distribution} = {module}\n")
+        (info / "entry_points.txt").write_text(f"[mixerzoo]\n{point or distribution} = {value or module}\n")
 
     def registry(self) -> Registry:
         """The registry of what is installed in the folder alone."""
@@ -241,7 +268,7 @@ def test_one_distribution_seen_twice_is_one(site: SitePackages, tmp_path: Path) 
             def mixerzoo_mixer():
                 return []
             """,
-            "unknown hook 'mixerzoo_mixer'.*the hooks are: mixerzoo_mixers",
+            "unknown hook 'mixerzoo_mixer' (did you mean 'mixerzoo_mixers'?); the hooks are: mixerzoo_mixers",
         ),
         (
             """
@@ -331,6 +358,181 @@ def test_a_broken_plugin_takes_nobody_down(site: SitePackages, source: str, reas
     assert broken.reason in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ("None", "mixerzoo_mixers returned None; it must return a list of classes, e.g. [MyMixer]"),
+        ("Own", "mixerzoo_mixers returned <class 'broken.Own'>; it must return a list of classes, e.g. [Own]"),
+        ("'own'", "mixerzoo_mixers returned 'own'; it must return a list of classes, e.g. [MyMixer]"),
+        ("{'own': 1}", "mixerzoo_mixers returned {'own': 1}; it must return a list of classes, e.g. [MyMixer]"),
+        (
+            "[Own, type('Other', (Own,), {})]",
+            "two of its mixers are named 'own': Own and Other; rename one of them",
+        ),
+    ],
+)
+def test_what_a_hook_must_not_return(site: SitePackages, returned: str, reason: str) -> None:
+    site.install("broken", dedent(good("own")).replace("return [Own]", f"return {returned}"))
+    site.install("the-good-one", good("later"))
+    registry = site.registry()
+    assert [(broken.plugin, broken.reason) for broken in registry.broken] == [("broken:broken", reason)]
+    assert list(registry.entries) == ["later"]
+
+
+@pytest.mark.parametrize("returned", ["(Own,)", "[Own, Own]", "{Own}", "iter([Own])"])
+def test_what_a_hook_may_return(site: SitePackages, returned: str) -> None:
+    site.install("good", dedent(good("own")).replace("return [Own]", f"return {returned}"))
+    registry = site.registry()
+    assert (list(registry.entries), registry.broken, registry.clashes) == (["own"], [], {})
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("name = 'My Mixer!'", "mixer class Own is named 'My Mixer!'; a name is made of letters, digits and"),
+        ("name = 5", "mixer class Own is named 5; a name is made of letters"),
+        ("name = None", "mixer class Own is named None; a name"),
+        ("name = ''", "mixer class Own is named ''; a name"),
+        ("name = '../own'", "mixer class Own is named '../own'; a name"),
+        ("name = 'own\\n'", "mixer class Own is named 'own\\n'; a name"),
+        ("api_version = '1'", "mixer 'own': api_version is '1'; it must be a whole number: api_version = 1"),
+        ("api_version = None", "mixer 'own': api_version is None; it must be a whole number"),
+        ("api_version = True", "mixer 'own': api_version is True; it must be a whole number"),
+        ("card = {'title': 'Own'}", "mixer 'own': card is {'title': 'Own'}, not a mixerzoo.MixerCard"),
+        ("card = None", "mixer 'own': card is None, not a mixerzoo.MixerCard"),
+        (
+            "card = dataclasses.replace(Residual.card, family='depth-weigthed')",
+            "mixer 'own': card.family is 'depth-weigthed' (did you mean 'depth-weighted'?); known: residual, depth-w",
+        ),
+        ("card = dataclasses.replace(Residual.card, family=[])", "mixer 'own': card.family is []; known: residual"),
+        ("card = dataclasses.replace(Residual.card, acts_on=5)", "mixer 'own': card.acts_on is 5; it must be text"),
+        ("card = dataclasses.replace(Residual.card, paper=None)", "mixer 'own': card.paper is None; it must be text"),
+        (
+            "card = dataclasses.replace(Residual.card, dialects=['a'])",
+            "mixer 'own': card.dialects is ['a']; it must map names to text",
+        ),
+        ("Config = dict", "mixer 'own': Config is <class 'dict'>, not a subclass of mixerzoo.MixerConfig"),
+        ("Config = MixerConfig()", "mixer 'own': Config is MixerConfig(), not a subclass of mixerzoo.MixerConfig"),
+        (
+            "class Config(MixerConfig):\n    hook: Callable[[int], int] = print",
+            "mixer 'own': its options have no JSON Schema: Cannot generate a JsonSchema",
+        ),
+        (
+            "class Config(MixerConfig):\n    later: 'Undefined' = None",
+            "mixer 'own': its options have no JSON Schema: `Config` is not fully defined",
+        ),
+        ("reference_keys = ['a']", "mixer 'own': reference_keys is ['a']; it must be a frozenset"),
+    ],
+)
+def test_attributes_of_a_class_are_checked(site: SitePackages, body: str, reason: str) -> None:
+    site.install("broken", own(body))
+    site.install("the-good-one", good("later"))
+    registry = site.registry()
+    assert list(registry.entries) == ["later"]
+    (broken,) = registry.broken
+    assert broken.plugin == "broken:broken"
+    assert broken.reason.startswith(reason)
+
+
+def test_a_class_without_an_api_version_is_taken_for_the_installed_one(site: SitePackages) -> None:
+    site.install("good", good("own"))
+    assert "api_version" not in vars(site.registry().get("own").mixer)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("module:Own", "its entry point 'module:Own' names 'Own' in a module; it must name the module alone: p ="),
+        ("module:mixerzoo_mixers", "its entry point 'module:mixerzoo_mixers' names 'mixerzoo_mixers' in a module"),
+        ("module : TABLE", "its entry point 'module : TABLE' names 'TABLE' in a module"),
+        ("no module!", "its entry point 'no module!' is not the name of a module; write it as in p = \"my_packa"),
+        ("my-module", "its entry point 'my-module' is not the name of a module"),
+        (".module", "its entry point '.module' is not the name of a module"),
+        (":Own", "its entry point ':Own' is not the name of a module"),
+    ],
+)  # fmt: skip
+def test_an_entry_point_names_a_module(site: SitePackages, value: str, reason: str) -> None:
+    site.install("broken", dedent(good("own")) + "\nTABLE = {}\n", point="p", module="module", value=value)
+    site.install("the-good-one", good("later"))
+    registry = site.registry()
+    assert list(registry.entries) == ["later"]
+    (broken,) = registry.broken
+    assert broken.plugin == "broken:p"
+    assert broken.reason.startswith(reason)
+
+
+def test_two_entry_points_to_one_module(site: SitePackages) -> None:
+    site.install("twice", good("own"))
+    (site.folder / "twice-1.0.dist-info" / "entry_points.txt").write_text("[mixerzoo]\nx = twice\ny = twice\n")
+    registry = site.registry()
+    assert registry.get("own").plugin == "twice:x"
+    assert [(broken.plugin, broken.reason) for broken in registry.broken] == [
+        ("twice:y", "its module 'twice' is that of twice:x already; remove one of the two entry points")
+    ]
+
+
+def test_two_modules_of_one_distribution_that_name_their_mixers_alike(site: SitePackages) -> None:
+    site.install("first", good("own"))
+    (site.folder / "second.py").write_text(dedent(good("own")))
+    (site.folder / "first-1.0.dist-info" / "entry_points.txt").write_text("[mixerzoo]\na = first\nb = second\n")
+    with pytest.raises(PluginError) as failure:
+        site.registry().get("own")
+    assert str(failure.value) == "several plugins offer a mixer named 'own': first:a and first:b; rename one of them"
+
+
+def test_a_plugin_that_fails_while_it_registers_leaves_nothing_behind(site: SitePackages) -> None:
+    source = """
+        from mixerzoo import hookimpl
+        @hookimpl
+        def mixerzoo_mixer():
+            return []
+        @hookimpl
+        def mixerzoo_mixers(registry):
+            return []
+    """
+    site.install("a-broken-one", source)
+    site.install("the-good-one", good("later"))
+    registry = site.registry()
+    assert list(registry.entries) == ["later"]
+    assert [broken.plugin for broken in registry.broken] == ["a-broken-one:a-broken-one"]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("class Stop(BaseException): pass\nraise Stop('now')", "broken.Stop: now"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("import pytest\npytest.skip('not here', allow_module_level=True)", "Skipped: not here"),
+        ("class Mute(Exception):\n    def __str__(self): 1 / 0\nraise Mute", "broken.Mute: <exception str() failed>"),
+        ("raise ValueError('one\\n  two')", "ValueError: one two"),
+        ("error = ValueError('one')\nerror.add_note('two')\nraise error", "ValueError: one"),
+        ("def broken(:", "SyntaxError: invalid syntax (broken.py, line 1)"),
+    ],
+    ids=["BaseException", "GeneratorExit", "skip", "mute", "two lines", "note", "syntax"],
+)
+def test_every_failure_is_told_in_one_line(site: SitePackages, source: str, reason: str) -> None:
+    site.install("broken", source)
+    site.install("the-good-one", good("later"))
+    registry = site.registry()
+    assert list(registry.entries) == ["later"]
+    assert [broken.reason for broken in registry.broken] == [reason]
+
+
+def test_an_interrupt_stops_everything(site: SitePackages) -> None:
+    site.install("slow", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        site.registry()
+
+
+def test_what_is_left_of_a_half_removed_package(site: SitePackages) -> None:
+    site.install("half", "import gone_with_the_rest")
+    (site.folder / "half-1.0.dist-info" / "METADATA").unlink()
+    site.install("the-good-one", good("later"))
+    registry = site.registry()
+    assert list(registry.entries) == ["later"]
+    assert [broken.plugin for broken in registry.broken] == ["unknown:half"]
+
+
 def assert_matches(pattern: str, text: str) -> None:
     """The pattern's parts, divided by ``.*``, occur in the text in this order."""
     position = 0
@@ -383,6 +585,96 @@ def test_a_mixer_of_another_api_version_is_refused_in_words(site: SitePackages) 
     assert reasons["older:older"].endswith("upgrade the plugin")
     assert reasons["newer:newer"].endswith("upgrade mixerzoo")
     assert registry.entries == {}
+
+
+FAILING = [
+    ("def __init__(self, config, shape):\n    raise ValueError('no such thing')", "ValueError: no such thing"),
+    ("def __init__(self, config, shape):\n    raise SystemExit(3)", "SystemExit: 3"),
+    ("def __init__(self, config):\n    super().__init__(config, None)", "TypeError: Own.__init__() takes 2 positional"),
+    ("def plan(self):\n    raise ValueError('no plan')", "ValueError: no plan"),
+    ("def plan(self):\n    return [0, 1]", "plan() returned [0, 1], which is not a mixerzoo.Plan"),
+    ("def in_flight_bytes(self, dtype):\n    return '12'", "in_flight_bytes() returned '12', which is not a wh"),
+    ("def in_flight_bytes(self, dtype):\n    return None", "in_flight_bytes() returned None, which is not a"),
+    ("class Config(MixerConfig):\n    def model_post_init(self, context):\n        1 / 0", "ZeroDivisionError: divi"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "reason"), FAILING)
+def test_list_names_a_mixer_that_fails_and_shows_the_others(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    site.install("culprit", own(body), release="2.5", point="p")
+    site.install("the-good-one", good("later"))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.registry.load_registry", lambda: registry)
+    for columns in ("80", "120"):
+        lenient = CliRunner().invoke(app, ["list"], env={"COLUMNS": columns})
+        assert (lenient.exit_code, lenient.stderr) == (0, "")
+        assert {"own", "later"} <= {line.split()[0] for line in lenient.stdout.splitlines() if line.strip()}
+        assert "Fail on this decoder (1)" in lenient.stdout
+        assert f"  culprit:p: mixer 'own': {reason}" in lenient.stdout
+    found = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)
+    mixers = {mixer["name"]: mixer for mixer in found["mixers"]}
+    assert mixers["own"]["compared"] is None
+    assert mixers["own"]["not_compared"].startswith(reason)
+    assert mixers["later"]["compared"] == {"parameters": 0, "cache_relative": 1.0, "in_flight_relative": 1.0}
+    assert mixers["later"]["not_compared"] == ""
+    (failing,) = found["failing_mixers"]
+    assert (failing["name"], failing["plugin"]) == ("own", "culprit:p")
+    assert failing["reason"].startswith(reason)
+    assert "Traceback" in failing["details"]
+    for arguments in (["list", "--strict"], ["list", "--strict", "--json"]):
+        strict = CliRunner().invoke(app, arguments)
+        assert strict.exit_code == 2
+        assert f"mixer 'own' of culprit 2.5 fails: {reason}" in strict.stderr
+        assert "Traceback" not in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("def __init__(self, config, shape):\n    raise MixerError('only for 7 layers')", "only for 7 layers"),
+        ("def plan(self):\n    raise MixerError('only for\\nloops')", "only for loops"),
+        ("def plan(self):\n    raise MixerError", "MixerError"),
+        ("class Config(MixerConfig):\n    depth: int", "the key 'depth' is required"),
+    ],
+)  # fmt: skip
+def test_list_says_why_a_mixer_is_not_compared(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    site.install("picky", own(body))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.registry.load_registry", lambda: registry)
+    for arguments in (["list"], ["list", "--strict"]):
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert f"not compared: {reason}" in result.stdout
+        assert "Fail on" not in result.stdout
+    found = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)
+    (mixer,) = found["mixers"]
+    assert mixer["compared"] is None
+    assert mixer["not_compared"].startswith(reason)
+    assert found["failing_mixers"] == []
+
+
+def test_an_interrupt_stops_list(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("slow", own("def plan(self):\n    raise KeyboardInterrupt"))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.registry.load_registry", lambda: registry)
+    assert CliRunner().invoke(app, ["list"]).exit_code == 130
+
+
+@pytest.mark.filterwarnings("ignore:Default value")
+def test_show_names_the_plugin_whose_options_cannot_be_told(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("odd", own("class Config(MixerConfig):\n    hook: Any = object()"))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.registry.load_registry", lambda: registry)
+    for arguments in (["show", "own"], ["show", "own", "--json"]):
+        result = CliRunner().invoke(app, arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "odd:odd: the options of mixer 'own' cannot be shown: " in result.stderr
 
 
 def test_list_strict_fails_on_a_broken_plugin(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:

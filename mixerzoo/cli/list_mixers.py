@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+import traceback
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
-from mixerzoo.errors import PluginError
+from mixerzoo.errors import MixerError, PluginError
 
 if TYPE_CHECKING:
-    from mixerzoo.mixer import DecoderShape
+    from mixerzoo.mixer import DecoderShape, Mixer
     from mixerzoo.registry import MixerEntry, Registry
 
 #: The baseline, listed first.
 BASELINE = "residual"
 #: Tokens in the caches that are compared.
 TOKENS = 4096
-#: Columns of a terminal from which family and paper have columns of their own.
+#: Columns of a terminal from which family and origin have columns of their own.
 WIDE = 110
+#: Length up to which an origin stays on one line.
+_UNBROKEN = 32
+
+
+class Figures(NamedTuple):
+    """What a mixer costs on the compared decoder, with default options.
+
+    Attributes:
+        parameters: that it adds.
+        cache_relative: bytes of the cache over residual's.
+        in_flight_relative: bytes in flight per token over those of one hidden state.
+    """
+
+    parameters: int
+    cache_relative: float
+    in_flight_relative: float
+
+
+class Row(NamedTuple):
+    """A mixer and its figures, or why it has none.
+
+    Attributes:
+        entry: the mixer.
+        figures: None where it has none.
+        reason: why it has none.
+        details: the traceback, where it is the mixer that is at fault.
+    """
+
+    entry: MixerEntry
+    figures: Figures | None
+    reason: str = ""
+    details: str = ""
 
 
 def command(
     as_json: JsonOption = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if a plugin cannot be loaded or names clash.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 2 if a plugin or a mixer fails, or names clash.")
+    ] = False,
 ) -> None:
     """List the installed mixers.
 
@@ -33,13 +68,15 @@ def command(
     from mixerzoo.registry import load_registry
 
     registry = load_registry()
+    rows = [_row(entry) for entry in _sorted(registry)]
     if as_json:
-        print_json(_to_dict(registry))
+        print_json(_to_dict(registry, rows))
     else:
-        _print(registry)
+        _print(registry, rows)
     wrong = [registry.clash(name) for name in registry.clashes]
     if registry.broken:
         wrong.append(f"plugins that cannot be loaded: {', '.join(b.plugin for b in registry.broken)}")
+    wrong += [f"mixer {row.entry.mixer.name!r} of {_origin(row.entry)} fails: {row.reason}" for row in _failing(rows)]
     if strict and wrong:
         raise PluginError("\n".join(wrong))
 
@@ -55,27 +92,53 @@ def _sorted(registry: Registry) -> list[MixerEntry]:
     return sorted(registry.entries.values(), key=place)
 
 
-def _figures(entry: MixerEntry) -> tuple[int, float, float] | None:
-    """Added parameters, cache bytes over residual's, and in-flight bytes over one hidden state's.
+def _row(entry: MixerEntry) -> Row:
+    from mixerzoo.registry import one_line
 
-    Returns:
-        The figures with default options, or None if some option has no default.
+    try:
+        return Row(entry, _figures(entry.mixer))
+    except KeyboardInterrupt:
+        raise
+    except MixerError as error:
+        return Row(entry, None, one_line(error))
+    except BaseException as error:  # noqa: BLE001  a mixer may fail in any way; the others are listed all the same
+        return Row(entry, None, one_line(error), "".join(traceback.format_exception(error)))
+
+
+def _figures(mixer_class: type[Mixer]) -> Figures:
+    """A mixer's figures.
+
+    Raises:
+        MixerError: an option has no default, or the mixer does not take the compared decoder.
+        Exception: whatever a faulty mixer raises.
     """
     import torch
     from pydantic import ValidationError
 
     from mixerzoo.mixer import Plan
+    from mixerzoo.validation import problems
 
     shape = _compared()
     try:
-        config = entry.mixer.Config()
-    except ValidationError:
-        return None
+        config = mixer_class.Config()
+    except ValidationError as error:
+        raise MixerError("; ".join(problem.message for problem in problems(error, mixer_class.Config, {}))) from error
     with torch.device("meta"):
-        mixer = entry.mixer(config, shape)
-    cache = mixer.plan().elements(shape, TOKENS) / Plan.plain(shape.order).elements(shape, TOKENS)
-    in_flight = mixer.in_flight_bytes(torch.bfloat16) / (shape.hidden_size * torch.bfloat16.itemsize)
-    return sum(parameter.numel() for parameter in mixer.parameters()), cache, in_flight
+        mixer = mixer_class(config, shape)
+    plan, in_flight = mixer.plan(), mixer.in_flight_bytes(torch.bfloat16)
+    if not isinstance(plan, Plan):
+        raise PluginError(f"plan() returned {plan!r}, which is not a mixerzoo.Plan")
+    if type(in_flight) is not int:
+        raise PluginError(f"in_flight_bytes() returned {in_flight!r}, which is not a whole number")
+    return Figures(
+        sum(parameter.numel() for parameter in mixer.parameters()),
+        plan.elements(shape, TOKENS) / Plan.plain(shape.order).elements(shape, TOKENS),
+        in_flight / (shape.hidden_size * torch.bfloat16.itemsize),
+    )
+
+
+def _failing(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.details]
 
 
 def _compared() -> DecoderShape:
@@ -94,11 +157,10 @@ def _compared() -> DecoderShape:
     )
 
 
-def _to_dict(registry: Registry) -> dict[str, Any]:
+def _to_dict(registry: Registry, rows: list[Row]) -> dict[str, Any]:
     mixers = []
-    for entry in _sorted(registry):
+    for entry, figures, reason, _ in rows:
         card = entry.mixer.card
-        figures = _figures(entry)
         mixers.append(
             {
                 "name": entry.mixer.name,
@@ -109,8 +171,8 @@ def _to_dict(registry: Registry) -> dict[str, Any]:
                 "parameters": card.parameters,
                 "kv_bytes_per_token": card.kv_bytes,
                 "in_flight_bytes_per_token": card.in_flight_bytes,
-                "compared": figures
-                and dict(zip(("parameters", "cache_relative", "in_flight_relative"), figures, strict=True)),
+                "compared": figures and figures._asdict(),
+                "not_compared": reason,
                 "paper": card.paper,
                 "distribution": entry.distribution,
                 "version": entry.version,
@@ -119,32 +181,41 @@ def _to_dict(registry: Registry) -> dict[str, Any]:
         )
     broken = [{"plugin": b.plugin, "reason": b.reason, "details": b.details} for b in registry.broken]
     clashes = [{"name": name, "plugins": [e.plugin for e in found]} for name, found in registry.clashes.items()]
-    return {"mixers": mixers, "broken_plugins": broken, "clashes": clashes}
+    failing = [
+        {"name": row.entry.mixer.name, "plugin": row.entry.plugin, "reason": row.reason, "details": row.details}
+        for row in _failing(rows)
+    ]
+    return {"mixers": mixers, "broken_plugins": broken, "failing_mixers": failing, "clashes": clashes}
 
 
-def _print(registry: Registry) -> None:
+def _print(registry: Registry, rows: list[Row]) -> None:
     from rich.text import Text
 
     out = console()
     wide = out.width >= WIDE
-    own_columns = ("Family", "Paper") if wide else ()
-    listing = table("Mixer", *own_columns[:1], "Acts on", "Parameters", "Cache", "In flight", *own_columns[1:])
-    names = [len(name) for e in registry.entries.values() for name in (e.mixer.name, _origin(e))]
-    listing.columns[0].min_width = max(names, default=0)
+    columns = ("Mixer", "Acts on", "Parameters", "Cache", "In flight")
+    listing = table(*columns[:1], "Family", *columns[1:], "From") if wide else table(*columns)
+    names = max((len(row.entry.mixer.name) for row in rows), default=0)
+    origins = min(max((len(_origin(row.entry)) for row in rows), default=0), _UNBROKEN)
+    listing.columns[0].min_width = names if wide else max(names, origins)
     for column in listing.columns:
         if column.header in ("Parameters", "Cache", "In flight"):
             column.justify, column.no_wrap = "right", True
-    for entry in _sorted(registry):
+        if column.header == "From":
+            column.no_wrap = origins < _UNBROKEN
+    for entry, figures, reason, details in rows:
         card = entry.mixer.card
-        figures = _figures(entry)
         cells = ("", "", "")
         if figures is not None:
             parameters, cache, in_flight = figures
             cells = (_short(parameters), f"{cache:.2g}×", f"{in_flight:.3g}×")
         origin = _origin(entry)
-        beside = (origin,) if wide else (card.family, card.paper, origin)
-        title = Text.assemble((entry.mixer.name, "bold"), *((f"\n{line}", "dim") for line in beside if line))
-        listing.add_row(title, *([card.family] if wide else []), card.acts_on, *cells, *([card.paper] if wide else []))
+        below = (card.paper,) if wide else (card.family, card.paper, origin)
+        title = Text.assemble((entry.mixer.name, "bold"), *((f"\n{line}", "dim") for line in below if line))
+        # What the mixer itself says belongs here, what went wrong in it below the table.
+        why = f"\nnot compared: {'it fails, see below' if details else reason}" if reason else ""
+        acts_on = Text.assemble(card.acts_on, (why, "dim"))
+        listing.add_row(title, *([card.family] if wide else []), acts_on, *cells, *([origin] if wide else []))
         if not wide:
             listing.add_section()
     out.print(listing)
@@ -152,12 +223,18 @@ def _print(registry: Registry) -> None:
     out.print(
         f"\nWith default options on {shape.num_layers} layers of hidden size {shape.hidden_size}: parameters that the "
         f"mixer adds; bytes of the cache at {TOKENS:,} tokens over residual's; bytes in flight per token over those of "
-        "one hidden state. `mixerzoo show NAME` has the formulas. A mixer of another package bears its name."
+        "one hidden state. `mixerzoo show NAME` has the formulas."
+        + ("" if wide else " Below each name: its family, its paper, and the package that it comes from.")
     )
     if registry.broken:
         out.print(f"\nCould not be loaded ({len(registry.broken)}); `mixerzoo list --json` has the tracebacks:")
         for broken in registry.broken:
             out.print(f"  {broken.plugin}: {broken.reason}", soft_wrap=True)
+    failing = _failing(rows)
+    if failing:
+        out.print(f"\nFail on this decoder ({len(failing)}); `mixerzoo list --json` has the tracebacks:")
+        for row in failing:
+            out.print(f"  {row.entry.plugin}: mixer {row.entry.mixer.name!r}: {row.reason}", soft_wrap=True)
     if registry.clashes:
         out.print("\nCannot be used, because the name is not theirs alone:")
         for name in registry.clashes:
@@ -165,8 +242,8 @@ def _print(registry: Registry) -> None:
 
 
 def _origin(entry: MixerEntry) -> str:
-    """Distribution and version of a mixer that is not our own."""
-    return "" if entry.distribution == "mixerzoo" else f"{entry.distribution} {entry.version}"
+    """The distribution that a mixer comes from, with its version."""
+    return f"{entry.distribution} {entry.version}"
 
 
 def _short(number: int) -> str:

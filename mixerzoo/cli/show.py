@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixerzoo.cli.common import LETTERS, JsonOption, console, print_json, table
+from mixerzoo.errors import PluginError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mixerzoo.cli.options import Option
     from mixerzoo.registry import MixerEntry
 
 
@@ -28,10 +30,26 @@ def command(
         _print(entry)
 
 
-def _to_dict(entry: MixerEntry) -> dict[str, Any]:
-    from mixerzoo.cli.options import options, snippet
+def _options(entry: MixerEntry) -> tuple[list[Option], str]:
+    """A mixer's options, and what to put in a recipe.
 
+    Raises:
+        PluginError: they cannot be told from its ``Config``.
+    """
+    from mixerzoo.cli.options import options, snippet
+    from mixerzoo.registry import one_line
+
+    try:
+        return options(entry.mixer), snippet(entry.mixer)
+    except Exception as error:
+        raise PluginError(
+            f"{entry.plugin}: the options of mixer {entry.mixer.name!r} cannot be shown: {one_line(error)}"
+        ) from error
+
+
+def _to_dict(entry: MixerEntry) -> dict[str, Any]:
     card = entry.mixer.card
+    found, recipe = _options(entry)
     return {
         "name": entry.mixer.name,
         "title": card.title,
@@ -44,11 +62,11 @@ def _to_dict(entry: MixerEntry) -> dict[str, Any]:
         "kv_bytes_per_token": card.kv_bytes,
         "in_flight_bytes_per_token": card.in_flight_bytes,
         "needs_own_kv": entry.mixer.needs_own_kv,
-        "options": [option._asdict() for option in options(entry.mixer)],
+        "options": [option._asdict() for option in found],
         "dialects": dict(card.dialects),
         "neutral": card.neutral,
         "notes": card.notes,
-        "recipe": snippet(entry.mixer),
+        "recipe": recipe,
         "distribution": entry.distribution,
         "version": entry.version,
         "plugin": entry.plugin,
@@ -59,9 +77,10 @@ def _print(entry: MixerEntry) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from mixerzoo.cli.options import options, snippet, yaml_value
+    from mixerzoo.cli.options import yaml_value
 
     card = entry.mixer.card
+    found, recipe = _options(entry)
     out = console()
     out.print(Text.assemble((entry.mixer.name, "bold"), f"  {card.title}"))
     out.print(card.summary)
@@ -84,7 +103,6 @@ def _print(entry: MixerEntry) -> None:
     out.print(Padding(Text(f"{LETTERS}.", "dim"), (0, 0, 0, 2)))
 
     _heading(out, "Options")
-    found = options(entry.mixer)
     if found:
         listing = table("Name", "Type", "Default", "Description")
         listing.columns[0].no_wrap = True
@@ -102,7 +120,7 @@ def _print(entry: MixerEntry) -> None:
         out.print(Padding(card.notes, (0, 0, 0, 2)))
     _heading(out, "In a recipe")
     # Unwrapped and not indented, so that it can be pasted.
-    out.print(snippet(entry.mixer), soft_wrap=True)
+    out.print(recipe, soft_wrap=True)
 
 
 def _heading(out: Console, text: str) -> None:
