@@ -6,8 +6,10 @@ A checkpoint is a directory with ``config.json`` and ``model.safetensors`` (or s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixerzoo.attention import BackendName, check_backend
-from mixerzoo.config_json import SHIM_FILE, describe, read_own
+from mixerzoo.config_json import SHIM_FILE, check_sizes, describe, read_own
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.foreign import Foreign, Shapes, read_foreign
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model_config import ModelConfig
-from mixerzoo.placement import find_device, find_dtype
+from mixerzoo.placement import DTYPES, find_device, find_dtype
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -47,7 +51,7 @@ def save_checkpoint(decoder: Decoder, directory: str | Path) -> None:
 
     Args:
         decoder: what to save, in its own dtype.
-        directory: created if missing; existing files of these names are replaced.
+        directory: created if missing; existing files of these names are replaced, and weights in shards removed.
 
     Raises:
         CheckpointError: the weights cannot be written.
@@ -60,7 +64,7 @@ def save_checkpoint(decoder: Decoder, directory: str | Path) -> None:
 
 
 def save_weights(decoder: Decoder, directory: Path) -> None:
-    """Write ``model.safetensors``, whole or not at all.
+    """Write ``model.safetensors``, whole or not at all, in place of all weights that are there.
 
     Args:
         decoder: its weights, in their own dtype; a tied head is left out.
@@ -79,6 +83,21 @@ def save_weights(decoder: Decoder, directory: Path) -> None:
         raise CheckpointError(f"{directory / WEIGHTS_FILE}: cannot be written: {error}") from error
     partial.chmod(0o644)  # safetensors makes it private
     os.replace(partial, directory / WEIGHTS_FILE)
+    _remove_shards(directory)
+
+
+def _remove_shards(directory: Path) -> None:
+    """Leave no older weights beside ``model.safetensors``."""
+    index = directory / INDEX_FILE
+    if not index.exists():
+        return
+    try:
+        shards = set(_shard_names(index)) - {WEIGHTS_FILE}
+    except CheckpointError:
+        shards = set()
+    index.unlink()
+    for name in shards:
+        (directory / name).unlink(missing_ok=True)
 
 
 def write_shim(directory: Path) -> None:
@@ -113,7 +132,8 @@ def load_checkpoint(
 
     Args:
         path: the directory.
-        dtype: of the loaded weights, as ``torch.float64`` or ``"float64"``; default: as stored.
+        dtype: of the loaded weights, as ``torch.float64`` or ``"float64"``; default: as stored. Where they are stored
+            in several, the one of those that ``config.json`` names, else the widest.
         k_norm: whether the key norm comes before or after RoPE. Default: what the checkpoint says; where
             its format has no key for it, ``pre_rope`` for Qwen3 and ``post_rope`` for the Depth-Attention
             release.
@@ -147,8 +167,9 @@ def load_config(path: str | Path) -> tuple[ModelConfig, type[Mixer], MixerConfig
     """
     directory = Path(path)
     raw = read_json(directory / CONFIG_FILE)
-    shapes = {} if raw.get("model_type") == "mixerzoo" else _shapes(_read_tensors(directory))
-    return _described(raw, shapes, directory / CONFIG_FILE)[:3]
+    if raw.get("model_type") == "mixerzoo":
+        return read_own(raw, directory / CONFIG_FILE)
+    return read_foreign(raw, _shapes(_read_tensors(directory)), directory / CONFIG_FILE)[:3]
 
 
 def assemble(
@@ -169,7 +190,7 @@ def assemble(
         path: what errors call the configuration.
         place: what errors call the weights.
         update: fields of `ModelConfig` in place of the configuration's own.
-        dtype: of the weights; default: their own.
+        dtype: of the weights; default: as in `load_checkpoint`.
         device: where they go.
 
     Raises:
@@ -178,6 +199,7 @@ def assemble(
     k_norm = update.get("k_norm", "pre_rope")
     if k_norm not in ("pre_rope", "post_rope"):
         raise CheckpointError(f"k_norm is {k_norm!r}; it must be 'pre_rope' or 'post_rope'")
+    _refuse_without_head(raw, tensors, place)
     description = _described(raw, _shapes(tensors), path)
     config = description.config.model_copy(update=dict(update))
     try:
@@ -185,9 +207,17 @@ def assemble(
             decoder = Decoder(config, description.mixer, description.options)
     except MixerError as error:
         raise CheckpointError(f"{place}: {error}") from error
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        # Sizes that are each allowed, and together beyond what a tensor can have.
+        reason = str(error).splitlines()[0] if str(error) else "too large"
+        raise CheckpointError(f"{path}: no decoder of these sizes can be built: {reason}") from error
     state = _match_names(decoder, tensors, description, place)
+    dtype = dtype or _common_dtype(state, raw, place)
     # Always a copy: the file is mapped, and its alignment is not that of memory, which shows in the last bits.
-    state = {name: t.to(device=device, dtype=dtype or t.dtype, copy=True) for name, t in state.items()}
+    state = {
+        name: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype, copy=True)
+        for name, t in state.items()
+    }
     if config.tie_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     decoder.load_state_dict(state, assign=True)
@@ -196,9 +226,35 @@ def assemble(
 
 
 def _described(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> Foreign:
-    if raw.get("model_type") == "mixerzoo":
-        return Foreign(*read_own(raw, path), {}, frozenset())
-    return read_foreign(raw, shapes, path)
+    if raw.get("model_type") != "mixerzoo":
+        return read_foreign(raw, shapes, path)
+    own = Foreign(*read_own(raw, path), {}, frozenset())
+    check_sizes(own.config, shapes, path)
+    return own
+
+
+def _refuse_without_head(raw: Mapping[str, Any], tensors: Mapping[str, Tensor], place: Path) -> None:
+    """Say so where the names are those of a model that was saved by itself, without its language-model head."""
+    if "embed_tokens.weight" in tensors:
+        named = raw.get("architectures")
+        kind = f" ({', '.join(map(str, named))})" if isinstance(named, list) and named else ""
+        raise CheckpointError(
+            f"{place}: it has no head: these are the weights of a bare model{kind}, as AutoModel saves it; save the "
+            "model of AutoModelForCausalLM"
+        )
+
+
+def _common_dtype(state: Mapping[str, Tensor], raw: Mapping[str, Any], place: Path) -> torch.dtype:
+    """The one dtype that weights are brought to."""
+    stored = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(stored) == 1:
+        return stored.pop()
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in stored}
+    named = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
+    chosen = names.get(named, functools.reduce(torch.promote_types, stored))
+    found = " and ".join(sorted(names))
+    logger.warning("%s: weights are stored as %s; all are read as %s", place, found, str(chosen).removeprefix("torch."))
+    return chosen
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -220,7 +276,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent}: not a checkpoint: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged: expected a JSON object")
@@ -244,19 +300,45 @@ def weights_fingerprint(path: str | Path) -> str:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    files = [directory / WEIGHTS_FILE]
-    index_path = directory / INDEX_FILE
-    if not files[0].exists() and index_path.exists():
-        index = read_json(index_path).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise CheckpointError(f"{index_path}: damaged: it has no weight_map of tensor names to files")
-        files = [directory / name for name in sorted(set(index.values()))]
+    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
+    files = [single]
+    if index.exists():
+        shards = [directory / name for name in _shard_names(index)]
+        if not single.exists():
+            files = shards
+        elif any(shard.exists() for shard in shards if shard != single):
+            raise CheckpointError(
+                f"{directory}: it has {WEIGHTS_FILE}, and shards with {INDEX_FILE}: which of the two is the model is "
+                "not recorded; remove the older one"
+            )
     for file in files:
+        if file.is_dir():
+            raise CheckpointError(f"{file}: is a directory; it must be a file of weights")
         if not file.exists():
-            pickled = [p.name for p in (*directory.glob("*.bin"), *directory.glob("*.pt*"))]
-            hint = f"; {', '.join(pickled)}: pickled weights are not read, convert them" if pickled else ""
-            raise CheckpointError(f"{directory}: it has no {file.name}{hint}")
+            raise CheckpointError(f"{directory}: it has no {file.name}{_what_else(directory)}")
     return files
+
+
+def _shard_names(index: Path) -> list[str]:
+    """The files that an index names, each once."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: damaged: it has no weight_map of tensor names to files")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            raise CheckpointError(
+                f"{index}: weight_map says that {tensor} is in {name!r}; it must be a file of the same directory"
+            )
+    return sorted(set(weight_map.values()))
+
+
+def _what_else(directory: Path) -> str:
+    """What lies where weights were expected."""
+    others = sorted(path.name for path in directory.glob("*.safetensors") if not path.is_dir())
+    if others:
+        return f"; it has {_listed(others)}: rename what holds the whole model, or restore {INDEX_FILE} for shards"
+    pickled = sorted(path.name for path in (*directory.glob("*.bin"), *directory.glob("*.pt*")))
+    return f"; {_listed(pickled)}: pickled weights are not read, convert them" if pickled else ""
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -272,42 +354,60 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 def _match_names(
     decoder: Decoder, tensors: Mapping[str, Tensor], description: Foreign, directory: Path
 ) -> dict[str, Tensor]:
-    wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    wanted = decoder.state_dict()
     tied = decoder.config.tie_embeddings
     if tied:
         del wanted["lm_head.weight"]
     state: dict[str, Tensor] = {}
     left_over: list[str] = []
     for name, stored in tensors.items():
-        inner = description.names.get(name)
-        own = name if inner is None else MIXER_PREFIX + inner
-        # Scalars of other projects are vectors of one here, because fully_shard takes no scalars.
-        tensor = stored.reshape(1) if stored.ndim == 0 and wanted.get(own) == (1,) else stored
         if name in description.unused:
             continue
+        inner = description.names.get(name)
+        own = name if inner is None else MIXER_PREFIX + inner
         if tied and name == "lm_head.weight":
-            if not torch.equal(tensor, tensors.get("model.embed_tokens.weight", tensor.new_empty(0))):
+            if not torch.equal(stored, tensors.get("model.embed_tokens.weight", stored.new_empty(0))):
                 raise CheckpointError(
                     f"{directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
                 )
             continue
         if own not in wanted:
             left_over.append(name)
-        elif tuple(tensor.shape) != wanted[own]:
+            continue
+        _check_dtype(name, stored, wanted[own], directory)
+        shape = tuple(wanted[own].shape)
+        # Scalars of other projects are vectors of one here, because fully_shard takes no scalars.
+        tensor = stored.reshape(1) if stored.ndim == 0 and shape == (1,) else stored
+        if tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"{directory}: {name} has shape {tuple(tensor.shape)}; the configuration calls for {wanted[own]}"
+                f"{directory}: {name} has shape {tuple(tensor.shape)}; the configuration calls for {shape}"
             )
-        else:
-            state[own] = tensor
+        state[own] = tensor
     missing = sorted(wanted.keys() - state.keys())
     lines = []
     if left_over:
         lines.append(f"tensors that nothing reads: {_listed(sorted(left_over))}")
-    if missing:
+    if missing == ["lm_head.weight"]:
+        lines.append("it has no head (lm_head.weight); tie_word_embeddings must be true if the embedding is its weight")
+    elif missing:
         lines.append(f"tensors that are missing: {_listed(missing)}")
     if lines:
         raise CheckpointError("\n".join(f"{directory}: {line}" for line in lines))
     return state
+
+
+def _check_dtype(name: str, stored: Tensor, wanted: Tensor, directory: Path) -> None:
+    """Refuse what this skeleton cannot compute in."""
+    found = str(stored.dtype).removeprefix("torch.")
+    if wanted.is_floating_point():
+        if found not in DTYPES:
+            raise CheckpointError(
+                f"{directory}: {name} is stored as {found}; weights must be {', '.join(DTYPES)}: convert quantised "
+                "ones with the tool that made them"
+            )
+    elif stored.dtype != wanted.dtype:
+        expected = str(wanted.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{directory}: {name} is stored as {found}; it must be {expected}")
 
 
 def _listed(names: list[str], most: int = 8) -> str:

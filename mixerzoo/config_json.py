@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,20 @@ def read_own(raw: Mapping[str, Any], where: str | Path) -> tuple[ModelConfig, ty
         raise CheckpointError(f"{where}: {error}") from error
     fields = {field: raw[key] for field, key in (HF_KEYS | OWN_KEYS).items() if key in raw}
     own = {key: value for key, value in options.items() if key != "name"}
-    return validated_model(fields, where), mixer, validated_options(mixer, own, where)
+    model = validated_model(fields, where, HF_KEYS | OWN_KEYS, in_sentences=False)
+    return model, mixer, validated_options(mixer, own, where)
 
 
-def validated_model(fields: Mapping[str, Any], path: str | Path) -> ModelConfig:
+def validated_model(
+    fields: Mapping[str, Any], path: str | Path, keys: Mapping[str, str], *, in_sentences: bool = True
+) -> ModelConfig:
     """The ``model`` section of what a ``config.json`` says.
 
     Args:
         fields: by our names.
         path: what errors call the file.
+        keys: our name → the file's own.
+        in_sentences: whether errors use the file's names wherever they mention one, or only where they quote a key.
 
     Raises:
         CheckpointError: lists every problem, by the file's own keys.
@@ -110,15 +116,38 @@ def validated_model(fields: Mapping[str, Any], path: str | Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(fields)
     except ValidationError as error:
+        names = "|".join(keys)
+        our_name = re.compile(rf"\b({names})\b" if in_sentences else rf"(?<=the key ')({names})(?=')")
         lines = []
         for problem in problems(error, ModelConfig, fields):
-            known = HF_KEYS | OWN_KEYS
-            keys = [known.get(str(part), str(part)) for part in problem.path]
-            message = problem.message
-            for field, key in known.items():
-                message = message.replace(f"the key {field!r}", f"the key {key!r}")
-            lines.append(f"{path}: {'.'.join(keys)}: {message}" if keys else f"{path}: {message}")
+            parts = [keys.get(str(part), str(part)) for part in problem.path]
+            message = our_name.sub(lambda match: keys[match[0]], problem.message)
+            lines.append(f"{path}: {'.'.join(parts)}: {message}" if parts else f"{path}: {message}")
         raise CheckpointError("\n".join(lines)) from error
+
+
+def check_sizes(config: ModelConfig, shapes: Mapping[str, Sequence[int]], path: str | Path) -> None:
+    """Refuse sizes that no decoder of these tensors has, before anything of such a size is built.
+
+    Args:
+        config: what was read.
+        shapes: of the tensors that belong to it.
+        path: what errors call the file.
+
+    Raises:
+        CheckpointError: there are more layers than tensors, or a size is longer than every side of every tensor.
+    """
+    if config.num_layers > len(shapes):
+        raise CheckpointError(
+            f"{path}: {HF_KEYS['num_layers']} is {config.num_layers}, more than there are tensors ({len(shapes)})"
+        )
+    longest = max(side for shape in shapes.values() for side in (0, *shape))
+    for field in ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
+        size = getattr(config, field)
+        if size is not None and size > longest:
+            raise CheckpointError(
+                f"{path}: {HF_KEYS[field]} is {size}, but the longest side of any tensor is {longest}"
+            )
 
 
 def validated_options(mixer: type[Mixer], options: Mapping[str, Any], path: str | Path) -> MixerConfig:

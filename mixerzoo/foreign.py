@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mixerzoo.config_json import HF_KEYS, validated_model, validated_options
+from mixerzoo.config_json import HF_KEYS, check_sizes, validated_model, validated_options
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer import Mixer, MixerConfig, ReferenceReading
 from mixerzoo.model_config import ModelConfig
 from mixerzoo.registry import load_registry
 from mixerzoo.rope import SCALINGS
+from mixerzoo.validation import shown
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ _READ_SEPARATELY = {
     "use_sliding_window",
 }
 _PLAIN_BASELINES = (None, "", "none", "vanilla", "baseline", "residual", "depth_attention")
+#: Positions are int64, and what is counted in them must be too.
+_MOST = 2**62
 #: Exists in the Depth-Attention release and is never applied.
 _NEVER_APPLIED = "lm_head_layernorm.weight"
 #: Old conversions store what the configuration says anyway.
@@ -132,30 +135,65 @@ def read_foreign(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> Foreign:
     for key, allowed in _REQUIRED_VALUES.items():
         if key in raw and raw[key] not in allowed:
             raise _not_computed(path, key, raw[key])
-    mixer, reading = _recognise(raw, shapes, path)
-    _name_ignored_keys(raw, path)
     given = {key: value for key, value in raw.items() if value is not None}
     sizes = {**family.defaults, **given}
+    keys = dict(HF_KEYS)
+    _longest(raw, path)  # those who read what is made of this rely on it
     fields: dict[str, Any] = {field: sizes[key] for field, key in HF_KEYS.items() if key in sizes}
-    fields |= _rope(raw, family, path)
-    fields |= _window(raw, str(kind), fields.get("num_layers"), path)
-    fields["attention_bias"], fields["mlp_bias"] = _biases(raw, str(kind), family, path)
+    rope, keys["rope_scaling"] = _rope(raw, family, path)
+    fields |= rope
+    fields["attention_bias"], fields["mlp_bias"] = _biases(raw, str(kind), shapes, path)
     fields["qk_norm"] = any(name.endswith("self_attn.k_norm.weight") for name in shapes)
     fields["k_norm"] = family.k_norm
-    fields["scale_embeddings"] = raw.get("scale_embeds") or False
+    fields["scale_embeddings"] = _flag(raw, "scale_embeds", path) or False
     # Where the defaults of all these formats differ from ours.
     fields.setdefault("norm_eps", 1e-6)
-    if raw.get("use_qk_norm") is False and fields["qk_norm"]:
+    promised = _flag(raw, "use_qk_norm", path)
+    if promised is False and fields["qk_norm"]:
         raise CheckpointError(f"{path}: use_qk_norm is false, but the weights hold q/k norms")
-    if raw.get("use_qk_norm") is True and not fields["qk_norm"]:
+    if promised and not fields["qk_norm"]:
         raise CheckpointError(f"{path}: use_qk_norm is true, but the weights hold no q/k norms")
+    config = validated_model(fields, path, keys)
+    check_sizes(config, shapes, path)
+    # Only now is it safe to make something of so many layers.
+    config = validated_model(fields | _window(raw, str(kind), config.num_layers, path), path, keys)
+    mixer, reading = _recognise(raw, shapes, path)
+    _name_ignored_keys(raw, path)
     return Foreign(
-        validated_model(fields, path),
+        config,
         mixer,
         validated_options(mixer, reading.options, path),
         reading.names,
         reading.unused | {_NEVER_APPLIED} | {name for name in shapes if name.endswith(_FREQUENCIES)},
     )
+
+
+def records_k_norm(raw: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` says if key norms come before or after RoPE: ours does, and Qwen3 by what it is.
+
+    Args:
+        raw: its content.
+    """
+    return raw.get("model_type") in ("mixerzoo", "qwen3")
+
+
+def _flag(raw: Mapping[str, Any], key: str, path: Path) -> bool | None:
+    value = raw.get(key)
+    if value is None or isinstance(value, bool):
+        return value
+    raise CheckpointError(f"{path}: {key} is {shown(value)}; it must be true or false")
+
+
+def _count(value: Any, key: str, path: Path, *, least: int = 1) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value < _MOST:
+        return value
+    raise CheckpointError(f"{path}: {key} is {shown(value)}; it must be a whole number of at least {least}")
+
+
+def _number(value: Any, key: str, path: Path) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _MOST:
+        return float(value)
+    raise CheckpointError(f"{path}: {key} is {shown(value)}; it must be a number over 0")
 
 
 def _not_computed(path: Path, key: str, value: Any) -> CheckpointError:
@@ -177,7 +215,7 @@ def _recognise(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> tuple[type
     for name, entry in entries.items():
         try:
             reading = entry.mixer.read_reference(raw, shapes)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{path}: mixer {name!r} cannot read this configuration: {error!r}") from error
         if reading is not None:
             found[name] = reading
@@ -190,57 +228,73 @@ def _recognise(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> tuple[type
     return load_registry().get("residual").mixer, ReferenceReading(options={})
 
 
-def _biases(raw: Mapping[str, Any], kind: str, family: _Family, path: Path) -> tuple[str, bool]:
-    for key in ("attention_bias", "mlp_bias"):
-        if raw.get(key) not in (None, False, True):
-            raise CheckpointError(f"{path}: {key} is {raw[key]!r}; it must be true or false")
-    if raw.get("attention_bias") and family.bias is not None:
-        raise CheckpointError(f"{path}: attention_bias is True, which means nothing in a model of type {kind}")
-    if raw.get("mlp_bias") and kind != "llama":
-        raise CheckpointError(f"{path}: mlp_bias is True, which means nothing in a model of type {kind}")
-    bias = family.bias or ("qkvo" if raw.get("attention_bias") else "none")
-    return bias, bool(raw.get("mlp_bias"))
+def _biases(raw: Mapping[str, Any], kind: str, shapes: Shapes, path: Path) -> tuple[str, bool]:
+    attention, mlp = _flag(raw, "attention_bias", path), _flag(raw, "mlp_bias", path)
+    always = _FAMILIES[kind].bias
+    if attention and always is not None:
+        raise CheckpointError(f"{path}: attention_bias is true, which means nothing in a model of type {kind}")
+    if mlp and kind != "llama":
+        raise CheckpointError(f"{path}: mlp_bias is true, which means nothing in a model of type {kind}")
+    bias = always or ("qkvo" if attention else "none")
+    biases = [name for name in shapes if name.endswith(".bias")]
+    if bias != "none" and not any(".self_attn." in name for name in biases):
+        reason = "attention_bias is true" if always is None else f"a model of type {kind} has biases of q, k and v"
+        raise CheckpointError(f"{path}: {reason}, but the weights hold no bias of any attention")
+    if mlp and not any(".mlp." in name for name in biases):
+        raise CheckpointError(f"{path}: mlp_bias is true, but the weights hold no bias of any MLP")
+    return bias, bool(mlp)
 
 
-def _rope(raw: Mapping[str, Any], family: _Family, path: Path) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling``; both may lie in either of two mappings, or beside them."""
-    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    given = raw.get(key) or {}
+def _rope(raw: Mapping[str, Any], family: _Family, path: Path) -> tuple[dict[str, Any], str]:
+    """``rope_theta`` and ``rope_scaling``; both may lie in either of two mappings, whose key comes back too."""
+    key = "rope_scaling" if raw.get("rope_scaling") not in (None, {}) else "rope_parameters"
+    given = {} if raw.get(key) is None else raw[key]
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise _not_computed(path, key, given)
-    theta = given.get("rope_theta", raw.get("rope_theta", 10000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise CheckpointError(f"{path}: rope_theta is {theta!r}, not a number")
+    theta = _number(given.get("rope_theta", raw.get("rope_theta", 10000.0)), "rope_theta", path)
     if given.get("partial_rotary_factor") not in (None, 1.0):
         raise _not_computed(path, f"partial_rotary_factor of {key}", given["partial_rotary_factor"])
     kind = given.get("rope_type", given.get("type", "default"))
     options = {name: value for name, value in given.items() if value is not None and name not in _ABOUT_ROPE}
     if kind == "default":
         _refuse_rope_options(options, kind, key, path)
-        return {"rope_theta": float(theta)}
+        return {"rope_theta": theta}, key
     if kind == "dynamic":
         raise CheckpointError(
             f"{path}: {key} has rope_type 'dynamic', which changes the keys of past tokens as the text grows, so no "
             "cache can hold them; remove it to use the model within its original length, where it does nothing"
         )
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         known = ", ".join(["default", *SCALINGS])
         raise CheckpointError(
             f"{path}: {key} has rope_type {kind!r}, which this skeleton does not compute; known: {known}"
         )
-    _refuse_rope_options(
-        {name: v for name, v in options.items() if name not in SCALINGS[kind].model_fields}, kind, key, path
-    )
-    length = raw.get("max_position_embeddings") or family.defaults["max_position_embeddings"]
-    if "original_max_position_embeddings" in SCALINGS[kind].model_fields:
-        original = raw.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
-        options["original_max_position_embeddings"] = original or length
-    if kind == "yarn":
-        # A 0 counts as absent there.
-        options = {name: value for name, value in options.items() if value or not name.startswith("beta_")}
-        if "factor" not in options:
-            options["factor"] = length / options["original_max_position_embeddings"]
-    return {"rope_theta": float(theta), "rope_scaling": {"rope_type": kind, **options}}
+    scaling = SCALINGS[kind].model_fields
+    _refuse_rope_options({name: v for name, v in options.items() if name not in scaling}, kind, key, path)
+    if "original_max_position_embeddings" in scaling:
+        name = "original_max_position_embeddings"
+        length = _longest(raw, path) or family.defaults["max_position_embeddings"]
+        options[name] = next((_count(part[name], name, path) for part in (raw, given) if _says(part, name)), length)
+        if kind == "yarn":
+            options = {
+                option: v for option, v in options.items() if not option.startswith("beta_") or _says(given, option)
+            }
+            options.setdefault("factor", length / options[name])
+    for option, value in options.items():
+        if isinstance(value, int | float) and value and not 1 / _MOST < abs(value) < _MOST:
+            raise CheckpointError(f"{path}: {key}.{option} is {shown(value)}, which is too large or too small")
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **options}}, key
+
+
+def _says(given: Mapping[str, Any], key: str) -> bool:
+    """Whether there is such a value; there, a 0 counts as absent."""
+    value = given.get(key)
+    return value is not None and (isinstance(value, bool) or value != 0)
+
+
+def _longest(raw: Mapping[str, Any], path: Path) -> int | None:
+    key = "max_position_embeddings"
+    return _count(raw[key], key, path) if _says(raw, key) else None
 
 
 #: Keys that say nothing about how frequencies are scaled, or that are read apart.
@@ -253,16 +307,21 @@ def _refuse_rope_options(options: Mapping[str, Any], kind: str, key: str, path: 
         raise CheckpointError(f"{path}: {key} of type {kind!r} has {', '.join(unknown)}, which is not understood")
 
 
-def _window(raw: Mapping[str, Any], kind: str, num_layers: Any, path: Path) -> dict[str, Any]:
+def _window(raw: Mapping[str, Any], kind: str, num_layers: int, path: Path) -> dict[str, Any]:
     """``sliding_window`` and ``sliding_layers``."""
     types = raw.get("layer_types")
-    if kind.startswith("qwen") and raw.get("use_sliding_window"):
-        defaults = _FAMILIES[kind].defaults
-        size = raw.get("sliding_window", defaults["sliding_window"])
-        if types is None and isinstance(num_layers, int):
-            first = raw.get("max_window_layers", defaults["max_window_layers"])
+    if types is not None and not isinstance(types, list):
+        raise CheckpointError(f"{path}: layer_types is {shown(types)}; it must be a list with the type of each layer")
+    switch = _flag(raw, "use_sliding_window", path)
+    defaults = _FAMILIES[kind].defaults
+    size = raw.get("sliding_window", defaults.get("sliding_window"))
+    if kind.startswith("qwen") and switch:
+        if types is None:
+            first = raw.get("max_window_layers")
+            first = _count(
+                defaults["max_window_layers"] if first is None else first, "max_window_layers", path, least=0
+            )
             types = ["full_attention" if layer < first else "sliding_attention" for layer in range(num_layers)]
-        types = types or []
         for found in types:
             if found not in ("full_attention", "sliding_attention"):
                 raise CheckpointError(f"{path}: layer_types has {found!r}, which this skeleton does not compute")
@@ -271,13 +330,14 @@ def _window(raw: Mapping[str, Any], kind: str, num_layers: Any, path: Path) -> d
         layers = [layer for layer, found in enumerate(types) if found == "sliding_attention"]
         if size is None or not layers:
             return {}
-        return {"sliding_window": size, "sliding_layers": None if len(layers) == num_layers else layers}
+        every = len(layers) == num_layers
+        return {"sliding_window": _count(size, "sliding_window", path), "sliding_layers": None if every else layers}
     for found in types or ():
         if found != "full_attention":
             raise CheckpointError(f"{path}: layer_types has {found!r}, which this skeleton does not compute")
-    if kind == "mistral":
-        return {"sliding_window": raw.get("sliding_window", _FAMILIES[kind].defaults["sliding_window"])}
+    if kind == "mistral" and size is not None:
+        return {"sliding_window": _count(size, "sliding_window", path)}
     # Qwen writes a sliding_window even where it is switched off.
-    if kind == "llama" and raw.get("sliding_window") is not None and raw.get("use_sliding_window") is not False:
-        raise _not_computed(path, "sliding_window", raw["sliding_window"])
+    if kind == "llama" and size is not None and switch is not False:
+        raise _not_computed(path, "sliding_window", size)
     return {}

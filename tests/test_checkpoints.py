@@ -298,8 +298,10 @@ def test_an_index_without_a_map_and_a_missing_shard(saved: Path) -> None:
     index = saved / "model.safetensors.index.json"
     index.write_text("{}", encoding="utf-8")
     assert "model.safetensors.index.json: damaged: it has no weight_map" in refusal(saved)
-    index.write_text(json.dumps({"weight_map": {"a": 3}}), encoding="utf-8")
-    assert "model.safetensors.index.json: damaged: " in refusal(saved)
+    for name in (3, "", "..", "../model.safetensors", "/model.safetensors", "deep/model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
+        message = f"index.json: weight_map says that a is in {name!r}; it must be a file of the same directory"
+        assert message in refusal(saved)
     files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     index.write_text(json.dumps({"weight_map": files}), encoding="utf-8")
     assert "it has no model-00002-of-00002.safetensors" in refusal(saved)
@@ -327,16 +329,16 @@ VANILLA = golden("vanilla_base")
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters is {'full_attention'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor of rope_parameters is 0.5"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
-        ({"rope_theta": "big"}, "rope_theta is 'big', not a number"),
+        ({"rope_theta": "big"}, "rope_theta is 'big'; it must be a number over 0"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which this skeleton does not compute"),
-        ({"attention_bias": True}, "tensors that are missing: model.layers.0.self_attn.k_proj.bias"),
-        ({"mlp_bias": True}, "tensors that are missing: model.layers.0.mlp.down_proj.bias"),
+        ({"attention_bias": True}, "attention_bias is true, but the weights hold no bias of any"),
+        ({"mlp_bias": True}, "mlp_bias is true, but the weights hold no bias of any MLP"),
         ({"mlp_bias": "yes"}, "mlp_bias is 'yes'; it must be true or false"),
         (
             {"model_type": "mistral", "attention_bias": True},
-            "attention_bias is True, which means nothing in a model of",
+            "attention_bias is true, which means nothing in a model of",
         ),
-        ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias is True, which means nothing in a model of type qwen3"),
+        ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias is true, which means nothing in a model of type qwen3"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, which this skeleton does not"),
         ({"sliding_window": 4096}, "sliding_window is 4096"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
@@ -349,6 +351,11 @@ VANILLA = golden("vanilla_base")
             "layer_types has 'linear_attention', which",
         ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 8 is not divisible by num_key_value_heads 3"),
+        (
+            {"model_type": "qwen2"},
+            "a model of type qwen2 has biases of q, k and v, but the weights hold no bias of any",
+        ),
         ({"use_qk_norm": False}, "use_qk_norm is false, but the weights hold q/k norms"),
         ({"hidden_size": None}, "the key 'hidden_size' is required"),
         ({"baseline_mode": "unheard"}, "baseline_mode is 'unheard', which no installed mixer reads"),
@@ -391,7 +398,6 @@ def test_norms_that_the_configuration_promises(tmp_path: Path) -> None:
         ("denseformer_d1_p1", "denseformer", {"denseformer_dwa_period": "1"}),
         ("attnres_b2", "attn_res", {"attnres_block_size": 0}),
         ("attnres_b2", "attn_res", {"attnres_recency_bias_init": "high"}),
-        ("attnres_b2", "attn_res", {"num_hidden_layers": "many"}),
     ],
     ids=str,
 )
@@ -553,7 +559,12 @@ def test_absent_keys_have_the_defaults_of_their_class(kind: str, tmp_path: Path)
         kind, **sizes, vocab_size=8, rope_scaling={"type": "yarn", "factor": 2.0}
     )
     full = json.loads(config.to_json_string(use_diff=False))
-    shapes = {"model.layers.0.self_attn.k_norm.weight": (2,)} if kind == "qwen3" else {}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (8, 64),
+        "model.layers.0.mlp.down_proj.weight": (64, 128),
+    }
+    shapes |= {"model.layers.0.self_attn.k_proj.bias": (64,)} if kind == "qwen2" else {}
+    shapes |= {"model.layers.0.self_attn.k_norm.weight": (2,)} if kind == "qwen3" else {}
     short = {**sizes, "vocab_size": 8, "model_type": kind, "rope_scaling": {"type": "yarn", "factor": 2.0}}
     ours, theirs = (read_foreign(raw, shapes, tmp_path) for raw in (short, full))
     assert describe(ours.config, "residual", ours.options) == describe(theirs.config, "residual", theirs.options)
@@ -587,3 +598,243 @@ def test_new_biases_are_zero(dtype: torch.dtype) -> None:
     assert not any(tensor.any() for tensor in biases.values())
     plain = zoo.build("residual", {}, {}, dtype=dtype)
     assert torch.equal(decoder(some_tokens(1, 5)), plain(some_tokens(1, 5)))
+
+
+# Weights in several dtypes, forms and places.
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("float64", "float32"), ("auto", "float32"), (None, "float32")],
+)
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@torch.no_grad()
+def test_weights_of_several_dtypes_get_one(
+    key: str, named: str | None, expected: str, saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = load_checkpoint(saved)
+    rewrite_config(saved, **({"torch_dtype": None} | {key: named}))
+    rewrite_tensors(saved, **{"model.norm.weight": whole.model.norm.weight.bfloat16()})
+    with caplog.at_level(logging.WARNING):
+        loaded = load_checkpoint(saved)
+    assert {str(parameter.dtype) for parameter in loaded.parameters()} == {f"torch.{expected}"}
+    (record,) = caplog.records
+    assert record.getMessage() == f"{saved}: weights are stored as bfloat16 and float32; all are read as {expected}"
+    assert torch.equal(loaded.lm_head.weight, whole.lm_head.weight.to(loaded.lm_head.weight.dtype))
+    assert loaded(some_tokens(1, 4)).isfinite().all()
+    assert load_checkpoint(saved, dtype="float64").model.norm.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int64, torch.bool, torch.complex64], ids=str)
+def test_weights_that_cannot_be_computed_with(dtype: torch.dtype, saved: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite_tensors(saved, **{name: load_file(saved / "model.safetensors")[name].to(dtype)})
+    found = str(dtype).removeprefix("torch.")
+    for wanted in (None, "float32"):
+        message = refusal(saved, dtype=wanted)
+        assert f"{name} is stored as {found}; weights must be float64, float32, bfloat16, float16: convert" in message
+
+
+def into_shards(directory: Path) -> list[str]:
+    """Put the weights into two files with an index; model.safetensors stays."""
+    tensors = load_file(directory / "model.safetensors")
+    names = list(tensors)
+    parts = {f"model-0000{n + 1}-of-00002.safetensors": names[n::2] for n in range(2)}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, directory / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return list(parts)
+
+
+def test_one_file_beside_shards(saved: Path) -> None:
+    whole = load_checkpoint(saved).state_dict()
+    shards = into_shards(saved)
+    message = refusal(saved)
+    assert "it has model.safetensors, and shards with model.safetensors.index.json: which of the two" in message
+    (saved / "model.safetensors").rename(saved / "aside")
+    assert all(torch.equal(t, whole[name]) for name, t in load_checkpoint(saved).state_dict().items())
+    # An index that is left over from shards, or names the one file, takes nothing away from it.
+    (saved / "aside").rename(saved / "model.safetensors")
+    for shard in shards:
+        (saved / shard).unlink()
+    assert load_checkpoint(saved).state_dict().keys() == whole.keys()
+    index = {"weight_map": dict.fromkeys(whole, "model.safetensors")}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert load_checkpoint(saved).state_dict().keys() == whole.keys()
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["one file too", "shards alone"])
+@torch.no_grad()
+def test_saving_replaces_shards(beside: bool, saved: Path) -> None:
+    into_shards(saved)
+    if not beside:
+        (saved / "model.safetensors").unlink()
+    (saved / "mine.safetensors").write_bytes(b"")
+    last = zoo.make(Case("residual"))
+    save_checkpoint(last, saved)
+    kept = {"config.json", "mine.safetensors", "model.safetensors", "modeling_mixerzoo.py"}
+    assert {path.name for path in saved.iterdir()} == kept
+    assert torch.equal(load_checkpoint(saved).lm_head.weight, last.lm_head.weight)
+
+
+def test_saving_removes_nothing_that_a_damaged_index_names(
+    saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    precious = tmp_path_factory.mktemp("elsewhere") / "precious"
+    precious.write_text("mine")
+    for name in (str(precious), f"../{precious.parent.name}/precious"):
+        (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
+        save_checkpoint(zoo.make(Case("residual")), saved)
+        assert precious.read_text() == "mine"
+        assert not (saved / "model.safetensors.index.json").exists()
+
+
+def test_weights_under_another_name(saved: Path) -> None:
+    (saved / "model.safetensors").rename(saved / "weights.safetensors")
+    assert "it has no model.safetensors; it has weights.safetensors: rename what holds the" in refusal(saved)
+    (saved / "model.safetensors").mkdir()
+    assert refusal(saved) == f"{saved / 'model.safetensors'}: is a directory; it must be a file of weights"
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "stock"])
+def test_a_model_without_its_head(ours: bool, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    import mixerzoo.hf  # noqa: F401  registers the classes
+
+    if ours:
+        save_checkpoint(zoo.make(Case("denseformer"), dtype=torch.float32), tmp_path / "whole")
+    else:
+        stock_model("qwen3").save_pretrained(tmp_path / "whole")
+    AutoModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "bare")
+    kind = "MixerZooModel" if ours else "Qwen3Model"
+    assert f"it has no head: these are the weights of a bare model ({kind}), as AutoModel" in refusal(tmp_path / "bare")
+    tensors = load_file(tmp_path / "whole" / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "whole" / "model.safetensors")
+    assert "it has no head (lm_head.weight); tie_word_embeddings must be true if" in refusal(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**12),
+        ("num_hidden_layers", 10**400),
+        *((key, 10**30) for key in ("hidden_size", "intermediate_size", "vocab_size")),
+        ("num_attention_heads", 10**30),
+        ("head_dim", 10**30),
+    ],
+)
+def test_sizes_far_beyond_the_weights(key: str, value: int, saved: Path) -> None:
+    rewrite_config(saved, **{key: value})
+    assert f"{key} is {value}, " in refusal(saved)
+
+
+def test_options_far_beyond_any_machine(saved: Path) -> None:
+    rewrite_config(saved, mixer={"name": "hyper_connections", "num_streams": 2 * 10**9})
+    assert "config.json: no decoder of these sizes can be built: " in refusal(saved)
+
+
+# Any value under any key that is read ends in an answer, which is a decoder or a refusal.
+
+#: What no key, or few, can mean.
+JUNK = ["x", "10", [], ["linear"], {}, {"a": 1}, -0.5, 2.5, True, -1, 0, 10**12, 10**400, 1e308, 1e-320, float("nan")]
+READ = [
+    *("attention_bias", "baseline_mode", "head_dim", "hidden_act", "hidden_size", "initializer_range"),
+    *("intermediate_size", "layer_types", "max_position_embeddings", "max_window_layers", "mlp_bias", "model_type"),
+    *("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "original_max_position_embeddings"),
+    *("partial_rotary_factor", "quantization_config", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta"),
+    *("scale_embeds", "sliding_window", "tie_word_embeddings", "torch_dtype", "use_qk_norm", "use_sliding_window"),
+    "vocab_size",
+]
+#: Under these, anything goes where nothing needs them.
+FREE = {"max_window_layers", "original_max_position_embeddings", "sliding_window", "torch_dtype"}
+SCALED: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 2.0},
+    {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 16,
+        "attention_factor": 1.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "truncate": True,
+    },
+    {
+        "rope_type": "llama3",
+        "factor": 2.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+]
+WINDOWS = {"layer_types": None, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+
+
+@torch.no_grad()
+def outcome(directory: Path, config: dict[str, Any]) -> str | None:
+    """Why a configuration is refused, or None where it loads and computes."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    try:
+        load_checkpoint(directory)(some_tokens(1, 5))
+    except CheckpointError as error:
+        message = str(error)
+    else:
+        return None
+    assert all(line.startswith(str(directory)) for line in message.splitlines()), message
+    assert len(message) < 800
+    return message
+
+
+@pytest.fixture(params=KINDS)
+def stock(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A stock checkpoint, and its config.json with frequencies in the older spelling."""
+    stock_model(request.param).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["rope_parameters"]
+    return tmp_path, config
+
+
+def test_no_value_under_any_key_gets_past_an_answer(stock: tuple[Path, dict[str, Any]]) -> None:
+    directory, config = stock
+    assert outcome(directory, config) is None
+    for key in READ:
+        refused = [outcome(directory, {**config, key: value}) for value in JUNK]
+        assert any(refused) or key in FREE, key
+        for message, value in zip(refused, JUNK, strict=True):
+            if isinstance(value, str | dict | float) and value not in ({}, 1e308, 1e-320) and key not in FREE:
+                numeric = value == 2.5 and key in ("initializer_range", "rms_norm_eps", "rope_theta")
+                assert message is not None or numeric, (key, value)
+
+
+def test_no_value_within_rope_scaling_gets_past_an_answer(stock: tuple[Path, dict[str, Any]]) -> None:
+    directory, config = stock
+    for scaling in SCALED:
+        assert outcome(directory, {**config, "rope_scaling": scaling}) is None
+        for key in [*scaling, "rope_theta", "partial_rotary_factor", "unheard_of"]:
+            for value in JUNK:
+                message = outcome(directory, {**config, "rope_scaling": {**scaling, key: value}})
+                assert message is not None or not isinstance(value, str | list | dict), (key, value)
+        for key in ("max_position_embeddings", "original_max_position_embeddings"):
+            for value in JUNK:
+                given = {**config, "rope_scaling": {**scaling, key: value}} | {key: value}
+                assert outcome(directory, given) or isinstance(value, int), (key, value)
+    for kind in (["linear"], "longrope", 3):
+        message = outcome(directory, {**config, "rope_scaling": {"type": kind, "factor": 2}})
+        assert message is not None
+        assert f"has rope_type {kind!r}, which" in message
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_no_value_about_windows_gets_past_an_answer(kind: str, tmp_path: Path) -> None:
+    stock_model(kind).save_pretrained(tmp_path)
+    config = {**json.loads((tmp_path / "config.json").read_text(encoding="utf-8")), **WINDOWS}
+    assert outcome(tmp_path, config) is None
+    for key in [*WINDOWS, "num_hidden_layers"]:
+        for value in JUNK:
+            message = outcome(tmp_path, {**config, key: value})
+            assert message is not None or isinstance(value, int), (key, value)
