@@ -193,7 +193,12 @@ def _offered(module: ModuleType, plugin: str) -> list[type[Mixer]]:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     known = [name for name in vars(hookspecs) if name.startswith("mixerzoo_")]
-    manager.register(module, plugin)
+    try:
+        manager.register(module, plugin)
+    except pluggy.PluginValidationError as error:
+        raise PluginError(
+            "mixerzoo_mixers must be a plain function without arguments: def mixerzoo_mixers()"
+        ) from error
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:

@@ -277,7 +277,7 @@ def test_one_distribution_seen_twice_is_one(site: SitePackages, tmp_path: Path) 
             def mixerzoo_mixers(registry):
                 return []
             """,
-            "registry",
+            "mixerzoo_mixers must be a plain function without arguments: def mixerzoo_mixers()",
         ),
         (
             """
@@ -576,6 +576,14 @@ def test_no_mixer_at_all() -> None:
         Registry([]).get("residual")
 
 
+@pytest.mark.parametrize("columns", [20, 60, 80, 120])
+def test_a_list_of_nothing(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr("mixerzoo.registry.load_registry", lambda: Registry([]))
+    result = CliRunner().invoke(app, ["list"], env={"COLUMNS": str(columns)})
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert columns < 60 or result.stdout.startswith("Mixer  ")
+
+
 def test_a_mixer_of_another_api_version_is_refused_in_words(site: SitePackages) -> None:
     site.install("older", dedent(good("old")) + "\n\nOwn.api_version = 0\n")
     site.install("newer", dedent(good("new")) + "\n\nOwn.api_version = 99\n")
@@ -628,6 +636,20 @@ def test_list_names_a_mixer_that_fails_and_shows_the_others(
         assert strict.exit_code == 2
         assert f"mixer 'own' of culprit 2.5 fails: {reason}" in strict.stderr
         assert "Traceback" not in strict.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_long_origin_pushes_no_figure_out_of_the_table(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    site.install("a-distribution-whose-name-does-not-end", good("own"), release="1.0.dev20260101")
+    site.install("short", good("other"))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.registry.load_registry", lambda: registry)
+    shown = CliRunner().invoke(app, ["list"], env={"COLUMNS": str(columns)}).stdout.splitlines()
+    assert max(map(len, shown)) <= columns
+    assert "In flight" in shown[0]
+    assert [line.count("1×") for line in shown if line.startswith(("own ", "other "))] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ BASELINE = "residual"
 TOKENS = 4096
 #: Columns of a terminal from which family and origin have columns of their own.
 WIDE = 110
-#: Length up to which an origin stays on one line.
-_UNBROKEN = 32
+#: Length up to which an origin stays on one line in its own column.
+_UNBROKEN = 28
+#: Columns of a narrow terminal that words and figures need.
+_REST = 52
 
 
 class Figures(NamedTuple):
@@ -195,14 +197,16 @@ def _print(registry: Registry, rows: list[Row]) -> None:
     wide = out.width >= WIDE
     columns = ("Mixer", "Acts on", "Parameters", "Cache", "In flight")
     listing = table(*columns[:1], "Family", *columns[1:], "From") if wide else table(*columns)
-    names = max((len(row.entry.mixer.name) for row in rows), default=0)
-    origins = min(max((len(_origin(row.entry)) for row in rows), default=0), _UNBROKEN)
-    listing.columns[0].min_width = names if wide else max(names, origins)
+    names = max(len(name) for name in ("Mixer", *(row.entry.mixer.name for row in rows)))
+    papers = max((len(row.entry.mixer.card.paper) for row in rows), default=0)
+    origins = max((len(_origin(row.entry)) for row in rows), default=0)
+    # Fixed, so that only the column of words gives way.
+    listing.columns[0].width = max(names, min(papers, out.width // 5) if wide else min(origins, out.width - _REST))
     for column in listing.columns:
         if column.header in ("Parameters", "Cache", "In flight"):
             column.justify, column.no_wrap = "right", True
         if column.header == "From":
-            column.no_wrap = origins < _UNBROKEN
+            column.no_wrap = origins <= _UNBROKEN
     for entry, figures, reason, details in rows:
         card = entry.mixer.card
         cells = ("", "", "")
