@@ -196,9 +196,7 @@ def assemble(
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    k_norm = update.get("k_norm", "pre_rope")
-    if k_norm not in ("pre_rope", "post_rope"):
-        raise CheckpointError(f"k_norm is {k_norm!r}; it must be 'pre_rope' or 'post_rope'")
+    check_k_norm(update.get("k_norm"))
     _refuse_without_head(raw, tensors, place)
     description = _described(raw, _shapes(tensors), path)
     config = description.config.model_copy(update=dict(update))
@@ -259,6 +257,19 @@ def _common_dtype(state: Mapping[str, Tensor], raw: Mapping[str, Any], place: Pa
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_k_norm(k_norm: str | None) -> None:
+    """Refuse what is no order of key norm and RoPE.
+
+    Args:
+        k_norm: None stands for the checkpoint's own.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    if k_norm not in (None, "pre_rope", "post_rope"):
+        raise CheckpointError(f"k_norm is {k_norm!r}; it must be 'pre_rope' or 'post_rope'")
 
 
 def read_json(path: Path) -> dict[str, Any]:

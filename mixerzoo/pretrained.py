@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mixerzoo import __version__
 from mixerzoo.checkpoints import (
@@ -15,6 +16,7 @@ from mixerzoo.checkpoints import (
     INDEX_FILE,
     WEIGHTS_FILE,
     assemble,
+    check_k_norm,
     load_checkpoint,
     read_json,
     save_checkpoint,
@@ -22,6 +24,7 @@ from mixerzoo.checkpoints import (
 from mixerzoo.config_json import CARRIED_KEYS
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError
+from mixerzoo.foreign import records_k_norm
 from mixerzoo.mixer_choice import MixerChoice
 from mixerzoo.model_card import CARD_FILE, model_card
 from mixerzoo.new_directory import check_new, copy_companions, new_directory
@@ -45,9 +48,14 @@ class ImportReport(NamedTuple):
         directory: the new checkpoint.
         mixer: its mixer.
         source_mixer: that of the source.
-        same_model: whether it computes what the source computes.
-        difference: largest difference of logits between the two, as a share of the largest logit, on a few random
-            tokens; 0 where the mixer was left as it is.
+        dtype: of its weights.
+        source_dtype: of the source's weights.
+        k_norm: whether its key norms come before or after RoPE; None: it has none.
+        source_k_norm: the same of the source.
+        same_model: whether it computes what the source computes, but for the rounding of weights to its dtype.
+        rounded: whether weights of the source were rounded.
+        difference: largest difference of logits between the two, with the weights as they are stored, as a share of
+            the largest logit, on a few random tokens, in float32 arithmetic or better.
         parameters: in all.
         new_parameters: those of the mixer that start at their initial values.
         left_out: tensors of the source that the mixer has no place for.
@@ -58,7 +66,12 @@ class ImportReport(NamedTuple):
     directory: str
     mixer: str
     source_mixer: str
+    dtype: str
+    source_dtype: str
+    k_norm: str | None
+    source_k_norm: str | None
     same_model: bool
+    rounded: bool
     difference: float
     parameters: int
     new_parameters: int
@@ -80,30 +93,45 @@ def import_checkpoint(
     Args:
         source: a directory with safetensors, a GGUF file, a directory that holds one, or a model's name on the
             Hugging Face hub.
-        directory: the new checkpoint; it must not exist, and appears only when it is complete.
+        directory: the new checkpoint; it must not exist nor lie within the source, and appears only when it is
+            complete.
         mixer: joins the layers in place of the source's own mixer; the weights of the layers stay.
-        k_norm: as in `load_checkpoint`.
+        k_norm: whether key norms come before or after RoPE. Where the source's format records no order, this says
+            what the source is; elsewhere, another one than the source's makes another model.
         dtype: of the weights; default: as stored, float32 from GGUF.
         seed: of the mixer's initial values.
 
     Raises:
-        CheckpointError: the source cannot be read, or the directory exists.
+        CheckpointError: the source cannot be read, has weights that are not finite, or no key norms to which ``k_norm``
+            could apply; weights are beyond the range of the dtype; or the directory exists.
         MixerError: the mixer cannot work on this decoder.
         BackendError: there is no such dtype.
         OSError: the directory cannot be written.
     """
     target = Path(directory)
     check_new(target)
+    _refuse_within(source, target)
+    check_k_norm(k_norm)
+    wanted = None if dtype is None else find_dtype(dtype)
     place = _located(source)
-    raw, original = _loaded(place, k_norm, None if dtype is None else find_dtype(dtype))
-    decoder = original
-    if mixer is not None:
-        decoder = remix(original, load_registry().get(mixer.name).mixer, mixer.options, seed=seed)
+    raw, original = _loaded(place, k_norm)
+    _refuse_not_finite(original, f"{place}", "nothing can be made of them")
+    if k_norm is not None and _k_norm(original) is None:
+        raise CheckpointError(f"{place}: it has no q/k norms, so k_norm {k_norm!r} has no meaning; leave it out")
+    stored = original.lm_head.weight.dtype
+    wanted = wanted or stored
+    rounded = torch.promote_types(stored, wanted) != wanted
+    exact = torch.promote_types(stored, torch.float32)
+    decoder = _converted(original.to(exact), mixer, k_norm, seed)
     lost = left_out(original, decoder)
     fresh = type(decoder.mixer) is not type(original.mixer) or decoder.mixer.config != original.mixer.config
-    difference = _difference(original, decoder) if fresh else 0.0
+    theirs = _logits(original, f"{place}")
+    unrounded = _difference(theirs, _logits(decoder, f"{place} with mixer {decoder.mixer.name}"))
+    decoder.to(wanted)
+    _refuse_not_finite(decoder, f"{place}", f"they are beyond the range of {_name(wanted)}; choose another dtype")
     with new_directory(target) as partial:
         save_checkpoint(decoder, partial)
+        difference = _difference(theirs, _logits(load_checkpoint(partial, exact), f"{directory}"))
         _carry_keys(raw, partial / CONFIG_FILE)
         companions = _write_companions(place, partial)
         base = str(source) if _is_hub_name(source) else None
@@ -121,13 +149,24 @@ def import_checkpoint(
         directory=str(directory),
         mixer=decoder.mixer.name,
         source_mixer=original.mixer.name,
-        same_model=difference <= _SAME and original.plan.windows == decoder.plan.windows,
+        dtype=_name(wanted),
+        source_dtype=_name(stored),
+        k_norm=_k_norm(decoder),
+        source_k_norm=_k_norm(original),
+        same_model=(unrounded if rounded else difference) <= _SAME and original.plan.windows == decoder.plan.windows,
+        rounded=rounded,
         difference=difference,
         parameters=sum(decoder.num_parameters()),
         new_parameters=mixing if fresh else 0,
         left_out=lost,
         companions=companions,
     )
+
+
+def _refuse_within(source: str | Path, target: Path) -> None:
+    home = Path(source).expanduser()
+    if home.is_dir() and target.resolve().is_relative_to(home.resolve()):
+        raise CheckpointError(f"{target}: lies within the source {source}; choose a directory outside with --out")
 
 
 def _located(source: str | Path) -> Path:
@@ -173,24 +212,55 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def _loaded(place: Path, k_norm: str | None, dtype: torch.dtype | None) -> tuple[dict[str, Any], Decoder]:
-    """What its ``config.json`` says, and the decoder."""
+def _loaded(place: Path, k_norm: str | None) -> tuple[dict[str, Any], Decoder]:
+    """What its ``config.json`` says, and the decoder that this means; ``k_norm`` counts where it does not say."""
     if place.is_dir():
-        decoder = load_checkpoint(place, dtype, k_norm)  # type: ignore[arg-type]
-        return read_json(place / CONFIG_FILE), decoder
+        raw = read_json(place / CONFIG_FILE)
+        return raw, load_checkpoint(place, k_norm=None if records_k_norm(raw) else k_norm)  # type: ignore[arg-type]
     from mixerzoo.hf.gguf import read_gguf
 
     raw, tensors = read_gguf(place)
-    update = {} if k_norm is None else {"k_norm": k_norm}
-    return raw, assemble(raw, tensors, place, place, update, dtype=dtype, device=torch.device("cpu"))
+    update = {} if k_norm is None or records_k_norm(raw) else {"k_norm": k_norm}
+    return raw, assemble(raw, tensors, place, place, update, dtype=None, device=torch.device("cpu"))
+
+
+def _converted(original: Decoder, mixer: MixerChoice | None, k_norm: str | None, seed: int) -> Decoder:
+    """The same weights with what was asked for in place of the source's own."""
+    kind, options = type(original.mixer), original.mixer.config
+    if mixer is not None:
+        kind, options = load_registry().get(mixer.name).mixer, mixer.options
+    config = original.config if k_norm is None else original.config.model_copy(update={"k_norm": k_norm})
+    return remix(original, kind, options, seed=seed, config=config)
+
+
+def _k_norm(decoder: Decoder) -> str | None:
+    return decoder.config.k_norm if decoder.config.qk_norm and decoder.config.attention == "gqa" else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refuse_not_finite(decoder: Decoder, place: str, consequence: str) -> None:
+    for name, tensor in decoder.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{place}: {name} has values that are not finite: {consequence}")
 
 
 @torch.no_grad()
-def _difference(original: Decoder, decoder: Decoder) -> float:
+def _logits(decoder: Decoder, place: str) -> Tensor:
+    """Of a few random tokens [1, T, V]."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(original.shape.vocab_size, (1, _PROBE_LENGTH), generator=generator)
-    theirs, ours = original(tokens).double(), decoder(tokens).double()
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    tokens = torch.randint(decoder.shape.vocab_size, (1, _PROBE_LENGTH), generator=generator)
+    logits: Tensor = decoder(tokens).double()
+    if not logits.isfinite().all():
+        raise CheckpointError(f"{place}: its logits are not finite, so they cannot be compared")
+    return logits
+
+
+def _difference(theirs: Tensor, ours: Tensor) -> float:
+    largest = theirs.abs().max().clamp(min=torch.finfo(theirs.dtype).tiny)
+    return float((ours - theirs).abs().max() / largest)
 
 
 def _carry_keys(raw: dict[str, Any], path: Path) -> None:

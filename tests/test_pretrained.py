@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 import golden_cases
@@ -145,13 +147,122 @@ def test_an_imported_model_has_a_card_whose_code_runs(
         assert "The" in capsys.readouterr().out
 
 
+def departure(directory: Path, theirs: Tensor) -> float:
+    """Largest difference of float32 logits on `TOKENS`, as a share of the largest."""
+    ours = load_checkpoint(directory, dtype="float32")(TOKENS)
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
 @torch.no_grad()
-def test_dtype_and_k_norm_can_be_chosen(tmp_path: Path) -> None:
-    stock_model("qwen3").save_pretrained(tmp_path / "stock")
-    import_checkpoint(tmp_path / "stock", tmp_path / "half", dtype="bfloat16", k_norm="post_rope")
-    decoder = load_checkpoint(tmp_path / "half")
-    assert decoder.lm_head.weight.dtype == torch.bfloat16
-    assert decoder.config.k_norm == "post_rope"
+def test_weights_that_are_rounded_are_called_so(tmp_path: Path) -> None:
+    model = stock_model("qwen3")
+    model.save_pretrained(tmp_path / "stock")
+    result = run("import", tmp_path / "stock", "--out", tmp_path / "half", "--dtype", "bfloat16")
+    assert load_checkpoint(tmp_path / "half").lm_head.weight.dtype == torch.bfloat16
+    expected = (
+        "It computes what the source computes, but for weights that were rounded from float32 to bfloat16: logits"
+    )
+    assert expected in result.output
+    (percent,) = re.findall(r"differ by up to ([\d.]+)% of the largest", result.output)
+    assert float(percent) / 100 == pytest.approx(departure(tmp_path / "half", model(TOKENS).logits), rel=1)
+    report = import_checkpoint(tmp_path / "stock", tmp_path / "again", dtype="bfloat16")
+    assert (report.same_model, report.rounded, report.dtype) == (True, True, "bfloat16")
+    assert report.difference > 1e-3
+    # Bits that were there stay: no rounding, and none is spoken of.
+    wide = import_checkpoint(tmp_path / "half", tmp_path / "wide", dtype="float32")
+    assert (wide.same_model, wide.rounded, wide.difference, wide.source_dtype) == (True, False, 0.0, "bfloat16")
+    kept = import_checkpoint(tmp_path / "half", tmp_path / "kept")
+    assert (kept.same_model, kept.rounded, kept.difference, kept.dtype) == (True, False, 0.0, "bfloat16")
+    # Rounding hides no other change.
+    dense = MixerChoice.model_validate({"name": "depth_attention"})
+    mixed = import_checkpoint(tmp_path / "stock", tmp_path / "mixed", mixer=dense, dtype="bfloat16")
+    assert (mixed.same_model, mixed.rounded) == (False, True)
+
+
+@torch.no_grad()
+def test_another_order_of_the_key_norm_is_another_model(tmp_path: Path) -> None:
+    model = stock_model("qwen3")
+    model.save_pretrained(tmp_path / "stock")
+    result = run("import", tmp_path / "stock", "--out", tmp_path / "post", "--k-norm", "post_rope")
+    assert load_checkpoint(tmp_path / "post").config.k_norm == "post_rope"
+    expected = (
+        "It is not the source model any more: its key norms are post_rope, the source's pre_rope; logits differ by"
+    )
+    assert expected in result.output
+    report = import_checkpoint(tmp_path / "stock", tmp_path / "other", k_norm="post_rope")
+    assert not report.same_model
+    assert report.difference == pytest.approx(departure(tmp_path / "post", model(TOKENS).logits), rel=1)
+    # Ours says which it is, too.
+    assert import_checkpoint(tmp_path / "post", tmp_path / "kept", k_norm="post_rope").same_model
+    assert not import_checkpoint(tmp_path / "post", tmp_path / "back", k_norm="pre_rope").same_model
+    with pytest.raises(CheckpointError, match=r"^k_norm is 'post'; it must be 'pre_rope' or 'post_rope'$"):
+        import_checkpoint(tmp_path / "stock", tmp_path / "none", k_norm="post")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [{"qk_norm": False}, LATENT], ids=["no q/k norms", "latent attention"])
+def test_an_order_of_norms_that_are_not_there(model: Mapping[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(zoo.build("residual", {}, model), tmp_path / "source")
+    result = run("import", tmp_path / "source", "--out", tmp_path / "ours", "--k-norm", "post_rope")
+    assert result.exit_code == 2
+    assert "it has no q/k norms, so k_norm 'post_rope' has no meaning; leave it out" in result.stderr
+    assert not (tmp_path / "ours").exists()
+    report = import_checkpoint(tmp_path / "source", tmp_path / "ours")
+    assert (report.k_norm, report.source_k_norm, report.difference) == (None, None, 0.0)
+
+
+def test_what_was_written_is_what_is_compared(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(decoder: Any, directory: Path) -> None:
+        decoder.lm_head.weight.data.mul_(2)
+        save_checkpoint(decoder, directory)
+
+    monkeypatch.setattr("mixerzoo.pretrained.save_checkpoint", damaged)
+    report = import_checkpoint(llama, tmp_path / "ours")
+    assert (report.same_model, report.difference) == (False, pytest.approx(1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight"])
+def test_weights_that_are_not_finite(name: str, value: float, llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "source")
+    tensors = load_file(llama / "model.safetensors")
+    tensors[name][-1, -1] = value
+    save_file(tensors, tmp_path / "source" / "model.safetensors")
+    for options in ([], ["--dtype", "bfloat16"], ["--mixer", "denseformer"]):
+        result = run("import", tmp_path / "source", "--out", tmp_path / "ours", *options)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"Error: {tmp_path / 'source'}: {name} has values that are not finite: nothing")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_weights_and_logits_beyond_a_range(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "source")
+    tensors = load_file(llama / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = 1e6
+    save_file(tensors, tmp_path / "source" / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"lm_head.weight has .* finite: they are beyond the range of float16; cho"
+    ):
+        import_checkpoint(tmp_path / "source", tmp_path / "ours", dtype="float16")
+    tensors["lm_head.weight"][:] = 3e38
+    save_file(tensors, tmp_path / "source" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="its logits are not finite, so they cannot be compared"):
+        import_checkpoint(tmp_path / "source", tmp_path / "ours")
+    tensors["lm_head.weight"][:] = 0
+    save_file(tensors, tmp_path / "source" / "model.safetensors")
+    assert import_checkpoint(tmp_path / "source", tmp_path / "ours").difference == 0
+
+
+def test_a_target_within_the_source(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(llama, tmp_path / "source")
+    before = sorted((tmp_path / "source").iterdir())
+    monkeypatch.chdir(tmp_path / "source")
+    for source, target in ((tmp_path / "source", tmp_path / "source" / "deep" / "ours"), (".", "ours")):
+        result = run("import", source, "--out", target)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"Error: {target}: lies within the source {source}; choose a directory outside with --out\n"
+        )
+    assert sorted((tmp_path / "source").iterdir()) == before
 
 
 @torch.no_grad()
@@ -187,8 +298,12 @@ def test_reference_checkpoints_are_imported_in_every_method(name: str, tmp_path:
     golden.write(tmp_path / "reference")
     for k_norm in golden.k_norms:
         target = tmp_path / k_norm
-        result = run("import", tmp_path / "reference", "--out", target, "--k-norm", k_norm, "--dtype", "float64")
+        normed = any(name.endswith("k_norm.weight") for name in golden.tensors)
+        options = ["--k-norm", k_norm] if normed else []
+        result = run("import", tmp_path / "reference", "--out", target, *options, "--dtype", "float64")
         assert result.exit_code == 0, result.output
+        # The format does not record the order, so the option says what the source is.
+        assert "It computes what the source computes (largest difference of logits: 0.0e+00)." in result.output
         assert_close(load_checkpoint(target)(golden.tokens), golden.logits(k_norm), 1e-9)
         model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float64)
         assert_close(model(golden.tokens).logits, golden.logits(k_norm), 1e-9)

@@ -43,7 +43,7 @@ def command(
     ] = None,
     k_norm: Annotated[
         Literal["pre_rope", "post_rope"] | None,
-        typer.Option("--k-norm", help="Whether key norms come before or after RoPE; default: as the source says."),
+        typer.Option("--k-norm", help="Whether key norms come before or after RoPE; default: as in the source."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of the weights, e.g. float32; default: as the source stores them.")
@@ -102,10 +102,26 @@ def _print(report: ImportReport) -> None:
         shown = ", ".join(report.left_out[:_MOST_NAMES])
         more = f" and {len(report.left_out) - _MOST_NAMES} more" if len(report.left_out) > _MOST_NAMES else ""
         typer.echo(f"Left out, as this mixer has no place for them: {shown}{more}")
-    if report.same_model:
-        typer.echo(f"It computes what the source computes (largest difference of logits: {report.difference:.1e}).")
-    else:
-        typer.echo(
-            f"It is not the source model any more: logits differ by up to {report.difference:.1%} of the largest. "
-            "Train on from here, with the recipe's key model.init_from."
+    typer.echo(_verdict(report))
+
+
+def _verdict(report: ImportReport) -> str:
+    """Whether it is still the source's model."""
+    if report.same_model and report.rounded:
+        return (
+            f"It computes what the source computes, but for weights that were rounded from {report.source_dtype} to "
+            f"{report.dtype}: logits differ by up to {_share(report.difference)} of the largest."
         )
+    if report.same_model:
+        return f"It computes what the source computes (largest difference of logits: {report.difference:.1e})."
+    reason = ""
+    if report.k_norm != report.source_k_norm:
+        reason = f"its key norms are {report.k_norm}, the source's {report.source_k_norm}; "
+    return (
+        f"It is not the source model any more: {reason}logits differ by up to {_share(report.difference)} of the "
+        "largest. Train on from here, with the recipe's key model.init_from."
+    )
+
+
+def _share(difference: float) -> str:
+    return f"{difference:.1%}" if difference >= 1e-3 else f"{difference:.1e}"
