@@ -102,13 +102,15 @@ def test_checks_are_in_the_order_of_their_clauses() -> None:
         (wrong_mixers.ForgetsToReturn, r"write at Site\(step=0, layer=0, branch='attention'\) returned None"),
         (
             wrong_mixers.ReadsOneChannel,
-            r"read at Site\(step=0, layer=0, branch='attention'\) returned a bfloat16 tensor \[1, 1, 1\], expected a "
-            r"bfloat16 tensor \[1, 1, 8\]",
+            r"read at Site\(step=0, layer=0, branch='attention'\) returned a bfloat16 tensor \[1, 2, 1\], expected a "
+            r"bfloat16 tensor \[1, 2, 8\]",
         ),
+        (wrong_mixers.RebindsItsState, "start: the state is a Holder, expected a tensor or a .named. tuple of tensors"),
+        (wrong_mixers.AppendsToState, "start: the state.outputs is a list, expected a tensor or a .named. tuple of "),
         (wrong_mixers.DropsTheState, r"mix_kv at Site\(.*\) returned 2 things, expected state, k and v"),
         (wrong_mixers.SharesOneValueHead, r"mix_kv at Site\(.*\): v returned a bfloat16 tensor \[1, 1, "),
         (wrong_mixers.FinishesOneToken, r"finish returned a bfloat16 tensor \[1, 1, 8\], expected .* \[1, 2, 8\]"),
-        (wrong_mixers.ReturnsWrongDtype, r"read at .* returned a float32 tensor \[1, 1, 8\], expected a bfloat16 "),
+        (wrong_mixers.ReturnsWrongDtype, r"read at .* returned a float32 tensor \[1, 2, 8\], expected a bfloat16 "),
         (wrong_mixers.SplitsInputsOfTheMlp, r"read at Site\(.*'mlp'\) returned AttentionInputs, expected one tensor"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

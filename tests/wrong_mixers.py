@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -110,6 +110,31 @@ class LeaksInEvaluation(LeaksOneTokenAhead):
 
     def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
         return state + y if self.training else super().write(state, site, y)
+
+
+@caught_by("causality")
+class LeaksWithinBlocks(Residual):
+    """Centres over whole blocks of sixteen tokens, which short sequences do not fill."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        blocks = [part - part.mean(1, keepdim=True) if part.size(1) == 16 else part for part in y.split(16, 1)]
+        return state + torch.cat(blocks, 1)
+
+
+@caught_by("causality")
+class LeaksInBf16(LeaksOneTokenAhead):
+    """A fast path for half precision, which nobody compares with the other."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return super().write(state, site, y) if state.dtype == torch.bfloat16 else state + y
+
+
+@caught_by("causality")
+class LeaksUnderAutocast(LeaksOneTokenAhead):
+    """A fast path for mixed precision."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return super().write(state, site, y) if torch.is_autocast_enabled("cpu") else state + y
 
 
 @caught_by("token_local_mixing")
@@ -397,6 +422,47 @@ class DampsInTraining(Residual):
 
     def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
         return state + (0.9 * y if self.training else y)
+
+
+@caught_by("without_tokens")
+class CountsOnTokens(Residual):
+    """Scales by the token's id, and dies of embeddings."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        return x * (1 + context.tokens[..., None] % 2)  # type: ignore[index]
+
+
+@caught_by("without_tokens")
+class ServesOneTokenInstead(Residual):
+    """Takes every token for the first of the vocabulary where it is not told."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        return x if context.tokens is None else x * (1 + context.tokens[..., None] % 2)
+
+
+@dataclass
+class Holder:
+    """A stream that can be rebound."""
+
+    x: Tensor
+
+
+@caught_by("returns")
+class RebindsItsState(Residual):
+    """Changes no tensor in place, but the object that holds it."""
+
+    def start(self, x: Tensor, context: Context) -> Any:
+        return Holder(x)
+
+    def read(self, state: Any, site: Site) -> Tensor:
+        return state.x
+
+    def write(self, state: Any, site: Site, y: Tensor) -> Any:
+        state.x = state.x + y
+        return state
+
+    def finish(self, state: Any) -> Tensor:
+        return state.x
 
 
 @caught_by("returns")

@@ -27,7 +27,7 @@ def precisions(mixer: type[Mixer], case: Case) -> None:
     tokens = case.tokens()
     expected = exact(tokens)
     # Rounding to float32 anywhere drowns the response to a step as small as the second.
-    wide, narrow = (_response(exact, tokens, step) for step in (1e-5, 1e-9))
+    wide, narrow = (_response(exact, tokens, step) for step in (1e-7, 1e-9))
     assert_close(narrow, wide, "the response to a tiny step, in float64", tolerance=1e-2)
     single = case.decoder(mixer, dtype=torch.float32)
     logits = single(tokens)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from mixerzoo.decoder import Decoder
-from mixerzoo.mixer import AttentionInputs, DepthEntries, Mixer
+from mixerzoo.errors import MixerError
+from mixerzoo.mixer import AttentionInputs, Context, DepthEntries, Mixer
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_same, clause
-from mixerzoo.testing.observe import Call, observed, tensors_in
+from mixerzoo.testing.observe import Call, Method, observed, tensors_in, wrapped
 
 
 @clause("3.1")
@@ -104,6 +105,28 @@ def train_and_eval(mixer: type[Mixer], case: Case) -> None:
     assert_same(evaluating, training, "logits in evaluation mode, against those in training mode")
 
 
+@clause("3.7")
+@torch.no_grad()
+def without_tokens(mixer: type[Mixer], case: Case) -> None:
+    """Where embeddings are passed in place of tokens, the logits are the same, or a MixerError says what is missing."""
+    decoder = case.decoder(mixer)
+    tokens = case.tokens()
+    expected = decoder(tokens)
+
+    def untold(name: str, method: Method) -> Method:
+        def call(*arguments: Any) -> Any:
+            return method(*(a._replace(tokens=None) if isinstance(a, Context) else a for a in arguments))
+
+        return call
+
+    with wrapped(decoder.mixer, untold):
+        try:
+            logits = decoder(tokens)
+        except MixerError:
+            return
+    assert_same(logits, expected, "logits of a forward whose Context.tokens is None")
+
+
 def _assert_expected(call: Call, hidden: tuple[int, ...]) -> None:
     """Demand of a call's result what its name promises; ``hidden`` is [B, T, D]."""
     result = call.result
@@ -126,8 +149,21 @@ def _assert_expected(call: Call, hidden: tuple[int, ...]) -> None:
         assert len(parts) == 1 or allowed, f"{call} returned AttentionInputs, expected one tensor {list(hidden)}"
         for part in parts:
             _assert_like(part, hidden, str(call))
-    elif call.name in ("start", "write"):
-        assert result is not None, f"{call} returned None, expected a state"
+    if call.name in ("start", "mix_raw_kv", "mix_kv", "write"):
+        assert call.state is not None, f"{call} returned None, expected a state"
+        _assert_value(call.state, f"{call}: the state")
+
+
+def _assert_value(state: Any, what: str) -> None:
+    """Demand a state that nobody can change behind the decoder's back: tensors in tuples, or None in their place."""
+    if isinstance(state, tuple):
+        names = getattr(state, "_fields", None) or map(str, range(len(state)))
+        for name, part in zip(names, state, strict=True):
+            _assert_value(part, f"{what}.{name}")
+        return
+    assert state is None or isinstance(state, Tensor), (
+        f"{what} is {_described(state)}, expected a tensor or a (named) tuple of tensors: a state is a value"
+    )
 
 
 def _unchanged(call: Call) -> bool:

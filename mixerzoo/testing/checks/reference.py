@@ -25,8 +25,9 @@ from mixerzoo.testing.checks.persistence import registered
 def reference_logits(mixer: type[Mixer], case: Case, reference: Reference) -> None:
     """In float64, logits and what the cache stores are those of the naive reference."""
     decoder = case.decoder(mixer)
-    tokens = case.tokens()
-    cache = decoder.new_cache(case.batch_size)
+    # A reference takes one token after another: of long sequences, one row will do.
+    tokens = case.tokens()[: 1 if case.num_tokens > 9 else None]
+    cache = decoder.new_cache(tokens.size(0))
     stored: dict[int, tuple[Tensor | None, Tensor | None]] = {}
     append = cache.append
 

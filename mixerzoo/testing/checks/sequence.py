@@ -13,13 +13,16 @@ from mixerzoo.testing.check import assert_close, assert_same, clause
 @torch.no_grad()
 def causality(mixer: type[Mixer], case: Case) -> None:
     """A token's logits do not change when later tokens do, in any bit."""
-    decoder = case.decoder(mixer)
     tokens = case.tokens()
     position = case.pick % case.num_tokens
     changed = tokens.clone()
     changed[:, position:] = (changed[:, position:] + 1 + case.tokens(draw=1)[:, position:] % 7) % VOCAB_SIZE
-    before, after = decoder(tokens), decoder(changed)
-    assert_same(after[:, :position], before[:, :position], f"logits before the changed position {position}")
+    for dtype, autocast in ((torch.float64, False), (torch.bfloat16, False), (torch.float32, True)):
+        decoder = case.decoder(mixer, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            before, after = decoder(tokens), decoder(changed)
+        where = "" if dtype == torch.float64 else " under bf16 autocast" if autocast else " with bf16 weights"
+        assert_same(after[:, :position], before[:, :position], f"logits before the changed position {position}{where}")
 
 
 @clause("1.2")
