@@ -12,6 +12,7 @@ from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer import Plan
 from mixerzoo.new_directory import check_new, copy_companions, new_directory
+from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
 
 Format = Literal["llama", "mistral", "qwen2", "qwen3"]
 
@@ -32,6 +33,7 @@ def export_checkpoint(source: str | Path, directory: str | Path, format: Format)
 
     Raises:
         CheckpointError: the source cannot be read, the format has no such model (says why), or the directory exists.
+        RunError: the source belongs to a run whose recipe cannot be read.
         OSError: the directory cannot be written.
     """
     if format not in get_args(Format):
@@ -43,11 +45,19 @@ def export_checkpoint(source: str | Path, directory: str | Path, format: Format)
     if reasons:
         raise CheckpointError(f"{source}: cannot be exported as {format}: {'; '.join(reasons)}")
     raw = read_json(source / CONFIG_FILE)
+    if raw.get("max_position_embeddings") is None:
+        raw["max_position_embeddings"] = _trained_length(source)
     config = _stock_config(decoder, format) | {key: raw[key] for key in CARRIED_KEYS if raw.get(key) is not None}
     with new_directory(target) as partial:
         save_weights(decoder, partial)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return copy_companions(source, partial)
+
+
+def _trained_length(source: Path) -> int | None:
+    """The length that a run was trained with; without it transformers assumes a default of many thousand tokens."""
+    home = home_of(source)
+    return RunDirectory(home).recipe().data.sequence_length if (home / RECIPE_FILE).exists() else None
 
 
 def _obstacles(decoder: Decoder, format: Format) -> list[str]:

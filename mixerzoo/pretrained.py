@@ -31,6 +31,7 @@ from mixerzoo.new_directory import check_new, copy_companions, new_directory
 from mixerzoo.placement import find_dtype
 from mixerzoo.registry import load_registry
 from mixerzoo.remix import left_out, remix
+from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 #: What is fetched from the hub: weights that are no pickles, and what lies beside them.
@@ -106,6 +107,7 @@ def import_checkpoint(
             could apply; weights are beyond the range of the dtype; or the directory exists.
         MixerError: the mixer cannot work on this decoder.
         BackendError: there is no such dtype.
+        RunError: the source belongs to a run whose recipe cannot be read.
         OSError: the directory cannot be written.
     """
     target = Path(directory)
@@ -215,7 +217,11 @@ def _fetched(name: str) -> Path:
 def _loaded(place: Path, k_norm: str | None) -> tuple[dict[str, Any], Decoder]:
     """What its ``config.json`` says, and the decoder that this means; ``k_norm`` counts where it does not say."""
     if place.is_dir():
+        home = home_of(place)
         raw = read_json(place / CONFIG_FILE)
+        if raw.get("max_position_embeddings") is None and (home / RECIPE_FILE).exists():
+            # A run's own configuration does not say for which length it was trained.
+            raw["max_position_embeddings"] = RunDirectory(home).recipe().data.sequence_length
         return raw, load_checkpoint(place, k_norm=None if records_k_norm(raw) else k_norm)  # type: ignore[arg-type]
     from mixerzoo.hf.gguf import read_gguf
 

@@ -26,11 +26,13 @@ from mixerzoo import (
     load_checkpoint,
     load_registry,
     save_checkpoint,
+    train,
 )
 from mixerzoo.cli import app
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.mixer_choice import MixerChoice
 from own import CHOICES, OWN, neutral_choices
+from runs import tiny_recipe
 from stock import KINDS, exact, stock_model
 from zoo import Case, assert_close, some_tokens
 
@@ -421,6 +423,24 @@ def test_what_no_stock_model_computes_is_refused(
     assert result.exit_code == 2
     assert result.stderr == f"Error: {tmp_path / 'ours'}: cannot be exported as {format}: {reason}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_run_says_for_which_length_it_was_trained(tmp_path: Path) -> None:
+    run_directory = tmp_path / "run"
+    train(tiny_recipe("mixer={name: residual}", "train.steps=4"), run_directory)
+    newest = max((run_directory / "checkpoints").iterdir())
+    for source in (run_directory, newest):
+        for given in (source, tmp_path / f"imported-{source.name}"):
+            if given is not source:
+                import_checkpoint(source, given)
+            target = tmp_path / f"exported-{given.name}"
+            export_checkpoint(given, target, "qwen3")
+            assert json.loads((target / "config.json").read_text())["max_position_embeddings"] == 32
+    (run_directory / "recipe.yaml").write_text("model: {")
+    result = run("export", newest, "--format", "qwen3", "--out", tmp_path / "none")
+    assert result.exit_code == 2
+    assert "the run's own recipe cannot be read" in result.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_unknown_format_and_a_directory_that_exists(llama: Path, tmp_path: Path) -> None:
