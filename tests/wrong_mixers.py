@@ -579,6 +579,27 @@ class HidesParameters(Scaled):
     card = Residual.card
 
 
+@caught_by("parameters")
+class MiscountsParameters(Scaled):
+    """Its card knows of one weight a layer."""
+
+    card = replace(Scaled.card, parameters="L")
+
+
+@caught_by("in_flight_bytes")
+class BelittlesItsHistory(DenseFormer):
+    """Declares what it holds, and tells its readers another figure."""
+
+    card = replace(DenseFormer.card, in_flight_bytes="D·e")
+
+
+@caught_by("in_flight_bytes")
+class BoastsOfItsHistory(Residual):
+    """Its card tells of streams that it does not hold."""
+
+    card = replace(Residual.card, in_flight_bytes="(L+2)·D·e")
+
+
 @caught_by("flops")
 class DeclaresTooFewFlops(DenseFormer):
     """By a factor of ten."""
@@ -612,6 +633,13 @@ class LeavesAnOptionUndescribed(Residual):
         """Options."""
 
         strength: float = Field(1.0, ge=0, le=1)
+
+
+@caught_by("card")
+class TakesUpABanana(Residual):
+    """A formula of nothing known."""
+
+    card = replace(Residual.card, in_flight_bytes="banana")
 
 
 @caught_by("card")

@@ -14,26 +14,50 @@ _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
     ast.USub: operator.neg,
 }
 _FUNCTIONS: dict[str, Callable[..., float]] = {"ceil": math.ceil, "floor": math.floor, "min": min, "max": max}
+
+#: Writing of cards → that of Python.
+_SIGNS = {
+    "·": "*", "×": "*", "−": "-", "²": "**2", "³": "**3", "⌈": "ceil(", "⌉": ")", "⌊": "floor(", "⌋": ")",
+}  # fmt: skip
+#: What a formula is made of; anything else is words.
+_PARTS = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.Call, *_OPERATORS)
+
+
+def is_formula(text: str) -> bool:
+    """Whether a text is a formula throughout, of letters known or not: ``2·L`` or ``banana``, not ``2·L or so``."""
+    try:
+        return all(isinstance(node, _PARTS) for node in ast.walk(_parsed(text)))
+    except SyntaxError:
+        return False
+
+
+def names_in(formula: str) -> set[str]:
+    """The names in a formula."""
+    return {node.id for node in ast.walk(_parsed(formula)) if isinstance(node, ast.Name)}
+
+
+def _parsed(formula: str) -> ast.Expression:
+    for sign, python in _SIGNS.items():
+        formula = formula.replace(sign, python)
+    return ast.parse(formula.strip(), mode="eval")
 
 
 def evaluate(formula: str, values: Mapping[str, float]) -> float:
     """The value of a formula.
 
     Args:
-        formula: numbers, names, ``+ − · / ( )``, ``⌈ ⌉``, ``⌊ ⌋``, ``min(…)`` and ``max(…)``.
+        formula: numbers, names, ``+ − · / ( ) ² ³``, ``⌈ ⌉``, ``⌊ ⌋``, ``min(…)`` and ``max(…)``.
         values: by name.
 
     Raises:
         MixerzooError: it is something else.
     """
-    text = formula
-    for letter, python in {"·": "*", "×": "*", "−": "-", "⌈": "ceil(", "⌉": ")", "⌊": "floor(", "⌋": ")"}.items():
-        text = text.replace(letter, python)
     try:
-        return float(_value(ast.parse(text.strip(), mode="eval").body, values))
+        return float(_value(_parsed(formula).body, values))
     except (SyntaxError, KeyError, TypeError, ZeroDivisionError) as error:
         raise MixerzooError(f"{formula!r} is not a formula of {', '.join(values)}: {error!r}") from error
 

@@ -283,7 +283,7 @@ class HyperConnections(Mixer):
             "2L·(n! + 2n + 1)·n·D for mhc_lite"
         ),
         kv_bytes="2·L·G·d·e",
-        in_flight_bytes="n·D·e",
+        in_flight_bytes="num_streams·D·e",
         neutral=(
             "hc at initialisation: every stream equals the residual one bit for bit, and the head reads n times it, "
             "which its norm undoes up to eps; mhc and mhc_lite start close to it"

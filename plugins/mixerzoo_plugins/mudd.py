@@ -103,7 +103,7 @@ class Mudd(Mixer):
         acts_on="hidden states, before each attention (q, k, v and residual apart) and before the final norm",
         parameters="Σ_{i=1..L} (h_i·D + h_i·n_i + n_i), n_i = 4·(i+1), h_i = n_i; last n = L+1, h = last_expansion·n",
         kv_bytes="2·L·G·d·e",
-        in_flight_bytes="(L+1)·(D + 1)·e",
+        in_flight_bytes="max((L+1)·(D + 1), L·(D + 4))·e",
         neutral="at initialisation (W2 = 0, b picks the current block), bit for bit",
         neutral_settings=(Neutral(),),
         notes=(
