@@ -95,20 +95,17 @@ def read_own(raw: Mapping[str, Any], where: str | Path) -> tuple[ModelConfig, ty
         raise CheckpointError(f"{where}: {error}") from error
     fields = {field: raw[key] for field, key in (HF_KEYS | OWN_KEYS).items() if key in raw}
     own = {key: value for key, value in options.items() if key != "name"}
-    model = validated_model(fields, where, HF_KEYS | OWN_KEYS, in_sentences=False)
+    model = validated_model(fields, where, HF_KEYS | OWN_KEYS)
     return model, mixer, validated_options(mixer, own, where)
 
 
-def validated_model(
-    fields: Mapping[str, Any], path: str | Path, keys: Mapping[str, str], *, in_sentences: bool = True
-) -> ModelConfig:
+def validated_model(fields: Mapping[str, Any], path: str | Path, keys: Mapping[str, str]) -> ModelConfig:
     """The ``model`` section of what a ``config.json`` says.
 
     Args:
         fields: by our names.
         path: what errors call the file.
         keys: our name → the file's own.
-        in_sentences: whether errors use the file's names wherever they mention one, or only where they quote a key.
 
     Raises:
         CheckpointError: lists every problem, by the file's own keys.
@@ -117,7 +114,7 @@ def validated_model(
         return ModelConfig.model_validate(fields)
     except ValidationError as error:
         names = "|".join(keys)
-        our_name = re.compile(rf"\b({names})\b" if in_sentences else rf"(?<=the key ')({names})(?=')")
+        our_name = re.compile(rf"\b({names})\b")
         lines = []
         for problem in problems(error, ModelConfig, fields):
             parts = [keys.get(str(part), str(part)) for part in problem.path]

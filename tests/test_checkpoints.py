@@ -252,7 +252,7 @@ def test_mixer_options_that_cannot_be(saved: Path, options: dict[str, Any], mess
         ({"num_hidden_layers": None}, "the key 'num_hidden_layers' is required"),
         ({"num_hidden_layers": "4"}, "num_hidden_layers: expected a whole number, got '4'"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps: "),
-        ({"num_attention_heads": 5}, "num_heads 5 is not divisible by num_kv_heads 2"),
+        ({"num_attention_heads": 5}, "num_attention_heads 5 is not divisible by num_key_value_heads 2"),
         ({"head_dim": 5}, "head_dim 5 is odd"),
         ({"loop": {"count": 0}}, "loop.count: "),
         ({"loop": {"cuont": 2}}, "unknown key (did you mean 'count'?)"),

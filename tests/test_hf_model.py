@@ -125,7 +125,11 @@ def test_a_looped_decoder_counts_steps_in_memory_and_layers_in_the_file() -> Non
         ({"mixer": {"name": "residal"}}, CheckpointError, "'residal' (did you mean 'residual'?)"),
         ({"mixer": {"name": "denseformer", "period": 0}}, CheckpointError, "mixer 'denseformer': period"),
         ({"hidden_act": "gelu"}, CheckpointError, "hidden_act is 'gelu'; this skeleton computes 'silu'"),
-        ({"num_key_value_heads": 3}, CheckpointError, "num_heads 4 is not divisible by num_kv_heads 3"),
+        (
+            {"num_key_value_heads": 3},
+            CheckpointError,
+            "num_attention_heads 4 is not divisible by num_key_value_heads 3",
+        ),
         ({"head_dim": 7}, CheckpointError, "head_dim 7 is odd"),
         ({"mixer": {"name": "yoco", "window": 3}, "attention_window": 5}, MixerError, "know one window"),
         (
@@ -135,7 +139,7 @@ def test_a_looped_decoder_counts_steps_in_memory_and_layers_in_the_file() -> Non
                 "num_key_value_heads": 2,
             },
             CheckpointError,
-            "num_kv_heads has no meaning with attention mla; remove it",
+            "num_key_value_heads has no meaning with attention mla; remove it",
         ),
     ],
     ids=str,
