@@ -195,6 +195,12 @@ def compare(
     for directory in directories if validation else ():
         RunDirectory(directory).finished_recipe()
     asked = [Checkpoint(directory, settings) if texts or tasks else None for directory in directories]
+    windows = sorted({checkpoint.window for checkpoint in asked if checkpoint is not None})
+    if len(windows) > 1:
+        reporter.notice(
+            f"windows differ ({', '.join(map(str, windows))} tokens), and a longer one sees more; to compare, set one "
+            "for all with --window"
+        )
     results = []
     for directory, checkpoint in zip(directories, asked, strict=True):
         if len(directories) > 1:

@@ -59,5 +59,13 @@ def check_mixer(value: Mapping[str, Any]) -> MixerChoice | list[Problem]:
     try:
         config = entry.mixer.Config.model_validate(options)
     except ValidationError as error:
-        return problems(error, entry.mixer.Config, options)
+        return [_of(name, problem) for problem in problems(error, entry.mixer.Config, options)]
     return MixerChoice.model_construct(name=name, options=config)
+
+
+def _of(mixer: str, problem: Problem) -> Problem:
+    """A problem with an option that the mixer has not, with what to do if it was another mixer's."""
+    if not problem.message.startswith("unknown key"):
+        return problem
+    hint = f"of mixer {mixer!r}; to choose another mixer, replace all of it: mixer={{name: {mixer}}}"
+    return problem._replace(message=f"{problem.message} ({hint})")

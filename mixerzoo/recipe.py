@@ -52,7 +52,9 @@ class TrainConfig(BaseModel):
     compile: bool = Field(False, description="Run the forward and backward through torch.compile.")
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward.")
     log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
-    checkpoint_interval: int | None = Field(None, ge=1, description="Steps between checkpoints; default: a tenth.")
+    checkpoint_interval: int | None = Field(
+        None, ge=1, description="Steps between checkpoints, a multiple of log_interval; default: a tenth."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints to keep.")
 
     @model_validator(mode="after")
@@ -174,6 +176,10 @@ def parse_recipe(source: YamlSource) -> Recipe:
             found += [problem.below("mixer") for problem in checked]
             # Any valid mixer, so that the rest of the recipe is checked in the same pass.
             data["mixer"] = MixerChoice.model_construct(name="", options=MixerConfig())
+    elif isinstance(data.get("mixer"), str):
+        name = data["mixer"]
+        found.append(Problem(("mixer",), f"expected a mapping, got {name!r}; write {{name: {name}}}"))
+        data["mixer"] = MixerChoice.model_construct(name="", options=MixerConfig())
     recipe = None
     try:
         recipe = Recipe.model_validate(data)

@@ -267,6 +267,8 @@ class RunDirectory:
         """
         path = self.path / RECIPE_FILE
         if not path.exists():
+            if not self.path.is_dir():
+                raise RunError(f"{self.path}: no such directory")
             raise RunError(f"{self.path} holds no run: it has no {RECIPE_FILE}")
         self.check_mixer()
         try:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from mixerzoo import __version__
 from mixerzoo.attention import check_backend
-from mixerzoo.checkpoints import load_checkpoint, save_checkpoint, weights_fingerprint
+from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint, weights_fingerprint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
@@ -126,6 +126,7 @@ def _train(
     if newest is None and recipe.model.init_from is not None:
         _check_tokenizer(recipe.model.init_from, data)
         initial = weights_fingerprint(recipe.model.init_from)
+        reporter.notice(_beginning(recipe, recipe.model.init_from))
     # A checkpoint of the run itself replaces all weights.
     decoder = build(recipe if newest is None else recipe.from_scratch())
     if resume and newest is None:
@@ -158,6 +159,16 @@ def _train(
     if dist.is_initialized():
         dist.barrier()
     return result
+
+
+def _beginning(recipe: Recipe, initial: str) -> str:
+    """What is said of the weights that training starts from."""
+    _, source, options = load_config(initial)
+    own = recipe.mixer
+    if own.name == source.name and own.options == options:
+        return f"Starting from the weights of {initial}."
+    changed = f"{own.name} in place of {source.name}" if own.name != source.name else f"other options of {own.name}"
+    return f"Starting from the weights of {initial}, with {changed}: the mixer has its initial values."
 
 
 def _check_tokenizer(initial: str, data: PreparedData) -> None:

@@ -90,7 +90,7 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     involved: tuple[Path, ...] = ()
     if kind == "extra_forbidden":
         known = sorted(_known_keys(model, location[:-1]))
-        message = f"unknown key{did_you_mean(str(location[-1]), known)}; known keys: {', '.join(known)}"
+        message = f"unknown key{did_you_mean(str(location[-1]), known)}; known keys: {', '.join(known) or 'none'}"
     elif kind == "missing":
         message = f"the key {location[-1]!r} is required"
     elif kind == "union_tag_invalid":

@@ -124,6 +124,11 @@ def test_one_run_has_its_figures_at_the_top(finished):
     assert "byte-bigram model" in run(finished).stdout
 
 
+def test_windows_that_differ_are_told_of(finished, checkpoint, text_file):
+    assert "windows differ (" in run(finished, checkpoint, "--text", text_file).stderr
+    assert "windows differ" not in run(finished, checkpoint, "--text", text_file, "--window", "32").stderr
+
+
 def test_several_checkpoints_stand_side_by_side(finished, checkpoint, text_file, tmp_path):
     options = ["--text", text_file, "--window", "32", "--out", tmp_path / "figures.json"]
     both = figures_of(finished, checkpoint, *options)

@@ -16,7 +16,7 @@ from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
 from mixerzoo.evaluate import score
 from mixerzoo.recipe import Recipe, build, json_schema, load_recipe, parse_recipe
 from mixerzoo.runs import complete_checkpoints
-from mixerzoo.training import evaluate_run, train
+from mixerzoo.training import Reporter, evaluate_run, train
 from mixerzoo.yaml_source import YamlSource
 from runs import fingerprint
 from stock import stock_model
@@ -224,3 +224,17 @@ def test_the_recipe_of_the_documentation(start: Path, tmp_path: Path) -> None:
     (text,) = re.findall(r"^```yml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(text)
     assert load_recipe(tmp_path / "recipe.yaml", [f"model.init_from={start}"]).model.hidden_size == 32
+
+
+def test_what_training_starts_from_is_said(start: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def notice(self, text: str) -> None:
+            said.append(text)
+
+    for mixer in ("residual", "denseformer"):
+        train(recipe(start, mixer=mixer, steps=1), tmp_path / mixer, reporter=Listener())
+    begins = f"Starting from the weights of {start}"
+    changed = "with denseformer in place of residual: the mixer has its initial values"
+    assert said == [f"{begins}.", f"{begins}, {changed}."]

@@ -523,7 +523,7 @@ def test_a_source_that_cannot_be_read_leaves_nothing(
     [
         (["--mixer", "denseformr"], "no mixer is named 'denseformr' (did you mean 'denseformer'?)"),
         (["--mixer", "denseformer", "mixer.perod=2"], "mixer.perod: unknown key (did you mean 'period'?)"),
-        (["mixer.period=2"], "mixer: the key 'name' is required"),
+        (["mixer.period=2"], "mixer.period=2: an option of which mixer? Name it with --mixer"),
         (["mixer=denseformer"], "mixer: expected a mapping"),
         (["--mixer", "residual", "model.num_layers=2"], "model: only options of the mixer can be set here"),
         (["--dtype", "int8"], "weights cannot be of dtype 'int8'"),

@@ -121,6 +121,11 @@ def test_what_a_recipe_says_is_what_it_means(tmp_path: Path) -> None:
             "5: model.loop.cuont: unknown key (did you mean 'count'?); known keys: coda, count, prelude",
         ),
         (
+            "  name: depth_attention\n",
+            "  name: residual\n",
+            "9: mixer.stride: unknown key; known keys: none (of mixer 'residual'; to choose another mixer, replace ",
+        ),
+        (
             "stride: 2",
             "strid: 2",
             "9: mixer.strid: unknown key (did you mean 'stride'?); known keys: ",
@@ -194,6 +199,7 @@ def test_what_a_recipe_says_is_what_it_means(tmp_path: Path) -> None:
         ("seed: 3", "seed: -1", "21: seed: input should be greater than or equal to 0, got -1"),
         ("seed: 3", "seed: 4294967296", "21: seed: input should be less than 4294967296, got 4294967296"),
         ("seed: 3", "eval: 3", "21: eval: expected a mapping of keys to values, got 3"),
+        ("  name: depth_attention\n  stride: 2\n", "  laurel\n", "7: mixer: expected a mapping, got 'laurel'; write {"),
         (
             "  name: depth_attention\n  stride: 2\n",
             "  - residual\n",

@@ -86,6 +86,8 @@ def _choice(name: str | None, overrides: Sequence[str]) -> MixerChoice | None:
     given = source.data["mixer"]
     if not isinstance(given, dict):
         raise RecipeError(f"mixer: expected a mapping of keys to values, got {given!r}")
+    if "name" not in given:
+        raise RecipeError(f"{overrides[0]}: an option of which mixer? Name it with --mixer, the source's own one too")
     found = check_mixer(given)
     if isinstance(found, MixerChoice):
         return found

@@ -45,7 +45,8 @@ def print_comparison(results: Sequence[Mapping[str, Any]]) -> None:
 
     row("mixer", "mixer")
     row("parameters", "parameters")
-    row("window, tokens", "window")
+    if "window" in results[0]:
+        row("window, tokens", "window")
     if "bits_per_byte" in results[0]:
         figures.add_row("validation", style="bold")
         row("  bytes of text", "num_bytes")
