@@ -121,9 +121,11 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(kind: str, tied: bool, tmp
     if kind == "qwen3":
         sizes["head_dim"] = 128  # transformers knows no other of such files
     model = stock_model(kind, **sizes, rms_norm_eps=1e-5, rope_parameters=theta)
-    write(tmp_path / "model.gguf", model, kind, tokenizer, without="lm_head.weight" if tied else "nothing")
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source / "model.gguf", model, kind, tokenizer, without="lm_head.weight" if tied else "nothing")
     # A directory with one file means that file.
-    report = import_checkpoint(tmp_path, tmp_path / "ours")
+    report = import_checkpoint(source, tmp_path / "ours")
     assert report.same_model
     decoder = load_checkpoint(tmp_path / "ours")
     assert decoder.config.tie_embeddings == tied
