@@ -270,6 +270,8 @@ REFERENCE = Reference(
         for mixes in ("key", "key_value")
     )
     + (
+        # The smallest depth at which a default stride of 1 is told from 2.
+        KitCase({**_DEEP, "num_layers": 3}, {}, chunks=(2,)),
         KitCase(_TALL, {**_FAR, "recent_window": 1}, chunks=(2,)),
         KitCase({**_LATENT, **_TALL}, _FAR, chunks=(2,)),
     ),
