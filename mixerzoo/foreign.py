@@ -215,7 +215,7 @@ def _recognise(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> tuple[type
     for name, entry in entries.items():
         try:
             reading = entry.mixer.read_reference(raw, shapes)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except Exception as error:
             raise CheckpointError(f"{path}: mixer {name!r} cannot read this configuration: {error!r}") from error
         if reading is not None:
             found[name] = reading

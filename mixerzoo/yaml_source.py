@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mixerzoo.errors import RecipeError
+from mixerzoo.errors import RecipeError, did_you_mean
 from mixerzoo.validation import Path, Problem, keys_in
 
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
@@ -69,7 +69,8 @@ class YamlSource:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise RecipeError(f"{path}: no such file") from error
+            near = [*path.parent.glob("*.yaml"), *FilePath("recipes").rglob("*.yaml")]
+            raise RecipeError(f"{path}: no such file{did_you_mean(str(path), map(str, near))}") from error
         except IsADirectoryError as error:
             raise RecipeError(f"{path}: is a directory, not a recipe file") from error
         except (OSError, UnicodeDecodeError) as error:

@@ -130,8 +130,9 @@ def test_windows_that_differ_are_told_of(finished, checkpoint, text_file):
 
 
 def test_several_checkpoints_stand_side_by_side(finished, checkpoint, text_file, tmp_path):
-    options = ["--text", text_file, "--window", "32", "--out", tmp_path / "figures.json"]
-    both = figures_of(finished, checkpoint, *options)
+    options = ["--text", text_file, "--window", "32"]
+    (tmp_path / "figures.json").write_text("older")
+    both = figures_of(finished, checkpoint, *options, "--out", tmp_path / "figures.json", "--overwrite")
     assert json.loads((tmp_path / "figures.json").read_text()) == both
     assert [figures["directory"] for figures in both] == [str(finished), str(checkpoint)]
     for directory, figures in zip([finished, checkpoint], both, strict=True):
@@ -265,6 +266,10 @@ def test_options_that_would_do_nothing_are_refused(finished, text_file, tmp_path
     assert "--window" in error_of(finished, "--window", "3")
     assert "no such directory" in error_of(finished, "--out", tmp_path / "missing" / "file.json")
     assert "is a directory" in error_of(finished, "--out", tmp_path)
+    (tmp_path / "kept.json").write_text("kept")
+    assert "kept.json: exists; name another file" in error_of(finished, "--out", tmp_path / "kept.json")
+    assert (tmp_path / "kept.json").read_text() == "kept"
+    assert "--overwrite is about --out" in error_of(finished, "--overwrite")
     assert run(finished, "--text", text_file, "--window", "0").exit_code == 2
 
 

@@ -300,6 +300,9 @@ def test_mixer_options_whose_keys_are_not_text(key: str, tmp_path: Path) -> None
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: no such file"):
         load_recipe(tmp_path / "nowhere.yaml")
+    (tmp_path / "residual-long.yaml").touch()
+    with pytest.raises(RecipeError, match=r"no such file \(did you mean '.*residual-long\.yaml'\?\)$"):
+        load_recipe(tmp_path / "resdual-long.yaml")
     with pytest.raises(RecipeError, match="is a directory, not a recipe file"):
         load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("seed: ä".encode("latin-1"))

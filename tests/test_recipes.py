@@ -39,11 +39,11 @@ def test_one_small_recipe_a_mixer_differs_from_the_quickstart_in_the_mixer_alone
 
 
 def test_the_looped_recipe_differs_from_the_quickstart_in_the_loop_alone():
-    quickstart, looped = _sections(ROOT / "quickstart.yaml"), _sections(ROOT / "looped" / "depth_attention.yaml")
+    quickstart, looped = _sections(ROOT / "quickstart.yaml"), _sections(ROOT / "looped" / "depth_attention-looped.yaml")
     looped["model"].pop("loop")
     looped["model"]["num_layers"] = quickstart["model"]["num_layers"]
     assert looped == quickstart
-    decoder = mixerzoo.build(ROOT / "looped" / "depth_attention.yaml", device="meta")
+    decoder = mixerzoo.build(ROOT / "looped" / "depth_attention-looped.yaml", device="meta")
     assert decoder.plan.order == (0, 1, 2, 1, 2, 3)
 
 
@@ -102,3 +102,8 @@ def test_the_small_recipes_run(path, tmp_path, monkeypatch):
 def test_the_quickstart_ends_well_under_the_bigram_yardstick(tmp_path):
     result = train(mixerzoo.load_recipe(ROOT / "quickstart.yaml"), tmp_path / "run")
     assert result["bits_per_byte"] < 0.7 * result["bigram_bits_per_byte"]
+
+
+def test_no_two_recipes_would_train_into_one_directory():
+    names = [path.stem for path in RECIPES]
+    assert len(set(names)) == len(names)

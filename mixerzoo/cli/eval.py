@@ -54,6 +54,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the figures to a file, as JSON.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate trained decoders, side by side where there are several.
@@ -65,6 +66,7 @@ def command(
         text,
         tasks,
         out,
+        overwrite,
         limit=limit,
         fewshot=fewshot,
         tokenizer=tokenizer,
@@ -103,7 +105,7 @@ def command(
         print_comparison(results)
 
 
-def _check(text: list[Path] | None, tasks: str | None, out: Path | None, **options: object) -> None:
+def _check(text: list[Path] | None, tasks: str | None, out: Path | None, overwrite: bool, **options: object) -> None:
     """Refuse options that would be ignored, and a file that could not be written in the end.
 
     Raises:
@@ -117,3 +119,7 @@ def _check(text: list[Path] | None, tasks: str | None, out: Path | None, **optio
         raise DataError(f"{given[0]} is about --text and --tasks; validation goes by the run's own recipe")
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise DataError(f"{out}: {'is a directory' if out.is_dir() else 'there is no such directory'}")
+    if out is not None and out.exists() and not overwrite:
+        raise DataError(f"{out}: exists; name another file, or replace it with --overwrite")
+    if overwrite and out is None:
+        raise DataError("--overwrite is about --out, which is not given")

@@ -37,6 +37,7 @@ class Turn(NamedTuple):
         owns_k: whether the step has keys of its own.
         owns_v: whether it has values of its own.
         rotary: RoPE of the tokens.
+        later_run: what calls the attention function; None where the attention module does.
     """
 
     mixed: Callable[..., Any]
@@ -48,6 +49,11 @@ class Turn(NamedTuple):
     owns_k: bool
     owns_v: bool
     rotary: Rotary
+    later_run: "LaterRun | None"
+
+    def owned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What of these the step has of its own; it borrows the others."""
+        return q, k if self.owns_k else None, v if self.owns_v else None
 
     def mix(
         self, attention: Attention, q: Tensor, k: Tensor | None, v: Tensor | None
@@ -79,8 +85,11 @@ class MixerZooAttention(Attention):
         layer_idx: the first step that runs the layer.
         has_k: whether any run of the layer makes keys of its own.
         has_v: likewise for values.
-        joint: whether every run makes all of them, from one input.
+        joint: whether queries, keys and values are made of one input. All of them then are in every run, for vLLM
+            makes one projection of three, which cannot be told what a run borrows.
     """
+
+    is_causal = True
 
     def __init__(
         self, config: MixerZooConfig, sizes: ModelConfig, layer_idx: int, has_k: bool, has_v: bool, joint: bool
@@ -89,7 +98,6 @@ class MixerZooAttention(Attention):
         self.config = config
         self.layer_idx = layer_idx
         self.joint = joint
-        self.is_causal = True
         self.num_key_value_groups = sizes.num_heads // sizes.resolved_kv_heads
 
     def forward(
@@ -104,13 +112,15 @@ class MixerZooAttention(Attention):
 
         vLLM reads this source: it fuses the three projections and looks for the one call of the interface.
         """
-        query: Tensor
-        key: Tensor | None
-        value: Tensor | None
+        # A name of their own: vLLM does not fuse where one that is assigned between the calls may, for all that it can
+        # see, share memory with the input.
         if self.joint:
-            query = self.heads(self.q_proj(hidden_states))
-            key = self.heads(self.k_proj(hidden_states))
-            value = self.heads(self.v_proj(hidden_states))
+            projected = (
+                self.heads(self.q_proj(hidden_states)),
+                self.heads(self.k_proj(hidden_states)),
+                self.heads(self.v_proj(hidden_states)),
+            )
+            query, key, value = turn.owned(*projected)
         else:
             query, key, value = self.project(hidden_states, turn.owns_k, turn.owns_v)
         state, query, key, value, depth = turn.mix(self, query, key, value)
@@ -123,41 +133,48 @@ class MixerZooAttention(Attention):
             self.config._attn_implementation, eager_attention
         )
         weights = None
-        if depth is None:
-            output, weights = attention_interface(
-                self.at(turn.site.step),
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=0.0,
-                scaling=self.scaling,
-                **kwargs,
-            )
-        else:
+        if depth is not None:
             output = eager_attention_with_depth(self, query, key, value, attention_mask, depth, **kwargs)
+        elif turn.later_run is not None:
+            output, weights = turn.later_run(query, key, value, attention_mask, **kwargs)
+        else:
+            output, weights = attention_interface(
+                self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+            )
         output = self.o_proj(output.reshape(query.size(0), query.size(2), -1))
         return output, weights, state, read
 
-    def at(self, step: int) -> Any:
-        """The module as an attention function must see it when ``step`` runs it."""
-        return self if step == self.layer_idx else _LaterRun(self, step)
 
+class LaterRun(nn.Module):
+    """The attention function of a later run of a looped layer.
 
-class _LaterRun:
-    """An attention module of a looped layer with the number of a later step.
+    Caches and serving engines tell steps apart by the ``layer_idx`` of the module that calls the attention function.
 
     Args:
-        attention: the module.
-        step: the number.
+        attention: the layer's, whose weights every run has.
+        step: the number of this run.
     """
 
-    def __init__(self, attention: nn.Module, step: int) -> None:
-        self._attention = attention
-        self.layer_idx = step
+    is_causal = True
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._attention, name)
+    def __init__(self, attention: "MixerZooAttention | MixerZooLatentAttention", step: int) -> None:
+        super().__init__()
+        self.config = attention.config
+        self.layer_idx = step
+        self.scaling = attention.scaling
+        self.num_key_value_groups = attention.num_key_value_groups
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output and weights, if it gives them, of the attention implementation."""
+        attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        output, weights = attention_interface(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return output, weights
 
 
 class MixerZooLatentAttention(LatentAttention):
@@ -191,28 +208,24 @@ class MixerZooLatentAttention(LatentAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, State, KeysAndValues]:
         """As `MixerZooAttention.forward`."""
-        step, width = turn.site.step, self.value_dim
+        width = self.value_dim
         weights: Tensor | None = None
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             nonlocal weights
-            interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention
-            )
             if "cache" in kwargs:
                 # Pages have one width.
                 value = F.pad(value, (0, key.size(-1) - width))
-            module = self if step == self.layer_idx else _LaterRun(self, step)
-            heads, weights = interface(
-                module,
-                query,
-                key.expand(-1, self.num_heads, -1, -1),
-                value.expand(-1, self.num_heads, -1, -1),
-                attention_mask,
-                dropout=0.0,
-                scaling=self.scaling,
-                **kwargs,
+            key, value = (x.expand(-1, self.num_heads, -1, -1) for x in (key, value))
+            attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention
             )
+            if turn.later_run is not None:
+                heads, weights = turn.later_run(query, key, value, attention_mask, **kwargs)
+            else:
+                heads, weights = attention_interface(
+                    self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+                )
             per_head: Tensor = heads.reshape(query.size(0), query.size(2), self.num_heads, -1).transpose(1, 2)
             return per_head[..., :width] if "cache" in kwargs else per_head
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from mixerzoo.checkpoints import INDEX_FILE, WEIGHTS_FILE
 from mixerzoo.errors import MixerError
-from mixerzoo.hf.attention import MixerZooAttention, MixerZooLatentAttention, Turn
+from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
 from mixerzoo.latent_attention import attend_to_latents
 from mixerzoo.layers import Layer, RMSNorm, Rotary
@@ -200,16 +200,23 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         sizes, mixer_class, options = config.parts()
         mixer = mixer_class(options, sizes.shape())
         plan = sizes.windowed(mixer.plan())
-        borrowing = {layer for step, layer in enumerate(plan.order) if not (plan.owns_k(step) and plan.owns_v(step))}
 
         def attention(layer: int, has_k: bool, has_v: bool) -> nn.Module:
             first = plan.order.index(layer)
             if sizes.attention == "mla":
                 return MixerZooLatentAttention(config, sizes, first, has_k)
-            joint = layer not in borrowing and not mixer.separate_inputs
+            joint = has_k and has_v and not mixer.separate_inputs
             return MixerZooAttention(config, sizes, first, has_k, has_v, joint)
 
         self.assemble(sizes, mixer, attention)
+        # Not inside their layers: vLLM allows a module's name one number, which is this one.
+        self.later_runs = nn.ModuleDict(
+            {
+                str(step): LaterRun(cast("MixerZooAttention", self.layers[layer].self_attn), step)
+                for step, layer in enumerate(plan.order)
+                if step != plan.order.index(layer)
+            }
+        )
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -307,6 +314,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         shared: _Shared,
     ) -> tuple[State, Tensor, KeysAndValues]:
         step, kind = site.step, self.config.layer_types[site.step]
+        later_run = cast("LaterRun", self.later_runs[str(step)]) if str(step) in self.later_runs else None
         y, _, state, kv = layer.self_attn(
             hidden_states=x,
             turn=Turn(
@@ -319,6 +327,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
                 self.plan.owns_k(step),
                 self.plan.owns_v(step),
                 shared.rotary,
+                later_run,
             ),
             attention_mask=shared.masks[kind],
             past_key_values=shared.cache,
