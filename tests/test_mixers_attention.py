@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from mixerzoo import Context, Decoder, MixerError
-from mixerzoo.testing.observe import observed, storage_bytes
+from mixerzoo.testing.observe import observed, state_bytes
 
 MIXERS = ("value_residual", "value_embedding", "lime", "moda")
 #: The settings at which a mixer starts as the plain decoder.
@@ -75,10 +75,10 @@ def test_the_peak_in_flight_is_reached_and_the_end_holds_the_stream_alone(case: 
     decoder = zoo.make(case, dtype=torch.float32)
     with observed(decoder.mixer) as calls:
         decoder(zoo.some_tokens(2, 3))
-    states = [call.result[0] if "mix" in call.name else call.result for call in calls.made if call.name != "read"]
-    states = [state for state in states if hasattr(state, "memory")]
-    assert max(map(storage_bytes, states)) == 2 * 3 * decoder.mixer.in_flight_bytes(torch.float32)
-    assert storage_bytes(states[-1]) == 2 * 3 * 4 * decoder.shape.hidden_size
+    held = state_bytes(calls)
+    assert max(held) == 2 * 3 * decoder.mixer.in_flight_bytes(torch.float32)
+    last = max(number for number, call in enumerate(calls.made) if call.state is not None)
+    assert held[last] == 2 * 3 * 4 * decoder.shape.hidden_size
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from mixerzoo import AttentionInputs, Context, Mixer, Site
-from mixerzoo.testing.observe import observed, storage_bytes
+from mixerzoo.testing.observe import observed, state_bytes
 
 MIXERS = ("mudd", "dca")
 every_mixer = pytest.mark.parametrize("mixer", MIXERS)
@@ -37,8 +37,7 @@ def test_the_peak_in_flight_is_reached(case: zoo.Case) -> None:
     decoder = zoo.make(case, dtype=torch.float32)
     with observed(decoder.mixer) as calls:
         decoder(zoo.some_tokens(2, 3))
-    states = [call.result for call in calls.made if call.name in ("start", "write")]
-    assert max(map(storage_bytes, states)) == 2 * 3 * decoder.mixer.in_flight_bytes(torch.float32)
+    assert max(state_bytes(calls)) == 2 * 3 * decoder.mixer.in_flight_bytes(torch.float32)
 
 
 def outputs(num_blocks: int, size: int) -> list[Tensor]:

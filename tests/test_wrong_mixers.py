@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from torch import Tensor, nn
 
 import wrong_mixers
 import zoo
 from mixerzoo import Mixer
 from mixerzoo.errors import MixerzooError
 from mixerzoo.testing import CHECKS, Case, Reference, check_mixer, checks_for, failure_text, rerun, run_check
-from wrong_mixers import CORRECT, REFERENCES, WRONG, LeaksOneTokenAhead
+from mixerzoo.testing.drawn_options import choices
+from mixerzoo.testing.ordinary import ORDINARY, default_options, ordinary_cases
+from mixerzoo_plugins.residual import Residual
+from wrong_mixers import CORRECT, REFERENCES, WRONG, CountsBlocks, LeaksOneTokenAhead
 
 
 @pytest.mark.parametrize("mixer", WRONG, ids=lambda mixer: mixer.__name__)
@@ -47,6 +53,54 @@ def test_smallest_case_is_small() -> None:
     assert "'num_layers': 1," in result.snippet
     assert "batch_size=1," in result.snippet
     assert any(f"chunks={chunks}," in result.snippet for chunks in ("(2,)", "(1, 1)"))
+
+
+def test_what_only_fails_in_a_long_sequence_shrinks_too() -> None:
+    result = run_check(CHECKS["cached_decoding"], CountsBlocks)
+    assert "'num_layers': 1," in result.snippet
+    assert "chunks=(11, 1)," in result.snippet
+
+
+class Fused(Residual):
+    """Correct: attends over sixteen earlier outputs and convolves them, with PyTorch's fused functions."""
+
+    name = "fused"
+
+    def finish(self, state: Tensor) -> Tensor:
+        keys = state.unsqueeze(-2).expand(*state.shape[:-1], 16, -1)
+        attended = nn.functional.scaled_dot_product_attention(state.unsqueeze(-2), keys, keys).squeeze(-2)
+        flat = attended.flatten(0, 1).unsqueeze(1)
+        return nn.functional.conv1d(flat, state.new_ones(1, 1, 31), padding=15).view_as(state)
+
+    def flops_per_token(self) -> int:
+        return (2 * 2 * 16 + 2 * 31) * self.shape.hidden_size
+
+
+def test_fused_operations_are_counted_for_what_they_do() -> None:
+    result = run_check(CHECKS["flops"], Fused)
+    assert result.ok, failure_text(result)
+
+
+def test_every_choice_of_an_option_is_in_a_case_that_is_not_drawn() -> None:
+    for name in zoo.REGISTERED:
+        mixer = zoo.mixer_class(name)
+        cases, needed = ordinary_cases(mixer), default_options(mixer.Config)
+        assert cases[0].options == needed
+        for option, values in choices(mixer.Config).items():
+            if option in needed:
+                continue
+            seen = [case.options.get(option) for case in cases]
+            # What the mixer refuses together with the defaults comes by drawing.
+            refused = [v for v in values if not alone(mixer, {option: v})]
+            assert [v for v in values if v not in seen and v not in refused] == []
+
+
+def alone(mixer: type[Mixer], options: dict[str, Any]) -> bool:
+    try:
+        Case(ORDINARY[0], {**default_options(mixer.Config), **options}).decoder(mixer)
+    except (MixerzooError, ValidationError):
+        return False
+    return True
 
 
 def test_every_check_has_its_wrong_mixer() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field, field_validator
@@ -119,6 +121,56 @@ class LeaksWithinBlocks(Residual):
     def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
         blocks = [part - part.mean(1, keepdim=True) if part.size(1) == 16 else part for part in y.split(16, 1)]
         return state + torch.cat(blocks, 1)
+
+
+class TwoSwitches(MixerConfig):
+    """Options that do nothing, whose number changes every draw of the kit."""
+
+    first: bool = Field(False, description="Nothing.")
+    second: bool = Field(False, description="Nothing.")
+
+
+class FourSwitches(TwoSwitches):
+    third: bool = Field(False, description="Nothing.")
+    fourth: int = Field(0, ge=0, le=5, description="Nothing.")
+
+
+@caught_by("causality")
+class LeaksWithinBlocksWithTwoSwitches(LeaksWithinBlocks):
+    """The same, with other draws."""
+
+    Config = TwoSwitches
+
+
+@caught_by("causality")
+class LeaksWithinBlocksWithFourSwitches(LeaksWithinBlocks):
+    """The same, with other draws."""
+
+    Config = FourSwitches
+
+
+@caught_by("cached_decoding")
+class CountsBlocks(Residual):
+    """Scales from the tenth token of a call on, as a buffer of ten tokens would."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + torch.cat([y[:, :10], 2 * y[:, 10:]], 1)
+
+
+class Named(MixerConfig):
+    """An option with many values."""
+
+    kind: Literal["a", "b", "c", "d", "e", "f", "g"] = Field("d", description="Which.")
+
+
+@caught_by("causality")
+class LeaksWithOneOption(Residual):
+    """Right but for one of seven values of an option."""
+
+    Config = Named
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + (shifted(y.flip(1)).flip(1) if self.config.kind == "g" else y)
 
 
 @caught_by("causality")
@@ -258,7 +310,7 @@ class RefusesNearlyAll(Residual):
 
     def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
         super().__init__(config, shape)
-        if (shape.num_layers, shape.num_heads, shape.hidden_size, shape.head_dim) != (5, 6, 12, 8):
+        if (shape.num_steps, shape.num_heads, shape.hidden_size, shape.head_dim, shape.latent_dim) != (5, 6, 12, 8, 0):
             raise MixerError("no such decoder")
 
 
@@ -323,6 +375,32 @@ class KeepsStateOnClass(Residual):
     def finish(self, state: Tensor) -> Tensor:
         self.norms.append(state.norm())
         return state
+
+
+@caught_by("nothing_kept")
+class KeepsStateInDeque(Residual):
+    """Keeps the last embeddings in a ring."""
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.history: deque[Tensor] = deque(maxlen=4)
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        self.history.append(x)
+        return x
+
+
+@caught_by("nothing_kept")
+class KeepsStateInNamespace(Residual):
+    """Keeps the embedding in an object of its own."""
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.scratch = SimpleNamespace(x=None)
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        self.scratch.x = x
+        return x
 
 
 @caught_by("repeatable")
@@ -414,6 +492,23 @@ class InitialisesByPython(Scaled):
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         nn.init.constant_(self.scale, random.random())
+
+
+@caught_by("no_chance")
+class SeedsPython(Scaled):
+    """Seeds Python's generator, whose numbers then are the same in every run, and the host's too."""
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        random.seed(0)
+        nn.init.constant_(self.scale, random.random())
+
+
+@caught_by("repeatable")
+class EndsTheProcess(Residual):
+    """Asks for a licence."""
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        raise SystemExit("no licence")
 
 
 @caught_by("train_and_eval")
@@ -550,6 +645,14 @@ class DeclaresOneStream(DenseFormer):
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         return self.shape.hidden_size * dtype.itemsize
+
+
+@caught_by("in_flight_bytes")
+class KeepsMoreThanItShows(Residual):
+    """Its state is a view of eight streams."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return torch.cat([state + y, *[torch.zeros_like(y)] * 7], -1)[..., : y.size(-1)]
 
 
 @caught_by("in_flight_bytes")
@@ -839,6 +942,14 @@ class NormsInBf16(Residual):
 
 
 @caught_by("wide_norms")
+class TakesRootsInBf16(Residual):
+    """Norms with a power in place of a root."""
+
+    def read(self, state: Tensor, site: Site) -> Tensor:
+        return state * (state.square().sum(-1, keepdim=True) / state.size(-1) + 1e-6) ** -0.5
+
+
+@caught_by("wide_norms")
 class WeighsInBf16(DenseFormer):
     """A softmax in the dtype of the weights."""
 
@@ -913,6 +1024,18 @@ class DividesByDepth(Residual):
     def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
         super().__init__(config, shape)
         self.weight = 1 / (shape.num_layers - shape.num_layers)
+
+
+@caught_by("compiles")
+class BreaksGraphsByDefault(Residual):
+    """Compiles with every value of an option but the default."""
+
+    Config = Named
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        if self.config.kind == "d" and site.step:
+            torch._dynamo.graph_break()
+        return state + y
 
 
 @caught_by("compiles")

@@ -29,6 +29,9 @@ EXAMPLES: dict[Profile, dict[Cost, int]] = {
     "thorough": {"cheap": 300, "deadly": 300, "dear": 20, "slow": 3, "once": 1},
 }
 
+#: How many of the cases that are not drawn (see `ordinary_cases`) a check gets, in either profile; None: all.
+ORDINARY_EXAMPLES: dict[Cost, int | None] = {"cheap": None, "deadly": None, "dear": 1, "slow": 0, "once": 0}
+
 #: Tolerance of results that are equal but for the order of float64 operations.
 EXACT = 1e-10
 
@@ -70,7 +73,10 @@ class Check:
             AssertionError: the mixer breaks the clause on this case.
         """
         extra: tuple[Any, ...] = (reference,) if self.needs else ()
-        self.body(mixer, case, *extra)
+        try:
+            self.body(mixer, case, *extra)
+        except SystemExit as error:
+            raise AssertionError(f"the mixer would end the process: SystemExit({error})") from error
 
 
 #: Every check by name, in the order of the clauses.

@@ -83,6 +83,12 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in ("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"):
             left = inputs[1] if name.startswith(("add", "badd")) else inputs[0]
             self.flops += 2 * outputs[0].numel() * left.size(-1)
+        elif name.endswith("convolution"):
+            self.flops += 2 * outputs[0].numel() * inputs[1][0].numel()
+        elif name.startswith("_scaled_dot_product"):
+            # Scores and weighted values; queries, keys and values are the first three.
+            q, k, v = inputs[:3]
+            self.flops += 2 * q[..., 0].numel() * k.size(-2) * (q.size(-1) + v.size(-1))
         elif name in ("addcmul", "addcmul_", "lerp"):
             self.flops += 2 * outputs[0].numel()
         else:

@@ -57,6 +57,23 @@ def options(config: type[MixerConfig], overrides: Overrides | None = None) -> st
     return st.fixed_dictionaries({n: s for n, s in drawn.items() if s is not None}).filter(valid)
 
 
+def choices(config: type[MixerConfig]) -> dict[str, list[Any]]:
+    """Option → the values that it can have beside its default, for options that have few: switches, names, examples.
+
+    Args:
+        config: the mixer's ``Config``.
+    """
+    found = {}
+    for name, info in config.model_fields.items():
+        groups = [info.examples] if info.examples else _values(info.annotation, _Bounds().within(info.metadata)) or []
+        few = [value for group in groups for value in group]
+        if not info.examples and not all(isinstance(value, bool | str | None) for value in few):
+            continue
+        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        found[name] = [value for value in few if value != default]
+    return found
+
+
 def _validate(name: str, strategy: Any) -> None:
     """Refuse what is no strategy, or one that cannot work, such as ``st.integers(5, 3)``."""
     if strategy is None:

@@ -118,7 +118,25 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
-def storage_bytes(value: Any) -> int:
-    """Bytes of the tensors in a state, each stretch of memory counted once."""
-    spans = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): t.nbytes for t in tensors_in(value)}
-    return sum(spans.values())
+def state_bytes(calls: Calls) -> list[int]:
+    """Bytes that the tensors in each call's state keep in memory, each stretch of it counted once.
+
+    What a view shows of a tensor that the decoder gave counts alone; of any other tensor the whole counts.
+    """
+    lent = {
+        tensor.untyped_storage().data_ptr()
+        for call in calls.made
+        for tensor in tensors_in(call.arguments if call.name == "start" else call.arguments[1:])
+    }
+
+    def kept(state: Any) -> int:
+        spans: dict[Any, int] = {}
+        for tensor in tensors_in(state):
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() in lent:
+                spans[memory.data_ptr(), tensor.storage_offset(), tensor.shape] = tensor.nbytes
+            else:
+                spans[memory.data_ptr()] = memory.nbytes()
+        return sum(spans.values())
+
+    return [kept(call.state) for call in calls.made]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,9 @@ from mixerzoo.mixer import Mixer
 from mixerzoo.testing.against import Reference, References
 from mixerzoo.testing.arguments import check_arguments
 from mixerzoo.testing.case import Case
-from mixerzoo.testing.check import CHECKS, EXAMPLES, Check, Profile, known_check
+from mixerzoo.testing.check import CHECKS, EXAMPLES, ORDINARY_EXAMPLES, Check, Profile, known_check
 from mixerzoo.testing.drawn_options import Overrides
+from mixerzoo.testing.ordinary import ordinary_cases, smaller
 from mixerzoo.testing.results import Outcome, Result, failure_text, snippet
 from mixerzoo.testing.strategies import cases
 
@@ -66,7 +67,8 @@ def run_check(
     wanted = EXAMPLES[profile][check.cost]
     failing: list[tuple[Case, Exception]] = []
     refusals: list[MixerzooError] = []
-    ran = 0
+    ran = ran_ordinary = 0
+    shrinks = shrink and check.cost in ("cheap", "deadly")
 
     # Every draw of a run is the same run: no database, no clock.
     @settings(
@@ -75,7 +77,7 @@ def run_check(
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink) if shrink and check.cost in ("cheap", "deadly") else (Phase.generate,),
+        phases=(Phase.generate, Phase.shrink) if shrinks else (Phase.generate,),
         print_blob=False,
         report_multiple_bugs=False,
     )
@@ -83,19 +85,22 @@ def run_check(
     def hold(case: Case) -> None:
         nonlocal ran
         ran += 1
-        try:
-            with _laboratory():
-                check.hold(mixer, case, reference)
-        except Exception as error:
+        if (error := _error_of(check, mixer, case, reference)) is not None:
             # The last one that Hypothesis runs is the smallest.
             failing[:] = [(case, error)]
-            raise
+            raise error
 
     message, code = None, ""
     try:
-        hold()
-    except Unsatisfiable:
-        pass
+        with suppress(Unsatisfiable):
+            hold()
+            for ordinary in ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]:
+                ran_ordinary += 1
+                if (error := _error_of(check, mixer, ordinary, reference)) is not None:
+                    failing[:] = [(ordinary, error)]
+                    if shrinks:
+                        failing[:] = [_shrunk(check, mixer, ordinary, reference, error)]
+                    raise error
     except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
         case, cause = failing[0] if failing else (None, error)
         message = str(cause) if isinstance(cause, AssertionError) and str(cause) else f"{type(cause).__name__}: {cause}"
@@ -103,7 +108,27 @@ def run_check(
     if message is None and ran < math.ceil(wanted / 3):
         message = _too_few(ran, wanted, refusals)
     outcome: Outcome = "passed" if message is None else "failed"
-    return Result(check, outcome, message or "", code, time.monotonic() - started, ran, len(refusals))
+    return Result(check, outcome, message or "", code, time.monotonic() - started, ran + ran_ordinary, len(refusals))
+
+
+def _error_of(check: Check, mixer: type[Mixer], case: Case, reference: Reference | None) -> Exception | None:
+    """What a check says of a case, or None if it holds."""
+    try:
+        with _laboratory():
+            check.hold(mixer, case, reference)
+    except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
+        return error
+    return None
+
+
+def _shrunk(
+    check: Check, mixer: type[Mixer], case: Case, reference: Reference | None, error: Exception
+) -> tuple[Case, Exception]:
+    """The smallest case that still fails, going from one that does to a smaller one."""
+    for candidate in smaller(mixer, case):
+        if (still := _error_of(check, mixer, candidate, reference)) is not None:
+            return _shrunk(check, mixer, candidate, reference, still)
+    return case, error
 
 
 def _too_few(ran: int, wanted: int, refusals: Sequence[MixerzooError]) -> str:

@@ -114,7 +114,7 @@ def _cases(
     except MixerzooError as error:
         on_refusal(error)
         assume(False)
-    except Exception:  # noqa: BLE001  the check that builds the decoder meets it again, with a case in hand
+    except (Exception, SystemExit):  # noqa: BLE001  the check that builds the decoder meets it again, with a case in hand
         pass
     return Case(
         model=model,

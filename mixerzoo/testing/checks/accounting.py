@@ -11,7 +11,7 @@ from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import clause
 from mixerzoo.testing.count import counted_flops
 from mixerzoo.testing.formula import evaluate, is_formula, names_in
-from mixerzoo.testing.observe import observed, storage_bytes
+from mixerzoo.testing.observe import observed, state_bytes
 
 
 @clause("4.1")
@@ -45,7 +45,7 @@ def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
         decoder = case.decoder(mixer, dtype=dtype)
         with observed(decoder.mixer) as calls:
             decoder(case.tokens())
-        measured = max(storage_bytes(call.state) for call in calls.made) / (case.batch_size * case.num_tokens)
+        measured = max(state_bytes(calls)) / (case.batch_size * case.num_tokens)
         declared = decoder.mixer.in_flight_bytes(dtype)
         message = f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared"
         assert measured <= declared <= 2 * measured, message

@@ -17,6 +17,7 @@ from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.checks.decoding import cached_decoding
 from mixerzoo.testing.checks.sequence import causality
 from mixerzoo.testing.observe import Method, tensors_in, wrapped
+from mixerzoo.testing.ordinary import ORDINARY, default_options
 
 
 @clause("8.1")
@@ -56,8 +57,8 @@ def precisions(mixer: type[Mixer], case: Case) -> None:
 
 #: Where rounding to bf16 loses what a norm or a softmax is for.
 _WIDE = {
-    "mean", "var", "std", "rsqrt", "sqrt", "reciprocal", "exp", "log", "logsumexp", "_softmax", "_log_softmax",
-    "linalg_vector_norm", "norm",
+    "mean", "var", "std", "rsqrt", "sqrt", "reciprocal", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p",
+    "logsumexp", "_softmax", "_log_softmax", "linalg_vector_norm", "norm",
 }  # fmt: skip
 
 
@@ -71,7 +72,9 @@ class _NarrowNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.removesuffix("_")
-        if name in _WIDE and any(tensor.dtype == torch.bfloat16 for tensor in tensors_in(result)):
+        # Squares and cubes are products; other powers are roots and quotients.
+        root = name == "pow" and not (isinstance(args[1], int | float) and args[1] in (0, 1, 2, 3, 4))
+        if (name in _WIDE or root) and any(t.dtype == torch.bfloat16 and t.numel() for t in tensors_in(result)):
             self.found.add(name.lstrip("_"))
         return result
 
@@ -137,25 +140,14 @@ _EXTREMES = (
 )
 
 
-#: Fields of ordinary decoders; a mixer must serve one of them.
-_ORDINARY = (
-    {"num_kv_heads": 2, "head_dim": 4},
-    {
-        "attention": "mla",
-        "mla": {"kv_lora_rank": 6, "qk_nope_head_dim": 2, "qk_rope_head_dim": 2, "v_head_dim": 2, "q_lora_rank": None},
-    },
-)
-
-
 @clause("8.6", cost="once")
 @torch.no_grad()
 def ordinary_decoder(mixer: type[Mixer], case: Case) -> None:
     """A decoder of four layers and four heads, with grouped or with latent attention, is not refused, and decodes."""
-    has_defaults = not any(info.is_required() for info in mixer.Config.model_fields.values())
+    needed = default_options(mixer.Config)
     refusals = []
-    for attention in _ORDINARY:
-        model = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 4, "num_heads": 4, **attention}
-        ordinary = replace(case, model=model, options={} if has_defaults else case.options, chunks=(3, 1, 2))
+    for model in ORDINARY:
+        ordinary = replace(case, model=model, options=case.options if needed else {}, chunks=(3, 1, 2))
         try:
             ordinary.decoder(mixer)
         except MixerzooError as error:

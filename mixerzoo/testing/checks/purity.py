@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable, Mapping, Sized
 from functools import partial
 from typing import Any
 
@@ -65,6 +67,7 @@ def nothing_kept(mixer: type[Mixer], case: Case) -> None:
 @torch.no_grad()
 def no_chance(mixer: type[Mixer], case: Case) -> None:
     """Weights and logits do not depend on the global random generator and do not advance it."""
+    python = random.getstate()
     torch.manual_seed(case.seed)
     first = case.decoder(mixer, perturbed=False)
     torch.manual_seed(case.seed + 1)
@@ -76,6 +79,7 @@ def no_chance(mixer: type[Mixer], case: Case) -> None:
     assert_same(torch.get_rng_state(), state, "the state of the global generator")
     torch.manual_seed(case.seed + 2)
     assert_same(second(case.tokens()), logits, "logits under another global seed")
+    assert random.getstate() == python, "Python's generator `random` was advanced or seeded"
 
 
 @clause("3.5")
@@ -199,15 +203,22 @@ def _state(decoder: Decoder) -> dict[str, Any]:
     return found
 
 
-def _frozen(value: Any) -> Any:
-    """A copy that later changes cannot reach."""
+def _frozen(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """A copy that later changes cannot reach, of objects what they hold; ``within`` says inside of which it lies."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _frozen(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_frozen(inner) for inner in (sorted(value, key=repr) if isinstance(value, set | frozenset) else value)]
-    return value
+    if id(value) in within or isinstance(value, nn.Module | type) or callable(value):
+        return value
+    within = (*within, id(value))
+    if isinstance(value, Mapping):
+        return {key: _frozen(inner, within) for key, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=repr)
+    if isinstance(value, Iterable) and isinstance(value, Sized) and not isinstance(value, str | bytes):
+        return [_frozen(inner, within) for inner in value]
+    slots = [name for owner in type(value).__mro__ for name in getattr(owner, "__slots__", ())]
+    held = {name: getattr(value, name) for name in (*getattr(value, "__dict__", ()), *slots) if hasattr(value, name)}
+    return {"": type(value), **_frozen(held, within)} if held else value
 
 
 def _same(one: Any, other: Any) -> bool:
