@@ -137,6 +137,9 @@ def read_foreign(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> Foreign:
             raise _not_computed(path, key, raw[key])
     given = {key: value for key, value in raw.items() if value is not None}
     sizes = {**family.defaults, **given}
+    if raw.get("num_key_value_heads", 0) is None:
+        # Not the family's default: as many as there are queries.
+        sizes.pop("num_key_value_heads", None)
     keys = dict(HF_KEYS)
     _longest(raw, path)  # those who read what is made of this rely on it
     fields: dict[str, Any] = {field: sizes[key] for field, key in HF_KEYS.items() if key in sizes}

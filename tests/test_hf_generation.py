@@ -87,6 +87,18 @@ def test_drafts_do_not_change_what_is_said(case: Case) -> None:
     assert torch.equal(greedy(shared(case), tokens, prompt_lookup_num_tokens=3), expected)
 
 
+@pytest.mark.parametrize("mixer", ["cla", "yoco", "fusedkv_lite", "depth_attention"])
+def test_drafts_where_layers_have_windows(mixer: str) -> None:
+    if Version(transformers.__version__) < Version("5.22"):
+        pytest.skip("this transformers crops cache layers beyond their window, and fails")
+    decoder = zoo.make(Case(mixer, {}, {"sliding_window": 6}))
+    hf = model_of(decoder)
+    tokens = some_tokens(1, 9)
+    expected = generate(decoder, tokens, max_new_tokens=NUM_NEW)
+    assert torch.equal(greedy(hf, tokens, assistant_model=shared(Case("residual"))), expected)
+    assert torch.equal(greedy(hf, tokens, prompt_lookup_num_tokens=3), expected)
+
+
 def borrows(case: Case) -> bool:
     plan = zoo.shared(case).plan
     return not all(plan.owns_k(step) or plan.owns_v(step) for step in range(len(plan.order)))
@@ -193,6 +205,32 @@ def test_quantised_caches(case: Case, backend: str) -> None:
     )
     # The prompt is quantised once it is past; the first new token comes from unquantised keys and values.
     assert torch.equal(generated[:, :8], generate(decoder, tokens, max_new_tokens=1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_optimum_quanto_available(), reason="no optimum-quanto")
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(case for case in LATENT_CASES if case.mixer != "yoco"),
+        Case("svformer", {}, {"head_dim": 32}),
+        Case("residual", {}, LATENT),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("length", [7, 22, 23])
+def test_quantised_caches_of_latents_and_of_values_alone(case: Case, length: int) -> None:
+    """Their widths fill no groups of 64 numbers."""
+    decoder = zoo.make(case, dtype=torch.float32)
+    tokens = some_tokens(1, length)
+    generated = greedy(
+        model_of(decoder),
+        tokens,
+        max_new_tokens=3,
+        cache_implementation="quantized",
+        cache_config={"backend": "quanto", "nbits": 4, "residual_length": 2},
+    )
+    assert torch.equal(generated[:, : length + 1], generate(decoder, tokens, max_new_tokens=1))
 
 
 def test_continuous_batching_of_entries_along_depth_is_refused() -> None:

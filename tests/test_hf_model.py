@@ -296,6 +296,9 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+    for given in (None, False):
+        with pytest.raises(MixerError, match=f"use_safetensors is {given}, but weights are read from safetensors only"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=given)
 
 
 # Keys that are set anew.

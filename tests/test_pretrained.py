@@ -181,6 +181,18 @@ def test_weights_that_are_rounded_are_called_so(tmp_path: Path) -> None:
     assert (mixed.same_model, mixed.rounded) == (False, True)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_no_number_of_key_heads_means_as_many_as_there_are_queries(kind: str, tmp_path: Path) -> None:
+    model = stock_model(kind, num_key_value_heads=4, num_attention_heads=4)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_key_value_heads": None}))
+    decoder = load_checkpoint(tmp_path)
+    assert decoder.config.resolved_kv_heads == 4
+    assert_close(decoder(TOKENS), model(TOKENS).logits, 1e-5)
+
+
 @torch.no_grad()
 def test_another_order_of_the_key_norm_is_another_model(tmp_path: Path) -> None:
     model = stock_model("qwen3")
@@ -194,6 +206,10 @@ def test_another_order_of_the_key_norm_is_another_model(tmp_path: Path) -> None:
     report = import_checkpoint(tmp_path / "stock", tmp_path / "other", k_norm="post_rope")
     assert not report.same_model
     assert report.difference == pytest.approx(departure(tmp_path / "post", model(TOKENS).logits), rel=1)
+    # Norms whose weights are all 1 come to the same in either order, and are another model all the same.
+    save_checkpoint(zoo.build("residual", {}, {"qk_norm": True}), tmp_path / "ones")
+    same = import_checkpoint(tmp_path / "ones", tmp_path / "turned", k_norm="post_rope")
+    assert (same.difference < 1e-6, same.same_model) == (True, False)
     # Ours says which it is, too.
     assert import_checkpoint(tmp_path / "post", tmp_path / "kept", k_norm="post_rope").same_model
     assert not import_checkpoint(tmp_path / "post", tmp_path / "back", k_norm="pre_rope").same_model

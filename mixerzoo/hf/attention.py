@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixerzoo.attention import attention_with_depth
@@ -72,8 +72,29 @@ class Turn(NamedTuple):
             return None, None
         # Some caches count their tokens in the keys, and none expects a tensor to be missing.
         first, second = alone.tensor_split(2, dim=-1)
-        both = torch.cat(cache.update(first, second, step), dim=-1)
+        both = torch.cat(update_padded(cache, first, second, step), dim=-1)
         return (None, both) if k is None else (both, None)
+
+
+def update_padded(cache: Cache, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """`Cache.update` with tensors of any width.
+
+    A quantised cache takes numbers in groups, which keys and values of heads fill, but not latents and halves.
+    """
+    group = getattr(cache.layers[step], "q_group_size", 1) if step < len(cache.layers) else 1
+    filled_k, filled_v = (F.pad(x, (0, -x.size(-1) % group)) for x in (k, v))
+    held_k, held_v = cache.update(filled_k, filled_v, step)
+    return held_k[..., : k.size(-1)], held_v[..., : v.size(-1)]
+
+
+def hold_nothing(cache: Cache, step: int, x: Tensor) -> None:
+    """Tell a cache that a step which borrows all that it reads has seen the tokens of ``x`` [B, T, D].
+
+    Else assisted decoding could not take tokens back from a layer with a window, which expects to hold something.
+    """
+    if step < len(cache.layers) and isinstance(cache.layers[step], DynamicSlidingWindowLayer):
+        nothing = x.new_empty(x.size(0), 1, x.size(1), 0)
+        cache.update(nothing, nothing, step)
 
 
 class MixerZooAttention(Attention):
@@ -238,10 +259,11 @@ class MixerZooLatentAttention(LatentAttention):
             assert past_key_values is not None
             # Caches expect as many heads of values as of keys: one.
             flat = shares.transpose(1, 2).flatten(2).unsqueeze(1).to(latents.dtype) if shares.size(-1) else None
-            stored, flat = turn.store(past_key_values, latents, flat)
-            assert stored is not None
             if flat is None:
+                stored, _ = turn.store(past_key_values, latents, None)
+                assert stored is not None
                 return stored, shares
+            stored, flat = update_padded(past_key_values, latents, flat, turn.site.step)
             return stored, flat.view(*flat.shape[:1], *flat.shape[2:3], self.num_heads, -1).transpose(1, 2)
 
         functions = LatentFunctions(attend, weigh, None if past_key_values is None else append)

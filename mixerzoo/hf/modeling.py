@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from mixerzoo.checkpoints import INDEX_FILE, WEIGHTS_FILE
 from mixerzoo.errors import MixerError
-from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn
+from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn, hold_nothing
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
 from mixerzoo.latent_attention import attend_to_latents
 from mixerzoo.layers import Layer, RMSNorm, Rotary
@@ -110,7 +110,9 @@ class MixerZooPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As `PreTrainedModel.from_pretrained`, with weights in memory of their own, and never from pickles."""
-        kwargs.setdefault("use_safetensors", True)
+        given = kwargs.setdefault("use_safetensors", True)
+        if given is not True:
+            raise MixerError(f"use_safetensors is {given!r}, but weights are read from safetensors only; leave it out")
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for parameter in model.parameters():
@@ -315,6 +317,8 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
     ) -> tuple[State, Tensor, KeysAndValues]:
         step, kind = site.step, self.config.layer_types[site.step]
         later_run = cast("LaterRun", self.later_runs[str(step)]) if str(step) in self.later_runs else None
+        if shared.cache is not None and not (self.plan.owns_k(step) or self.plan.owns_v(step)):
+            hold_nothing(shared.cache, step, x.q if isinstance(x, AttentionInputs) else x)
         y, _, state, kv = layer.self_attn(
             hidden_states=x,
             turn=Turn(

@@ -272,6 +272,8 @@ REFERENCE = Reference(
     + (
         # The smallest depth at which a default stride of 1 is told from 2.
         KitCase({**_DEEP, "num_layers": 3}, {}, chunks=(2,)),
+        # In a second run, a stride upwards would find layers that have run too.
+        KitCase({**_DEEP, "num_layers": 3, "loop": {"count": 2}}, {"stride": 1, "sources": "relative"}, chunks=(2,)),
         KitCase(_TALL, {**_FAR, "recent_window": 1}, chunks=(2,)),
         KitCase({**_LATENT, **_TALL}, _FAR, chunks=(2,)),
     ),
