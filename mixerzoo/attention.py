@@ -6,6 +6,7 @@ Shapes: B batch, H query heads, G key/value heads, T query tokens, S key tokens,
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
@@ -247,8 +248,8 @@ def xformers_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, sca
         full = (batch, num_kv_heads, group, num_queries, padded)
         bias = q.new_zeros(full)[..., :num_keys]
         bias.masked_fill_(~mask.dense[:, :, None], float("-inf"))
-    out = memory_efficient_attention(q, grouped(k), grouped(v), attn_bias=bias, scale=scale)
-    return out.permute(0, 2, 3, 1, 4).reshape(batch, num_heads, num_queries, head_dim)  # type: ignore[no-any-return]
+    out: Tensor = memory_efficient_attention(q, grouped(k), grouped(v), attn_bias=bias, scale=scale)
+    return out.permute(0, 2, 3, 1, 4).reshape(batch, num_heads, num_queries, head_dim)
 
 
 _FUNCTIONS: dict[BackendName, Backend] = {
@@ -289,7 +290,7 @@ def check_backend(name: BackendName, device: torch.device | str, *, training: bo
             f"set model.attention_backend to 'sdpa' (or {others})"
         )
     try:
-        import xformers.ops  # noqa: F401
+        importlib.import_module("xformers.ops")
     except ImportError as error:
         raise BackendError(
             f"the attention backend 'xformers' is not installed ({error}); "

@@ -218,7 +218,7 @@ def _recognise(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> tuple[type
     for name, entry in entries.items():
         try:
             reading = entry.mixer.read_reference(raw, shapes)
-        except Exception as error:
+        except Exception as error:  # a plugin may fail in any way; the message names its mixer
             raise CheckpointError(f"{path}: mixer {name!r} cannot read this configuration: {error!r}") from error
         if reading is not None:
             found[name] = reading

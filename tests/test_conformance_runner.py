@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
+from pydantic import Field
 
 import wrong_mixers
 import zoo
-from mixerzoo import Mixer
+from mixerzoo import Mixer, MixerConfig
 from mixerzoo.errors import MixerzooError
 from mixerzoo.testing import (
     CHECKS,
@@ -105,6 +106,20 @@ def test_a_mixer_that_refuses_nearly_all_does_not_pass(check: str) -> None:
     assert result.outcome == "failed"
     assert f"only {result.ran} of 15 cases ran, for the mixer refused {result.refused} that" in result.message
     assert result.message.endswith("the last in these words: no such decoder")
+
+
+class Named(Residual):
+    """An option that the kit cannot draw, and that has no default."""
+
+    class Config(MixerConfig):
+        names: dict[str, int] = Field(description="Whatever.")
+
+    name = "named"
+
+
+def test_a_required_option_that_only_overrides_can_give() -> None:
+    result = run_check(CHECKS["ordinary_decoder"], Named, overrides={"names": st.just({"a": 1})})
+    assert result.ok, result.message
 
 
 def test_rules_that_forbid_nearly_all_options_are_told() -> None:

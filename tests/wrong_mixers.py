@@ -310,7 +310,7 @@ class RefusesNearlyAll(Residual):
 
     def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
         super().__init__(config, shape)
-        if (shape.num_steps, shape.num_heads, shape.hidden_size, shape.head_dim, shape.latent_dim) != (5, 6, 12, 8, 0):
+        if (shape.num_layers, shape.num_heads, shape.hidden_size, shape.head_dim) != (5, 6, 12, 8):
             raise MixerError("no such decoder")
 
 

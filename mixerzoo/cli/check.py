@@ -69,7 +69,7 @@ def command(
 
     entry = load_registry().get(name)
     try:
-        import mixerzoo.testing  # noqa: F401
+        importlib.import_module("mixerzoo.testing")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "hypothesis":
             raise

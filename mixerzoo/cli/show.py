@@ -41,7 +41,7 @@ def _options(entry: MixerEntry) -> tuple[list[Option], str]:
 
     try:
         return options(entry.mixer), snippet(entry.mixer)
-    except Exception as error:
+    except Exception as error:  # a plugin's Config may fail in any way; the message names the plugin
         raise PluginError(
             f"{entry.plugin}: the options of mixer {entry.mixer.name!r} cannot be shown: {one_line(error)}"
         ) from error

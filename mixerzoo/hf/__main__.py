@@ -10,9 +10,7 @@ importlib.import_module("transformers.processing_utils")
 transformers: Any = importlib.import_module("transformers")
 cli = importlib.import_module("transformers.cli.transformers")
 
-from mixerzoo.hf import MixerZooForCausalLM  # noqa: E402
-
 if __name__ == "__main__":
     # ``serve`` looks for an architecture here and nowhere else.
-    transformers.MixerZooForCausalLM = MixerZooForCausalLM
+    transformers.MixerZooForCausalLM = importlib.import_module("mixerzoo.hf").MixerZooForCausalLM
     cli.main()
