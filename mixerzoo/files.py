@@ -1,0 +1,179 @@
+"""Files that appear whole or not at all, and that are on the disk before they appear.
+
+A rename is what publishes a file or a directory here. What it publishes is synced first and the directory that
+holds the name afterwards, so that a power cut leaves the old or the new, never a name without content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: What the names of unfinished files and directories end with; nothing reads them, and they may be deleted.
+PARTIAL = ".partial"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An unfinished sibling of a file, which takes its place when the block ends without an error.
+
+    Args:
+        path: the file, there or not; its directory must exist.
+
+    Yields:
+        An empty file of this process alone, under a name that nobody can foresee.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = _sibling(path)
+    # O_EXCL: neither somebody else's file nor a link that was put there is ever written to. The umask holds.
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    try:
+        mode = partial.stat().st_mode
+        yield partial
+        # Some writers make a file of their own under the name, and make it private.
+        partial.chmod(mode)
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8, whole or not at all.
+
+    Args:
+        path: its directory must exist.
+        text: line breaks are written as they are.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: its directory must exist.
+        data: its content.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """An unfinished sibling of a directory, which gets its name when the block ends without an error.
+
+    Args:
+        path: must not exist, or be an empty directory; its parent must exist.
+
+    Yields:
+        An empty directory of this process alone, under a name that nobody can foresee.
+
+    Raises:
+        OSError: it cannot be written, or something is in its place.
+    """
+    partial = _sibling(path)
+    partial.mkdir()
+    try:
+        yield partial
+        publish(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a finished directory its name, after all that it holds is on the disk.
+
+    Args:
+        partial: the directory, on the same file system.
+        path: must not exist, or be an empty directory.
+
+    Raises:
+        OSError: something is in its place, or it cannot be written.
+    """
+    sync_tree(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+    if partial.parent != path.parent:
+        sync(partial.parent)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory so that a reader never takes what is left of it for the whole.
+
+    Args:
+        path: the directory; it loses its name first.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    going = _sibling(path)
+    os.replace(path, going)
+    sync(path.parent)
+    shutil.rmtree(going)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a directory's names, to the disk.
+
+    Args:
+        path: a file or a directory.
+
+    Raises:
+        OSError: it cannot be opened, or the disk failed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` for a directory and all that is below it.
+
+    Args:
+        path: a directory; links in it are not followed.
+
+    Raises:
+        OSError: as `sync`.
+    """
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            file = Path(folder, name)
+            if not file.is_symlink():
+                sync(file)
+        sync(Path(folder))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
