@@ -369,22 +369,6 @@ def test_fewer_iterations_give_other_logits(tmp_path: Any) -> None:
         assert (decoder(case.tokens) - case.logits("post_rope")).abs().max() > 1e-3
 
 
-# Weight decay goes by the number of dimensions.
-
-
-def test_weights_that_start_at_one_are_vectors() -> None:
-    every = [
-        ("scaled_residual", {"weights": "vector"}),
-        ("x0_lambda", {}),
-        ("unet", {"backout": 0.2}),
-        ("laurel", {"variant": "rw+pa"}),
-        ("hyper_connections", {"dynamic": False}),
-    ]
-    for mixer, options in every:
-        ours = zoo.build(mixer, options, {}).mixer
-        assert all(parameter.ndim < 2 for parameter in ours.parameters()), mixer
-
-
 # Refusals.
 
 

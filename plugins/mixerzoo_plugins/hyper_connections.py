@@ -24,6 +24,7 @@ from mixerzoo import (
     MixerConfig,
     MixerError,
     Neutral,
+    ParameterRole,
     ReferenceReading,
     Site,
     hookimpl,
@@ -98,7 +99,6 @@ class FreeConnection(Connection):
         super().__init__()
         self.pre = nn.Parameter(torch.empty(num_streams))
         self.post = nn.Parameter(torch.empty(num_streams))
-        # A vector, not a matrix, which training would decay: the method exempts its static part.
         self.mix = nn.Parameter(torch.empty(num_streams**2))
         self.dynamic, self.eps = dynamic, eps
         if dynamic:
@@ -321,6 +321,10 @@ class HyperConnections(Mixer):
             connection.reset(number, self.config, generator, std)
         if self.config.variant != "hc":
             nn.init.zeros_(self.head)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # The paper exempts the static part, which starts at an identity; what looks at the streams is a projection.
+        return {name: ParameterRole(decay=True) for name, _ in self.named_parameters() if name.endswith("projection")}
 
     def start(self, x: Tensor, context: Context) -> Tensor:
         return x.unsqueeze(-2).expand(*x.shape[:-1], self.num_streams, -1)
