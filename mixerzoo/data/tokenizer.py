@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixerzoo.data.config import BYTES_VOCAB_SIZE
+from mixerzoo.data.streaming import TokenStream, byte_names
 from mixerzoo.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TextTokenizer:
         """One token a byte: the ids are the values of the text's UTF-8 bytes, and 256 ends a text."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-        tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(_byte_names())}, merges=[]))
+        tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(byte_names())}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([END_OF_TEXT])
@@ -188,45 +189,27 @@ class TextTokenizer:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            ids: token ids.
+            ids: any integers. Those that name no token, as a model with more rows than the tokenizer has tokens may
+                give, stand for no text.
             skip_special_tokens: leave out special tokens such as the end of text.
         """
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        known = [token for token in ids if 0 <= token < 2**32]
+        return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
 
-    def stream(self, *, skip_special_tokens: bool = True) -> TokenStream:
-        """Decodes ids one at a time; the parts join to what ``decode`` gives for all ids.
+    def stream(self, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> TokenStream:
+        """Decodes ids one at a time, as a continuation of a prompt.
+
+        ``"".join(map(stream.step, ids)) + stream.finish()`` is ``decode(prompt + ids)`` without ``decode(prompt)`` at
+        its beginning. Where the prompt ends within a character, so that the first does not begin with the second, it
+        is without the beginning that they share.
 
         Args:
+            prompt: the ids before the first step.
             skip_special_tokens: as in ``decode``.
         """
-        return TokenStream(self._tokenizer, skip_special_tokens)
-
-
-class TokenStream:
-    """Streaming decode; made by ``TextTokenizer.stream``."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._skip_special_tokens = skip_special_tokens
-        self._held_back: list[int] = []
-
-    def step(self, token: int) -> str:
-        """The text that ``token`` completes; ``""`` inside a character of several tokens."""
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
-            self._held_back.append(token)
-            return ""
-        self._held_back.clear()
-        return text
-
-    def finish(self) -> str:
-        """The text of tokens held back at the end: U+FFFD for a character cut short, else ``""``."""
-        text = self._tokenizer.decode(self._held_back, skip_special_tokens=self._skip_special_tokens)
-        self._held_back.clear()
-        return text
+        return TokenStream(
+            self._tokenizer, prompt, skip_special_tokens, self.decode(prompt, skip_special_tokens=skip_special_tokens)
+        )
 
 
 def pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
@@ -244,16 +227,6 @@ def pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
         yield text[start : found.start()]
         start = found.start()
     yield text[start:]
-
-
-def _byte_names() -> list[str]:
-    """The character by which byte-level BPE names each byte value, in the order of the values.
-
-    Printable bytes of Latin-1 name themselves; the others take the characters from U+0100 on.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(value if value in printable else next(others)) for value in range(256)]
 
 
 def _special_tokens(tokenizer: Tokenizer) -> list[str]:
