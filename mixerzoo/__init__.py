@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
-    from mixerzoo.data import TextTokenizer
+    from mixerzoo.data import TextFormat, TextTokenizer
     from mixerzoo.decay import decay_parameter_names
     from mixerzoo.decoder import Decoder
     from mixerzoo.errors import (
@@ -59,7 +59,7 @@ __version__ = "0.1.0"
 _HOME = {
     "cache": ("KVCache",),
     "checkpoints": ("load_checkpoint", "save_checkpoint"),
-    "data": ("TextTokenizer",),
+    "data": ("TextFormat", "TextTokenizer"),
     "decay": ("decay_parameter_names",),
     "decoder": ("Decoder",),
     "errors": (
@@ -110,6 +110,7 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "LoopConfig",
     "ModelConfig",
     "Recipe",
+    "TextFormat",
     "TextTokenizer",
     "build",
     "decay_parameter_names",

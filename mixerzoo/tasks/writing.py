@@ -1,12 +1,14 @@
-"""What a task says about generation, and one text as it is written."""
+"""What a task says about generation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mixerzoo.data import TextTokenizer
 from mixerzoo.errors import DataError
+from mixerzoo.writing import Writing
+
+__all__ = ["MAX_NEW_TOKENS", "Generation", "Writing"]
 
 #: Tokens that are written where a task does not say how many.
 MAX_NEW_TOKENS = 256
@@ -56,38 +58,3 @@ class Generation(NamedTuple):
             top_k=options.get("top_k"),
             top_p=options.get("top_p"),
         )
-
-
-class Writing:
-    """A text that grows by tokens.
-
-    Args:
-        tokenizer: decodes them.
-        until: texts that end it; they are not part of it.
-
-    Attributes:
-        ended: whether it has met its end.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer, until: tuple[str, ...]) -> None:
-        self.ended = False
-        self._end_of_text = tokenizer.end_of_text_id
-        self._stream = tokenizer.stream()
-        self._until = until
-        self._text = ""
-
-    def add(self, token: int) -> None:
-        """Take the next token, unless the text has ended."""
-        if self.ended:
-            return
-        if token == self._end_of_text:
-            self.ended = True
-        else:
-            self._text += self._stream.step(token)
-            self.ended = any(stop in self._text for stop in self._until)
-
-    def finish(self) -> str:
-        """The text, without what ended it."""
-        text = self._text + self._stream.finish()
-        ends = [text.find(stop) for stop in self._until if stop in text]
-        return text[: min(ends)] if ends else text
