@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mixerzoo.checkpoints import CONFIG_FILE, load_checkpoint, load_config, read_json
+from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
+from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.data import TextTokenizer
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, DataError

@@ -41,8 +41,9 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.chmod(mode)
         sync(partial)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        _name(error, path)
         raise
     sync(path.parent)
 
@@ -92,8 +93,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         yield partial
         publish(partial, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        _name(error, path)
         raise
 
 
@@ -173,6 +175,12 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """The system does not say which file a full disk has no room for."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def _sibling(path: Path) -> Path:

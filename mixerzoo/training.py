@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from mixerzoo import __version__
 from mixerzoo.attention import check_backend
-from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint, weights_fingerprint
+from mixerzoo.checkpoint_files import weights_fingerprint
+from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
