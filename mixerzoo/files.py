@@ -75,6 +75,28 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def check_writable(path: Path) -> None:
+    """Find out whether a file could be written, without touching what is in its place.
+
+    Args:
+        path: the file, there or not.
+
+    Raises:
+        OSError: it cannot: there is no such directory, nobody may write there, or the disk is full.
+    """
+    partial = _sibling(path)
+    try:
+        with partial.open("xb") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        _name(error, path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """An unfinished sibling of a directory, which gets its name when the block ends without an error.

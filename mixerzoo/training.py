@@ -21,6 +21,7 @@ from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, ya
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.evaluate import Score, accounting, score
+from mixerzoo.files import sha256
 from mixerzoo.hf.trainer import MixerZooTrainer
 from mixerzoo.model_card import CARD_FILE, model_card
 from mixerzoo.recipe import Recipe, build
@@ -262,7 +263,7 @@ def evaluate_run(
         reporter: hears of progress.
 
     Returns:
-        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts.
+        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts, and ``validation_text``, the SHA-256 of the text.
 
     Raises:
         RunError: the directory holds no run or one that is not finished, or the run's data changed.
@@ -279,7 +280,8 @@ def evaluate_run(
     if data.tokenizer.vocab_size > decoder.shape.vocab_size:
         raise CheckpointError(f"{directory}: the tokenizer has more tokens than the checkpoint's embedding has rows")
     final = _score(decoder, recipe, data, None, reporter)
-    return {**final.to_dict(), **yardsticks(data), **accounting(decoder)}
+    text = {"validation_text": sha256(data.directory / "validation.txt")}
+    return {**final.to_dict(), **yardsticks(data), **accounting(decoder), **text}
 
 
 def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
