@@ -23,7 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from mixerzoo.checkpoints import INDEX_FILE, WEIGHTS_FILE
+from mixerzoo.checkpoint_files import INDEX_FILE, WEIGHTS_FILE
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn, hold_nothing
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig

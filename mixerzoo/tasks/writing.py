@@ -49,10 +49,12 @@ class Generation(NamedTuple):
                 f"{', '.join(_KNOWN)}"
             )
         until = options.get("until") or ()
+        given = (until,) if isinstance(until, str) else tuple(until)
         lengths = [int(options[key]) for key in _MOST_TOKENS if options.get(key) is not None]
         samples = options.get("do_sample", "temperature" in options)
         return cls(
-            until=(until,) if isinstance(until, str) else tuple(until),
+            # An empty text is in every text, and ends none.
+            until=tuple(stop for stop in given if stop),
             max_new_tokens=lengths[0] if lengths else MAX_NEW_TOKENS,
             temperature=float(options.get("temperature", 1.0)) if samples else 0.0,
             top_k=options.get("top_k"),
