@@ -88,7 +88,9 @@ def use_pages(
     return key, value
 
 
-def check_keywords(kwargs: dict[str, Any], implementation: str, *, pages: bool, packed: bool) -> None:
+def check_keywords(
+    kwargs: dict[str, Any], implementation: str, *, pages: bool, packed: bool, depth: str | None
+) -> None:
     """Nothing that was asked for goes unread.
 
     Args:
@@ -96,6 +98,7 @@ def check_keywords(kwargs: dict[str, Any], implementation: str, *, pages: bool, 
         implementation: of attention.
         pages: whether this is continuous batching.
         packed: whether masks keep packed sequences apart, whatever the attention function reads.
+        depth: why attention gives no weights of tokens alone, if so.
 
     Raises:
         MixerError: a keyword is unknown, or this model cannot do what it asks for.
@@ -105,6 +108,8 @@ def check_keywords(kwargs: dict[str, Any], implementation: str, *, pages: bool, 
         return
     if kwargs.get("output_router_logits") is False:
         asked.discard("output_router_logits")
+    if kwargs.get("output_attentions") and depth is not None:
+        raise MixerError(f"output_attentions: {depth}, whose weights are not those of tokens alone; leave it out")
     if kwargs.get("output_attentions") and implementation.startswith(_WITHOUT_WEIGHTS):
         raise MixerError(
             f"output_attentions: the attention implementation {implementation!r} gives no weights; load the model with "

@@ -290,6 +290,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             str(self.config._attn_implementation),
             pages=pages is not None,
             packed=from_positions or isinstance(attention_mask, dict),
+            depth=self.config.needs_eager if self.mixer.defines("depth_kv") else None,
         )
         x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if use_cache and past is None and pages is None:
