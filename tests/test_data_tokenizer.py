@@ -190,6 +190,37 @@ class TestPretrained:
         with pytest.raises(DataError, match=r"tokenizer .*tokenizer\.json"):
             TextTokenizer.load(tmp_path)
 
+    def test_another_format_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+        with pytest.raises(DataError, match=r"no tokenizer at .*: there is only tokenizer\.model, .*save_pretrained"):
+            TextTokenizer.load(tmp_path)
+
+    def test_dropout_of_merges_is_switched_off(self, tmp_path: Path) -> None:
+        BPE.save(tmp_path)
+        data = json.loads((tmp_path / "tokenizer.json").read_text())
+        data["model"]["dropout"] = 0.9
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+        assert TextTokenizer.load(tmp_path).encode("the same words") == BPE.encode("the same words")
+
+    def test_what_has_no_token(self, tmp_path: Path) -> None:
+        Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+        tokenizer = TextTokenizer.load(tmp_path)
+        for encode in (tokenizer.encode, tokenizer.encode_text, lambda text: tokenizer.encode_batch([text])):
+            with pytest.raises(DataError, match=r"cannot encode this text: .*UNK"):
+                encode("b")
+            with pytest.raises(DataError, match="the text has half of a surrogate pair at character 1"):
+                encode("a\ud800")
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "\xff", "NaN", '{"eos_token": [1]}'])
+    def test_odd_configs(self, tmp_path: Path, content: str) -> None:
+        BYTES.save(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_bytes(content.encode("latin-1"))
+        if content.startswith(("[[", "\xff")):
+            with pytest.raises(DataError, match=r"tokenizer_config\.json is damaged"):
+                TextTokenizer.load(tmp_path)
+        else:
+            assert TextTokenizer.load(tmp_path).end_of_text == END_OF_TEXT
+
     def test_damaged_config(self, tmp_path: Path) -> None:
         BYTES.save(tmp_path)
         (tmp_path / "tokenizer_config.json").write_text("{")
