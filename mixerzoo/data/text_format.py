@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 #: Files of a checkpoint that can name tokens which end a text.
 _NAMES_ENDS = ("config.json", "generation_config.json")
+NO_TEMPLATE = (
+    "the checkpoint has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja); give it a "
+    "plain prompt"
+)
 #: Characters for private use. Two that a conversation lacks mark what it spells while a template is at work.
 _MARKS = range(0xF0000, 0x110000)
 
@@ -130,10 +134,7 @@ class TextFormat:
             DataError: the checkpoint has no template, a message is none, or the template refuses the conversation.
         """
         if self.chat_template is None:
-            raise DataError(
-                "the checkpoint has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja); "
-                "give it a plain prompt"
-            )
+            raise DataError(NO_TEMPLATE)
         render = functools.partial(self.chat_template.render, add_generation_prompt=add_generation_prompt)
         text = render(messages)
         if special_tokens or not self.spelled_in(messages):
