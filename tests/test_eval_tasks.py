@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mixerzoo.errors import DataError
 from mixerzoo.evaluate import score
 from mixerzoo.recipe import build
 from mixerzoo.tasks import load_tasks
+from mixerzoo.tasks.harness import _refuse_without_questions
 from mixerzoo.tasks.language_model import DecoderLM
 from mixerzoo.tasks.local import LOCAL_TASKS, LocalTask
 from mixerzoo.tasks.questions import held_out_documents, last_names, next_lines
@@ -246,7 +248,7 @@ def test_likelihoods_are_lm_evals_own_or_an_error(both, context, continuation):
 
 def test_tokens_across_the_join_are_counted(both, caplog):
     ours, _ = both
-    ours.loglikelihood(asked("loglikelihood", ("Question: Ans", "wer: yes"), ("Answer:", " yes")))
+    ours.loglikelihood(asked("loglikelihood", ("Question: Ans", "wer: yes\nQuestion: is it"), ("Answer:", " yes")))
     [record] = caplog.records
     assert record.getMessage().startswith("1 of 2 continuations begin within a token that their context has a part in")
 
@@ -287,9 +289,15 @@ def test_a_task_without_questions_is_refused(monkeypatch):
     with pytest.raises(DataError, match="no task is named"):
         load_tasks([])
     for empty in ([], datasets.Dataset.from_list([])):
-        monkeypatch.setattr(LocalTask, "eval_docs", empty)
-        with pytest.raises(DataError, match="'stdlib_text' has no questions, so there is nothing to ask"):
-            load_tasks(["stdlib_text"])
+        with pytest.raises(DataError, match="'some' has no questions, so there is nothing to ask"):
+            _refuse_without_questions("some", SimpleNamespace(eval_docs=empty))
+
+    def no_rows(*_):
+        return datasets.Dataset.from_list([])[0]
+
+    monkeypatch.setattr("mixerzoo.tasks.harness.TaskManager.load", no_rows)
+    with pytest.raises(DataError, match="task 'hellaswag' cannot be loaded: "):
+        load_tasks(["hellaswag"])
 
 
 def test_a_group_without_tasks_is_refused(monkeypatch):

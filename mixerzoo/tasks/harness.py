@@ -107,8 +107,8 @@ def _load(manager: TaskManager, name: str) -> list[Any]:
     try:
         with _quiet("huggingface_hub"):  # it tells of every attempt
             loaded = manager.load([name])
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # the network, a package, no rows at all: a task's own code may fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"task {name!r} cannot be loaded: {reason}") from error
     group = loaded["groups"].get(name)
     return list(loaded["tasks"].values()) if group is None else [group]

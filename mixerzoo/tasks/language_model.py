@@ -118,10 +118,10 @@ class DecoderLM(TemplateLM):
             whole, before = self.tok_encode(context + continuation), self.tok_encode(context.rstrip())
             scored, joined = whole[len(before) :], whole[: len(before)] != before
         if not scored:
-            why = "which has none of its own" if joined else "which is empty to this tokenizer"
+            why = "both together have no more tokens than the context alone" if joined else "it has none by itself"
             raise DataError(
-                f"no token is left to score for the continuation {_shown(continuation)} of {_shown(context[-40:])}, "
-                f"{why}: its likelihood would be an empty sum, and certain"
+                f"no token is left to score for the continuation {_shown(continuation)} of {_shown(context[-40:])}: "
+                f"{why}, so its likelihood would be an empty sum, and certain"
             )
         # A context of spaces only has given them to its continuation.
         return before or [self._start_token], scored, joined
