@@ -15,11 +15,13 @@ from transformers.utils import logging as transformers_logging
 
 from mixerzoo import __version__
 from mixerzoo.attention import check_backend
-from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint, weights_fingerprint
+from mixerzoo.checkpoint_files import weights_fingerprint
+from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.evaluate import Score, accounting, score
+from mixerzoo.files import sha256
 from mixerzoo.hf.trainer import MixerZooTrainer
 from mixerzoo.model_card import CARD_FILE, model_card
 from mixerzoo.recipe import Recipe, build
@@ -261,7 +263,7 @@ def evaluate_run(
         reporter: hears of progress.
 
     Returns:
-        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts.
+        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts, and ``validation_text``, the SHA-256 of the text.
 
     Raises:
         RunError: the directory holds no run or one that is not finished, or the run's data changed.
@@ -278,7 +280,8 @@ def evaluate_run(
     if data.tokenizer.vocab_size > decoder.shape.vocab_size:
         raise CheckpointError(f"{directory}: the tokenizer has more tokens than the checkpoint's embedding has rows")
     final = _score(decoder, recipe, data, None, reporter)
-    return {**final.to_dict(), **yardsticks(data), **accounting(decoder)}
+    text = {"validation_text": sha256(data.directory / "validation.txt")}
+    return {**final.to_dict(), **yardsticks(data), **accounting(decoder), **text}
 
 
 def run_card(recipe: Recipe, result: dict[str, Any]) -> str:

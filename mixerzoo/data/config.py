@@ -39,11 +39,17 @@ class StdlibSource(_Config):
 
 
 class TextSource(_Config):
-    """Local UTF-8 files. A ``.jsonl`` file is one document a line, any other file is one document."""
+    """Local UTF-8 files, packed (``.gz``, ``.bz2``, ``.xz``, ``.zst``) or not.
+
+    A ``.jsonl`` file is one document a line, a ``.parquet`` file one a row, any other file is one document.
+    """
 
     name: Literal["text"] = Field("text", description="Which source this is.")
     paths: _Strings = Field(description="Files or glob patterns ('**' crosses directories).")
-    field: str = Field("text", description="The key that holds the text in each line of a .jsonl file.")
+    field: str = Field(
+        "text",
+        description="The key of the text in each line of a .jsonl file, or its column in a .parquet file.",
+    )
     validation_paths: _Strings | None = Field(
         None,
         description="Files or glob patterns to validate on. Without them, validation_fraction of the "
