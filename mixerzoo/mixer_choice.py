@@ -55,21 +55,22 @@ def check_mixer(value: Mapping[str, Any]) -> MixerChoice | list[Problem]:
     if not isinstance(name, str):
         return [Problem(("name",), f"expected text, got {shown(name)}")]
     if len(name) > _MAX_NAME:
-        return [Problem(("name",), f"no mixer has a name of {len(name):,} characters, as {shown(name)} has")]
+        return [Problem(("name",), f"no mixer has a name of {len(name):,} characters")]
     try:
-        entry = load_registry().get(name)
+        config = load_registry().get(name).mixer.Config
     except MixerError as error:
         return [Problem(("name",), str(error))]
-    try:
-        config = entry.mixer.Config.model_validate(options)
-    except ValidationError as error:
-        return [_of(name, problem) for problem in problems(error, entry.mixer.Config, options)]
-    except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        # What a plugin's own validator raises beside ValueError.
-        return [Problem((), f"the options of mixer {name!r} cannot be checked: {type(error).__name__}: {error}")]
-    if found := [p for key, option in options.items() for p in _unbounded(entry.mixer.Config, key, option)]:
-        return found
-    return MixerChoice.model_construct(name=name, options=config)
+    found = [problem for key, option in options.items() for problem in _unbounded(config, key, option)]
+    if not found:
+        try:
+            return MixerChoice.model_construct(name=name, options=config.model_validate(options))
+        except ValidationError as error:
+            found = [_of(name, problem) for problem in problems(error, config, options)]
+        except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            # What a plugin's own validator raises beside ValueError.
+            reason = f"{type(error).__name__}: {error}"
+            found = [Problem((), f"the options of mixer {name!r} cannot be checked: {reason}")]
+    return found
 
 
 #: Numbers of an option whose `Config` sets no bound of its own.

@@ -13,12 +13,10 @@ from mixerzoo.mixer import DecoderShape, Plan
 from mixerzoo.rope import RopeScaling, YarnScaling
 
 #: Layers, and steps when loops are unrolled.
-MAX_STEPS = 1024
-#: Rows of an embedding.
-MAX_VOCABULARY = 2**24
-
+MAX_STEPS = 512
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Heads = Annotated[int, Field(ge=1, le=2**16)]
+Vocabulary = Annotated[int, Field(ge=1, le=2**24)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
@@ -55,9 +53,7 @@ class ModelConfig(BaseModel):
     num_heads: Heads = Field(description="Query heads H.")
     num_kv_heads: Heads | None = Field(None, description="Key/value heads G; default: as many as query heads.")
     head_dim: Width | None = Field(None, description="Width of a head; default hidden_size / num_heads.")
-    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = Field(
-        None, description="Rows of the embedding; default: the tokenizer's."
-    )
+    vocab_size: Vocabulary | None = Field(None, description="Rows of the embedding; default: the tokenizer's.")
     qk_norm: bool = Field(True, description="RMSNorm on each query and key head.")
     k_norm: Literal["pre_rope", "post_rope"] = Field(
         "pre_rope",

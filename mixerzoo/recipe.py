@@ -28,6 +28,8 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=Fal
 
 #: Steps of a run; the longest that were ever run have a few million.
 _MAX_STEPS = 10**9
+#: Positive numbers below are lost in a product with a weight.
+_LEAST = 1e-30
 
 
 class TrainConfig(BaseModel):
@@ -38,7 +40,7 @@ class TrainConfig(BaseModel):
     steps: int = Field(ge=1, le=_MAX_STEPS, description="Optimiser steps.")
     batch_size: int = Field(ge=1, le=2**16, description="Sequences per forward, on each device.")
     accumulation: int = Field(1, ge=1, le=2**16, description="Forwards per optimiser step.")
-    learning_rate: float = Field(ge=1e-30, le=1e30, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(gt=0, le=1e30, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant", "wsd"] = Field(
         "cosine",
         description="After warm-up: cosine to the final rate, constant, or stable and then linear decay.",
@@ -71,6 +73,13 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"checkpoint_interval {self.checkpoint_interval} is not a multiple of log_interval {self.log_interval}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _float32_can_hold(self) -> Self:
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if 0 < getattr(self, name) < _LEAST:
+                raise ValueError(f"{name} {getattr(self, name)} is nothing in float32; the least is {_LEAST}")
         return self
 
     @model_validator(mode="after")

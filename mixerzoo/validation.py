@@ -31,6 +31,13 @@ _EXPECTED = {
 }
 #: A list of the wrong length, by pydantic's error type.
 _LENGTHS = {"too_short": ("more", "min_length"), "too_long": ("less", "max_length")}
+#: A number out of bounds, by pydantic's error type.
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("greater than or equal to", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("less than or equal to", "le"),
+}
 #: How many problems are explained; to look for the nearest names of thousands would take minutes.
 _MOST = 50
 #: What may be a key, or keys joined by dots, in a sentence.
@@ -113,6 +120,9 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     elif kind in _LENGTHS:
         word, bound = _LENGTHS[kind]
         message = f"expected a list of length {item['ctx'][bound]} or {word}, got {shown(given)}"
+    elif kind in _BOUNDS:
+        word, bound = _BOUNDS[kind]
+        message = f"input should be {word} {_number(item['ctx'][bound])}, got {shown(given)}"
     elif kind == "value_error":
         message = str(item["ctx"]["error"])
         mentioned = ((*path, *key.split(".")) for key in _KEY.findall(message))
@@ -120,6 +130,10 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     else:
         message = f"{item['msg'][:1].lower()}{item['msg'][1:]}, got {shown(given)}"
     return Problem(path, message, involved)
+
+
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) and abs(bound) < 1e15 else f"{bound:g}"
 
 
 def shown(value: Any, length: int = 60) -> str:
