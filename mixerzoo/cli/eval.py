@@ -76,7 +76,8 @@ def command(
     )
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.comparison import Settings, compare, read_text
-    from mixerzoo.runs import finite, to_json, write_atomically
+    from mixerzoo.files import write_text
+    from mixerzoo.json_files import finite, to_json
     from mixerzoo.tasks import load_tasks
 
     where = pick_device(device)
@@ -96,7 +97,7 @@ def command(
         )
     content: Any = results if len(results) > 1 else results[0]
     if out is not None:
-        write_atomically(out, to_json(content))
+        write_text(out, to_json(content))
     if as_json:
         print_json(finite(content))
     elif len(results) == 1 and not (texts or chosen):
