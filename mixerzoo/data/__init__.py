@@ -24,6 +24,7 @@ from mixerzoo.data.sources import Corpus, read_documents
 from mixerzoo.data.split import SplitCorpus, split_documents
 from mixerzoo.data.streaming import TokenStream
 from mixerzoo.data.tokenizer import TextTokenizer
+from mixerzoo.data.tokens import TokenFile
 from mixerzoo.data.yardsticks import yardsticks
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "StdlibSource",
     "TextSource",
     "TextTokenizer",
+    "TokenFile",
     "TokenSplit",
     "TokenStream",
     "TokenWindows",
