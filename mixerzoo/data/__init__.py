@@ -23,6 +23,7 @@ from mixerzoo.data.progress import Progress
 from mixerzoo.data.sources import Corpus, read_documents
 from mixerzoo.data.split import SplitCorpus, split_documents
 from mixerzoo.data.streaming import TokenStream
+from mixerzoo.data.text_format import TextFormat
 from mixerzoo.data.tokenizer import TextTokenizer
 from mixerzoo.data.tokens import TokenFile
 from mixerzoo.data.yardsticks import yardsticks
@@ -41,6 +42,7 @@ __all__ = [
     "Progress",
     "SplitCorpus",
     "StdlibSource",
+    "TextFormat",
     "TextSource",
     "TextTokenizer",
     "TokenFile",

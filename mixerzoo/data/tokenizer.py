@@ -213,6 +213,12 @@ class TextTokenizer:
         ids = self._tokenizer.encode(_ANY_TEXT, add_special_tokens=True).ids
         return ids[: next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), 0)]
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The names of the special tokens, such as the end of text, and their ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in sorted(added.items()) if token.special}
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD.
 
