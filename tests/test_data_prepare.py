@@ -451,6 +451,9 @@ def test_default_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert default_cache_dir() == tmp_path / "xdg" / "mixerzoo"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache_dir() == tmp_path / ".cache" / "mixerzoo"
+    monkeypatch.setenv("MIXERZOO_CACHE", "~nosuchuser0/cache")
+    with pytest.raises(DataError, match="no home directory of that user"):
+        default_cache_dir()
 
 
 def test_the_standard_library_can_be_prepared() -> None:

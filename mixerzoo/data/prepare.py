@@ -21,7 +21,7 @@ from mixerzoo.data.config import (
     TextSource,
 )
 from mixerzoo.data.entry import FORMAT, DamagedEntry, PreparedData, new_entry, open_entry, seal
-from mixerzoo.data.files import read_files
+from mixerzoo.data.files import expand_user, read_files
 from mixerzoo.data.hub import HubDataset
 from mixerzoo.data.progress import Meter, Progress
 from mixerzoo.data.sources import Corpus, Documents, read_documents
@@ -35,11 +35,15 @@ _SPOOL_FIELD = "text"
 
 
 def default_cache_dir() -> Path:
-    """``$MIXERZOO_CACHE``, else ``$XDG_CACHE_HOME/mixerzoo``, else ``~/.cache/mixerzoo``."""
+    """``$MIXERZOO_CACHE``, else ``$XDG_CACHE_HOME/mixerzoo``, else ``~/.cache/mixerzoo``.
+
+    Raises:
+        DataError: there is no home directory where one is needed.
+    """
     if chosen := os.environ.get("MIXERZOO_CACHE"):
-        return Path(chosen).expanduser()
+        return expand_user(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mixerzoo"
+    return (Path(base) if base else expand_user("~/.cache")) / "mixerzoo"
 
 
 def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Progress | None = None) -> PreparedData:
