@@ -54,6 +54,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"tokenizer {path} is no regular file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise DataError(f"no tokenizer at {path}{_instead(path.parent)}") from error
