@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
     from mixerzoo.data import TextFormat, TextTokenizer
+    from mixerzoo.decay import decay_parameter_names
     from mixerzoo.decoder import Decoder
     from mixerzoo.errors import (
         BackendError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         MixerCard,
         MixerConfig,
         Neutral,
+        ParameterRole,
         Plan,
         ReferenceReading,
         Site,
@@ -58,6 +60,7 @@ _HOME = {
     "cache": ("KVCache",),
     "checkpoints": ("load_checkpoint", "save_checkpoint"),
     "data": ("TextFormat", "TextTokenizer"),
+    "decay": ("decay_parameter_names",),
     "decoder": ("Decoder",),
     "errors": (
         "BackendError",
@@ -85,6 +88,7 @@ _HOME = {
         "MixerCard",
         "MixerConfig",
         "Neutral",
+        "ParameterRole",
         "Plan",
         "ReferenceReading",
         "Site",
@@ -109,6 +113,7 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "TextFormat",
     "TextTokenizer",
     "build",
+    "decay_parameter_names",
     "evaluate_run",
     "export_checkpoint",
     "generate",
@@ -142,6 +147,7 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "MixerChoice",
     "MixerConfig",
     "Neutral",
+    "ParameterRole",
     "Plan",
     "ReferenceReading",
     "Site",

@@ -41,8 +41,9 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.chmod(mode)
         sync(partial)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        _name(error, path)
         raise
     sync(path.parent)
 
@@ -74,6 +75,28 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def check_writable(path: Path) -> None:
+    """Find out whether a file could be written, without touching what is in its place.
+
+    Args:
+        path: the file, there or not.
+
+    Raises:
+        OSError: it cannot: there is no such directory, nobody may write there, or the disk is full.
+    """
+    partial = _sibling(path)
+    try:
+        with partial.open("xb") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        _name(error, path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """An unfinished sibling of a directory, which gets its name when the block ends without an error.
@@ -92,8 +115,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         yield partial
         publish(partial, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        _name(error, path)
         raise
 
 
@@ -173,6 +197,12 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """The system does not say which file a full disk has no room for."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def _sibling(path: Path) -> Path:

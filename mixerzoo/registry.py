@@ -152,7 +152,7 @@ class Registry:
         except MixerError as error:
             origin = plugin if isinstance(plugin, dict) else {}
             distribution, release = origin.get("distribution"), origin.get("version", "")
-            if not isinstance(distribution, str) or distribution == _UNKNOWN:
+            if not isinstance(distribution, str) or not distribution.strip() or distribution == _UNKNOWN:
                 raise MixerError(f"{error}; which plugin it came from is not recorded") from error
             came = f"the mixer {name!r} comes from the plugin {distribution} {release}".strip()
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,14 @@ from transformers.utils import logging as transformers_logging
 
 from mixerzoo import __version__
 from mixerzoo.attention import check_backend
-from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint, weights_fingerprint
+from mixerzoo.checkpoint_files import weights_fingerprint
+from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
+from mixerzoo.environment import launch, notices, recipe_decides
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.evaluate import Score, accounting, score
+from mixerzoo.files import sha256
 from mixerzoo.hf.trainer import MixerZooTrainer
 from mixerzoo.model_card import CARD_FILE, model_card
 from mixerzoo.recipe import Recipe, build
@@ -54,6 +56,7 @@ class Reporter:
         """Sequences of another text done and in all."""
 
 
+@recipe_decides()
 def train(
     recipe: Recipe,
     directory: Path,
@@ -88,8 +91,10 @@ def train(
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
+    for text in notices(compiled=recipe.train.compile):
+        reporter.notice(text)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
     check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
@@ -261,7 +266,7 @@ def evaluate_run(
         reporter: hears of progress.
 
     Returns:
-        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts.
+        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts, and ``validation_text``, the SHA-256 of the text.
 
     Raises:
         RunError: the directory holds no run or one that is not finished, or the run's data changed.
@@ -278,7 +283,8 @@ def evaluate_run(
     if data.tokenizer.vocab_size > decoder.shape.vocab_size:
         raise CheckpointError(f"{directory}: the tokenizer has more tokens than the checkpoint's embedding has rows")
     final = _score(decoder, recipe, data, None, reporter)
-    return {**final.to_dict(), **yardsticks(data), **accounting(decoder)}
+    text = {"validation_text": sha256(data.directory / "validation.txt")}
+    return {**final.to_dict(), **yardsticks(data), **accounting(decoder), **text}
 
 
 def run_card(recipe: Recipe, result: dict[str, Any]) -> str:

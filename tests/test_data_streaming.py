@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from mixerzoo.data import TextTokenizer
 from mixerzoo.data.streaming import byte_names
+from mixerzoo.errors import DataError
 
 END = "</s>"
 
@@ -54,6 +55,7 @@ STAGES = [
     decoders.Strip(" ", 1, 0),
     decoders.Strip(" ", 2, 0),
     decoders.Strip("x", 0, 1),
+    decoders.Strip(" ", 1, 2),
 ]
 
 LLAMA = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -88,10 +90,16 @@ decoders_of_any_kind = st.one_of(
 def test_the_parts_join_to_the_whole(data: st.DataObject, decoder: decoders.Decoder | None, skip: bool) -> None:
     tokenizer = tokenizer_of(decoder)
     prompt, ids = data.draw(ids_of(tokenizer)), data.draw(ids_of(tokenizer))
+    try:
+        printed = tokenizer.decode(prompt, skip_special_tokens=skip)
+        whole = tokenizer.decode(prompt + ids, skip_special_tokens=skip)
+    except DataError:  # the library panics where it strips from both ends of the same characters
+        whole = None
+        prompt = []
     stream = tokenizer.stream(prompt, skip_special_tokens=skip)
     got = "".join([stream.step(token) for token in ids]) + stream.finish()
-    printed = tokenizer.decode(prompt, skip_special_tokens=skip)
-    whole = tokenizer.decode(prompt + ids, skip_special_tokens=skip)
+    if whole is None:
+        return
     shared = next((i for i, pair in enumerate(zip(printed, whole, strict=False)) if len(set(pair)) > 1), None)
     assert got == whole[min(len(printed), len(whole)) if shared is None else shared :]
     if not prompt:

@@ -8,6 +8,9 @@ from typing import Any
 
 from mixerzoo.cli.common import console, table
 
+#: Letters of a SHA-256, of which a few tell one text from another.
+_DIGEST = 64
+
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print final figures.
@@ -48,7 +51,10 @@ def print_comparison(results: Sequence[Mapping[str, Any]]) -> None:
     if "window" in results[0]:
         row("window, tokens", "window")
     if "bits_per_byte" in results[0]:
-        figures.add_row("validation", style="bold")
+        differ = results[0].get("same_validation_text") is False
+        figures.add_row("validation, on different texts" if differ else "validation", style="bold")
+        if differ:
+            row("  text", "validation_text")
         row("  bytes of text", "num_bytes")
         row("  bits per byte", "bits_per_byte")
         row("    byte-bigram model", "bigram_bits_per_byte")
@@ -65,6 +71,10 @@ def print_comparison(results: Sequence[Mapping[str, Any]]) -> None:
             if "_stderr" not in metric:
                 row(f"  {metric.replace('_', ' ')}", "tasks", name, metric)
     console().print(figures)
+    if results[0].get("same_validation_text") is False:
+        console().print(
+            "The validation texts differ, so their figures do not rank these checkpoints: score one text with --text."
+        )
 
 
 def _at(result: Mapping[str, Any], keys: Sequence[str]) -> str:
@@ -81,7 +91,7 @@ def _at(result: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 def _figure(value: Any) -> str:
     if isinstance(value, str):
-        return value
+        return value if len(value) < _DIGEST else value[:12]
     if value is None or value == math.inf:
         return "infinite"
     if isinstance(value, int):

@@ -273,6 +273,15 @@ def _each(options: dict[str, Any]) -> _Stage:
     return _Each(lambda token: decode([token]), lambda token: decode([token]))
 
 
+def _strip(options: dict[str, Any]) -> _Stage:
+    # Not the library's own, which panics at a string that is nothing else than what it takes off.
+    def strip(token: str) -> str:
+        stage = _Trimmed(options["content"], options["start"], options["stop"])
+        return "".join(stage.feed(token))
+
+    return _Each(strip, strip)
+
+
 def _first(options: dict[str, Any]) -> _Stage:
     decode = _decode(options)
     length = len(decode(["x"]))
@@ -294,7 +303,7 @@ _APART: dict[str, Callable[[dict[str, Any]], _Stage]] = {
     "ByteFallback": lambda options: _ByteRuns(_decode(options)),
     "ByteLevel": lambda options: _Utf8(),
     "Fuse": lambda options: _Stage(),
-    "Strip": _each,
+    "Strip": _strip,
     "Replace": _each,
     "WordPiece": _first,
     "Metaspace": _first,
