@@ -295,6 +295,17 @@ def test_a_length_that_is_none(chained: Path, length: Any) -> None:
     assert "config.json: max_position_embeddings is" in error_of(chained)
 
 
+# Documentation.
+
+
+def test_every_option_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "generation.md").read_text()
+    rows = {line.split("`")[1].split()[0] for line in page.splitlines() if line.startswith("| `--")}
+    single = CliRunner().invoke(app, ["generate", "--help"], env={"COLUMNS": "200"}).stdout
+    shown = {word for line in single.splitlines() for word in line.split()[:1] if word.startswith("--")}
+    assert rows == shown - {"--help"}
+
+
 # Refusals. There is no such directory, so all of them come before anything of a checkpoint is read.
 
 
