@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
-    from mixerzoo.data import TextTokenizer
+    from mixerzoo.data import TextFormat, TextTokenizer
+    from mixerzoo.decay import decay_parameter_names
     from mixerzoo.decoder import Decoder
     from mixerzoo.errors import (
         BackendError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         MixerCard,
         MixerConfig,
         Neutral,
+        ParameterRole,
         Plan,
         ReferenceReading,
         Site,
@@ -57,7 +59,8 @@ __version__ = "0.1.0"
 _HOME = {
     "cache": ("KVCache",),
     "checkpoints": ("load_checkpoint", "save_checkpoint"),
-    "data": ("TextTokenizer",),
+    "data": ("TextFormat", "TextTokenizer"),
+    "decay": ("decay_parameter_names",),
     "decoder": ("Decoder",),
     "errors": (
         "BackendError",
@@ -85,6 +88,7 @@ _HOME = {
         "MixerCard",
         "MixerConfig",
         "Neutral",
+        "ParameterRole",
         "Plan",
         "ReferenceReading",
         "Site",
@@ -106,8 +110,10 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "LoopConfig",
     "ModelConfig",
     "Recipe",
+    "TextFormat",
     "TextTokenizer",
     "build",
+    "decay_parameter_names",
     "evaluate_run",
     "export_checkpoint",
     "generate",
@@ -141,6 +147,7 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "MixerChoice",
     "MixerConfig",
     "Neutral",
+    "ParameterRole",
     "Plan",
     "ReferenceReading",
     "Site",

@@ -303,6 +303,17 @@ class MixerCard:
 
 
 @dataclass(frozen=True)
+class ParameterRole:
+    """What training does with one of a mixer's parameters.
+
+    Attributes:
+        decay: whether weight decay pulls it to zero.
+    """
+
+    decay: bool = False
+
+
+@dataclass(frozen=True)
 class ReferenceReading:
     """How a mixer reads a checkpoint of another project.
 
@@ -366,6 +377,15 @@ class Mixer(nn.Module, ABC):
         """
         if next(self.parameters(), None) is not None:
             raise MixerError(f"mixer {self.name!r} has parameters but does not define reset_parameters")
+
+    def parameter_roles(self) -> Mapping[str, ParameterRole]:
+        """What training does with the parameters, by their names in ``named_parameters()``.
+
+        Those that are left out have the role ``ParameterRole()``: no weight decay. That is right for whatever
+        weighs, gates or scales, and for whatever starts at an identity, from which decay would pull it. What decays
+        are projections of the hidden state and embeddings, as the decoder's own do. Default: none.
+        """
+        return {}
 
     # The decoder asks at every forward.
 

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
 from mixerzoo import __version__
@@ -38,6 +37,7 @@ from mixerzoo.errors import MixerError, RecipeError, RunError
 from mixerzoo.model_card import CARD_FILE
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.registry import load_registry
+from mixerzoo.yaml_text import TextError, from_yaml, one_line
 
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
@@ -203,8 +203,8 @@ class RunDirectory:
         if not self.begun:
             return
         try:
-            name = yaml.safe_load((self.path / RECIPE_FILE).read_text(encoding="utf-8"))["mixer"]["name"]
-        except (yaml.YAMLError, TypeError, KeyError):
+            name = from_yaml((self.path / RECIPE_FILE).read_text(encoding="utf-8"))["mixer"]["name"]
+        except (TextError, TypeError, KeyError):
             return  # damaged: `recipe` says how
         try:
             load_registry().get_recorded(name, self._record().get("mixer_plugin"))
@@ -412,4 +412,4 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _text(flat: Mapping[str, Any], key: str) -> str:
     if key not in flat:
         return "absent"
-    return yaml.safe_dump(flat[key], default_flow_style=True).removesuffix("\n...\n").strip()
+    return one_line(flat[key])

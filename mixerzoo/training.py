@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from mixerzoo.checkpoint_files import weights_fingerprint
 from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
+from mixerzoo.environment import launch, notices, recipe_decides
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.evaluate import Score, accounting, score
 from mixerzoo.files import sha256
@@ -56,6 +56,7 @@ class Reporter:
         """Sequences of another text done and in all."""
 
 
+@recipe_decides()
 def train(
     recipe: Recipe,
     directory: Path,
@@ -90,8 +91,10 @@ def train(
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
+    for text in notices(compiled=recipe.train.compile):
+        reporter.notice(text)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
     check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)

@@ -12,7 +12,17 @@ import torch
 from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from mixerzoo import AttentionInputs, Context, DecoderShape, Mixer, MixerConfig, Plan, ReferenceReading, Site
+from mixerzoo import (
+    AttentionInputs,
+    Context,
+    DecoderShape,
+    Mixer,
+    MixerConfig,
+    ParameterRole,
+    Plan,
+    ReferenceReading,
+    Site,
+)
 from mixerzoo.errors import MixerError
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import TokenMixer
@@ -84,7 +94,30 @@ class Strided(Scaled):
         stride: int = Field(1, ge=1, description="Steps between two weighted ones.")
 
 
-CORRECT: tuple[type[Mixer], ...] = (Residual, DenseFormer, DepthAttention, Scaled, Strided)
+class Projected(Residual):
+    """Correct: the stream goes through a matrix that starts at random and decays."""
+
+    name = "projected"
+    card = replace(Residual.card, parameters="D²", neutral_settings=(), neutral="")
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.matrix = nn.Parameter(torch.empty(shape.hidden_size, shape.hidden_size))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.normal_(self.matrix, std=std, generator=generator)
+
+    def finish(self, state: Tensor) -> Tensor:
+        return state + state @ self.matrix
+
+    def flops_per_token(self) -> int:
+        return 2 * self.shape.hidden_size**2
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {"matrix": ParameterRole(decay=True)}
+
+
+CORRECT: tuple[type[Mixer], ...] = (Residual, DenseFormer, DepthAttention, Scaled, Strided, Projected)
 
 
 # Along the sequence.
@@ -828,6 +861,72 @@ class AppendsToState(Residual):
 
     def finish(self, state: Any) -> Tensor:
         return torch.stack(state.outputs).sum(0)
+
+
+def decays(*names: str) -> dict[str, ParameterRole]:
+    """Roles of parameters that decay."""
+    return {name: ParameterRole(decay=True) for name in names}
+
+
+@caught_by("decay_by_role")
+class DecaysItsIdentity(Residual):
+    """The stream goes through a matrix that starts as the identity, which decay pulls to zero."""
+
+    card = replace(Residual.card, parameters="D²")
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.matrix = nn.Parameter(torch.empty(shape.hidden_size, shape.hidden_size))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.eye_(self.matrix)
+
+    def finish(self, state: Tensor) -> Tensor:
+        return state @ self.matrix
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return decays("matrix")
+
+
+@caught_by("decay_by_role")
+class DecaysAnIdentityAmongNoise(DecaysItsIdentity):
+    """The same, and the rest of the matrix is drawn."""
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.normal_(self.matrix, std=std, generator=generator)
+        self.matrix.fill_diagonal_(1.0)
+
+
+@caught_by("decay_by_role")
+class DecaysWhatStartsAroundOne(Scaled):
+    """Weights that are drawn around one."""
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return decays("scale")
+
+
+@caught_by("decay_by_role")
+class DecaysWhatIsNotThere(Scaled):
+    """Misspelt, so that it says nothing."""
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {"scales": ParameterRole()}
+
+
+@caught_by("decay_by_role")
+class SaysDecayWithoutARole(Scaled):
+    """True is no role."""
+
+    def parameter_roles(self) -> Any:
+        return {"scale": True}
+
+
+@caught_by("decay_by_role")
+class ListsItsDecay(Scaled):
+    """A list of names says no roles."""
+
+    def parameter_roles(self) -> Any:
+        return ["scale"]
 
 
 # What is saved.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json
+from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json, rank_of
 from mixerzoo.cli.results import print_result
 from mixerzoo.errors import RunError
 
@@ -62,7 +61,7 @@ def command(
             again = ["mixerzoo", "train", recipe, *(overrides or ()), "--out", str(directory), "--resume"]
             _say_how_to_go_on(directory, reporter.last_step, shlex.join(again))
         raise
-    if int(os.environ.get("RANK", "0")) != 0:
+    if rank_of() != 0:
         return
     if as_json:
         print_json(result)

@@ -2,7 +2,7 @@
 
 - A checkpoint appears in one rename, so one that was cut off is never picked up.
 - The order of the data is a function of the seed alone, and every step sees the same number of sequences.
-- Weight decay goes by the number of dimensions, not by a parameter's name.
+- Weight decay goes by a parameter's role, not by its name.
 - A loss that is not finite stops the run instead of being filtered out of the log.
 - Without CUDA every process says so (``use_cpu``), or two of them would train apart in silence.
 """
@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
+from mixerzoo.decay import decay_parameter_names
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import RunError
 from mixerzoo.recipe import Recipe
@@ -112,8 +113,8 @@ class MixerZooTrainer(Trainer):
         return self.model.decoder
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices decay; norms, mixing weights and other vectors and scalars do not."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+        """The skeleton's matrices, and what the mixer says of its own."""
+        return decay_parameter_names(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset

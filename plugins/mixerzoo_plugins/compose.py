@@ -21,6 +21,7 @@ from mixerzoo import (
     MixerChoice,
     MixerConfig,
     MixerError,
+    ParameterRole,
     Plan,
     Site,
     State,
@@ -123,6 +124,13 @@ class Compose(Mixer):
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         for part in self._parts():
             part.reset_parameters(generator, std)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {
+            f"parts.{name}.{parameter}": role
+            for name in self.parts
+            for parameter, role in self._part(name).parameter_roles().items()
+        }
 
     def start(self, x: Tensor, context: Context) -> ComposedState:
         memories = tuple(self._attention_part(name).remember(x, context) for name in self._attention)

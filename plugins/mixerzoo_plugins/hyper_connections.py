@@ -24,6 +24,7 @@ from mixerzoo import (
     MixerConfig,
     MixerError,
     Neutral,
+    ParameterRole,
     ReferenceReading,
     Site,
     hookimpl,
@@ -39,7 +40,7 @@ class Config(MixerConfig):
     variant: Literal["hc", "mhc", "mhc_lite"] = Field(
         "hc", description="hc: free weights; mhc: stream matrix by Sinkhorn; mhc_lite: by permutations."
     )
-    num_streams: int = Field(4, ge=1, description="n residual streams (mhc: at least 2; mhc_lite: 2 to 5).")
+    num_streams: int = Field(4, ge=1, description="n residual streams (mhc_lite: 2 to 5).")
     dynamic: bool = Field(True, description="Whether the weights depend on the token (mhc, mhc_lite: always).")
     sinkhorn_iterations: int = Field(20, ge=1, description="Passes over rows and columns (mhc only).")
     alpha_init: float = Field(0.01, gt=0, description="Initial scale of the part that depends on the token.")
@@ -98,7 +99,6 @@ class FreeConnection(Connection):
         super().__init__()
         self.pre = nn.Parameter(torch.empty(num_streams))
         self.post = nn.Parameter(torch.empty(num_streams))
-        # A vector, not a matrix, which training would decay: the method exempts its static part.
         self.mix = nn.Parameter(torch.empty(num_streams**2))
         self.dynamic, self.eps = dynamic, eps
         if dynamic:
@@ -147,13 +147,14 @@ class ConstrainedConnection(Connection):
     Args:
         size: D.
         num_streams: n.
-        num_mix_logits: how many logits the stream matrix is made of; 0 leaves the streams unmixed.
+        num_mix_logits: how many logits the stream matrix is made of.
+        mixes: whether there is a stream matrix; else the rows of its logits are there, and nobody reads them.
         eps: of the norm.
     """
 
-    def __init__(self, size: int, num_streams: int, num_mix_logits: int, eps: float) -> None:
+    def __init__(self, size: int, num_streams: int, num_mix_logits: int, mixes: bool, eps: float) -> None:
         super().__init__()
-        self.num_streams, self.num_mix_logits, self.eps = num_streams, num_mix_logits, eps
+        self.num_streams, self.mixes, self.eps = num_streams, mixes, eps
         self.norm = nn.Parameter(torch.empty(num_streams * size))
         self.projection = nn.Parameter(torch.empty(2 * num_streams + num_mix_logits, num_streams * size))
         self.pre = nn.Parameter(torch.empty(num_streams))
@@ -161,7 +162,7 @@ class ConstrainedConnection(Connection):
         # Of shape [1]: fully_shard takes no scalars.
         self.scale_pre = nn.Parameter(torch.empty(1))
         self.scale_post = nn.Parameter(torch.empty(1))
-        if num_mix_logits:
+        if mixes:
             self.mix = nn.Parameter(torch.empty(self.mix_shape()))
             self.scale_mix = nn.Parameter(torch.empty(1))
 
@@ -176,9 +177,10 @@ class ConstrainedConnection(Connection):
     def reset(self, number: int, config: Config, generator: torch.Generator, std: float) -> None:
         nn.init.ones_(self.norm)
         nn.init.normal_(self.projection, std=std, generator=generator)
-        nn.init.constant_(self.pre, -math.log(self.num_streams - 1))  # σ of it is 1/n
+        # σ of it is 1/n; at 1 itself nothing would learn.
+        nn.init.constant_(self.pre, -math.log(self.num_streams - 1) if self.num_streams > 1 else math.log(99))
         nn.init.zeros_(self.post)
-        for scale in (self.scale_pre, self.scale_post, *([self.scale_mix] if self.num_mix_logits else [])):
+        for scale in (self.scale_pre, self.scale_post, *([self.scale_mix] if self.mixes else [])):
             nn.init.constant_(scale, config.alpha_init)
 
     def read_weights(self, streams: Tensor) -> Tensor:
@@ -186,17 +188,21 @@ class ConstrainedConnection(Connection):
         return (self.scale_pre * logits + self.pre).sigmoid()
 
     def write_weights(self, streams: Tensor) -> WriteWeights:
-        logits = self._logits(streams, self.num_streams, len(self.projection))
+        logits = self._logits(streams, self.num_streams, self._num_logits())
         post = 2 * (self.scale_post * logits[..., : self.num_streams] + self.post).sigmoid()
-        if not self.num_mix_logits:
+        if not self.mixes:
             return WriteWeights(None, post)
         moved = logits[..., self.num_streams :].unflatten(-1, self.mix_shape())
         return WriteWeights(self.matrix(self.scale_mix * moved + self.mix), post)
 
     def flops(self) -> int:
-        rows, size = self.projection.shape
+        rows, size = self._num_logits(), self.projection.size(1)
         # The norm before the read and again before the write, W, and each logit's three operations; σ and 2σ.
         return 4 * size + 2 * size * rows + 3 * rows + 3 * self.num_streams
+
+    def _num_logits(self) -> int:
+        """How many rows of W are read."""
+        return len(self.projection) if self.mixes else 2 * self.num_streams
 
     def _logits(self, streams: Tensor, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` of W z, [B, T, last − first]."""
@@ -204,7 +210,7 @@ class ConstrainedConnection(Connection):
 
 
 class SinkhornConnection(ConstrainedConnection):
-    """mHC: the stream matrix by alternately dividing rows and columns by their sums.
+    """mHC: the stream matrix by alternately dividing rows and columns by their sums. Of one stream it is 1.
 
     Args:
         size: D.
@@ -214,13 +220,15 @@ class SinkhornConnection(ConstrainedConnection):
     """
 
     def __init__(self, size: int, num_streams: int, iterations: int, eps: float) -> None:
-        super().__init__(size, num_streams, num_streams**2, eps)
+        # With one stream W has the row of the matrix's only logit all the same, as checkpoints of the reference do.
+        super().__init__(size, num_streams, num_streams**2, num_streams > 1, eps)
         self.iterations = iterations
 
     def reset(self, number: int, config: Config, generator: torch.Generator, std: float) -> None:
         super().reset(number, config, generator, std)
-        nn.init.constant_(self.mix, math.log(0.01 / (self.num_streams - 1)))
-        self.mix.fill_diagonal_(math.log(0.99))
+        if self.mixes:
+            nn.init.constant_(self.mix, math.log(0.01 / (self.num_streams - 1)))
+            self.mix.fill_diagonal_(math.log(0.99))
 
     def mix_shape(self) -> tuple[int, ...]:
         return (self.num_streams, self.num_streams)
@@ -229,7 +237,7 @@ class SinkhornConnection(ConstrainedConnection):
         return sinkhorn(logits, self.iterations)
 
     def flops(self) -> int:
-        return super().flops() + 4 * self.num_streams**2 * (1 + self.iterations)
+        return super().flops() + 4 * self.num_streams**2 * (1 + self.iterations) * self.mixes
 
 
 class PermutationConnection(ConstrainedConnection):
@@ -243,22 +251,22 @@ class PermutationConnection(ConstrainedConnection):
     """
 
     def __init__(self, size: int, num_streams: int, mixes: bool, eps: float) -> None:
-        super().__init__(size, num_streams, math.factorial(num_streams) if mixes else 0, eps)
+        super().__init__(size, num_streams, math.factorial(num_streams) if mixes else 0, mixes, eps)
 
     def reset(self, number: int, config: Config, generator: torch.Generator, std: float) -> None:
         super().reset(number, config, generator, std)
-        if self.num_mix_logits:
+        if self.mixes:
             nn.init.constant_(self.mix, -8.0)
             self.mix[0] = 0.0  # the identity
 
     def mix_shape(self) -> tuple[int, ...]:
-        return (self.num_mix_logits,)
+        return (math.factorial(self.num_streams),)
 
     def matrix(self, logits: Tensor) -> Tensor:
         return mean_of_permutations(logits.softmax(-1), self.num_streams)
 
     def flops(self) -> int:
-        return super().flops() + (4 + self.num_streams) * self.num_mix_logits
+        return super().flops() + (4 + self.num_streams) * math.factorial(self.num_streams) * self.mixes
 
 
 class HyperConnections(Mixer):
@@ -299,7 +307,9 @@ class HyperConnections(Mixer):
             "is none. mhc_lite: the head and the initial pre and post are those of mhc, and W is drawn like there, so "
             "that the two differ in the stream matrix alone; the identity starts with logit 0, all others with −8. At "
             "its first sublayer all streams are the embedding and a doubly stochastic matrix changes nothing, so there "
-            "is none. mhc needs W at the first sublayer too, because Sinkhorn's row sums are not exactly 1."
+            "is none. mhc needs W at the first sublayer too, because Sinkhorn's row sums are not exactly 1. mhc with "
+            "one stream: stream matrix and head are exactly 1, so they have no parameters, and pre, whose logit(1/n) "
+            "is infinite there, starts at 0.99."
         ),
     )
     reference_keys = frozenset(
@@ -311,7 +321,9 @@ class HyperConnections(Mixer):
         _refuse(config)
         self.num_streams = config.num_streams
         self.connections = nn.ModuleList(_connection(config, shape, i) for i in range(2 * shape.num_steps))
-        if config.variant != "hc":
+        #: Whether the head has weights to learn: that of a single stream is 1.
+        self.has_head = config.variant != "hc" and config.num_streams > 1
+        if self.has_head:
             self.head = nn.Parameter(torch.empty(config.num_streams))
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
@@ -319,8 +331,12 @@ class HyperConnections(Mixer):
         for number, connection in enumerate(self.connections):
             assert isinstance(connection, Connection)
             connection.reset(number, self.config, generator, std)
-        if self.config.variant != "hc":
+        if self.has_head:
             nn.init.zeros_(self.head)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # The paper exempts the static part, which starts at an identity; what looks at the streams is a projection.
+        return {name: ParameterRole(decay=True) for name, _ in self.named_parameters() if name.endswith("projection")}
 
     def start(self, x: Tensor, context: Context) -> Tensor:
         return x.unsqueeze(-2).expand(*x.shape[:-1], self.num_streams, -1)
@@ -334,7 +350,7 @@ class HyperConnections(Mixer):
         return torch.addcmul(mixed, weights.post.to(state.dtype).unsqueeze(-1), y.unsqueeze(-2))
 
     def finish(self, state: Tensor) -> Tensor:
-        if self.config.variant == "hc":
+        if not self.has_head:
             return state.sum(-2)
         exact = torch.promote_types(state.dtype, torch.float32)
         return _weighted_sum(self.head.to(exact).softmax(-1), state)
@@ -347,10 +363,10 @@ class HyperConnections(Mixer):
 
     def flops_per_token(self) -> int:
         streams = self.num_streams * self.shape.hidden_size
-        flops = streams if self.config.variant == "hc" else 2 * streams
+        flops = 2 * streams if self.has_head else streams
         for connection in self.connections:
             assert isinstance(connection, Connection)
-            mixes = not isinstance(connection, ConstrainedConnection) or connection.num_mix_logits
+            mixes = not isinstance(connection, ConstrainedConnection) or connection.mixes
             # Read, mix, and add the output, where a plain stream has one addition.
             flops += 4 * streams + 2 * self.num_streams * streams * bool(mixes) - self.shape.hidden_size
             flops += connection.flops()
@@ -376,12 +392,18 @@ class HyperConnections(Mixer):
             "alpha_post": "scale_post",
             "alpha_res": "scale_mix",
         }
-        names = {"model.residual_stream_projector.reduce_logits": "head"}
+        head = "model.residual_stream_projector.reduce_logits"
+        names = {head: "head"}
         for layer in range(int(config["num_hidden_layers"])):
             for offset, branch in enumerate(("attn", "mlp")):
                 prefix = f"model.layers.{layer}.{branch}_residual_connector"
                 names |= {f"{prefix}.{part}": f"connections.{2 * layer + offset}.{own}" for part, own in parts.items()}
-        return ReferenceReading(options, {name: own for name, own in names.items() if name in tensors})
+        # With one stream its matrix and its weight in the head are 1, whatever their logits.
+        idle = ("residual_logits", "alpha_res", head) if options["num_streams"] == 1 else ()
+        unused = frozenset(name for name in names if name.endswith(idle)) if idle else frozenset()
+        return ReferenceReading(
+            options, {name: own for name, own in names.items() if name in tensors and name not in unused}, unused
+        )
 
     def _connection(self, site: Site) -> Connection:
         connection = self.connections[2 * site.step + (site.branch == "mlp")]
@@ -437,8 +459,8 @@ def _refuse(config: Config) -> None:
         raise MixerError(
             f"dynamic: false is for variant: hc; {config.variant} always computes its weights from the token"
         )
-    if config.num_streams < 2:
-        raise MixerError(f"{config.variant} mixes streams with each other: num_streams must be at least 2")
+    if config.variant == "mhc_lite" and config.num_streams < 2:
+        raise MixerError("mhc_lite mixes streams with each other: num_streams must be at least 2")
     if config.variant == "mhc_lite" and config.num_streams > MAX_LITE_STREAMS:
         raise MixerError(
             f"mhc_lite weighs all n! permutations of its streams, {math.factorial(config.num_streams)} for "

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixerzoo import Context, DecoderShape, Mixer, MixerCard, MixerConfig, MixerError, Neutral, Site, hookimpl
+from mixerzoo import (
+    Context,
+    DecoderShape,
+    Mixer,
+    MixerCard,
+    MixerConfig,
+    MixerError,
+    Neutral,
+    ParameterRole,
+    Site,
+    hookimpl,
+)
 
 
 class Config(MixerConfig):
@@ -126,6 +137,10 @@ class Laurel(Mixer):
         if self.maps_previous:
             for previous_map in self.previous_map:
                 previous_map.reset(generator, zero=False)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # The low-rank maps; α, β and γ weigh.
+        return {name: ParameterRole(decay=True) for name, _ in self.named_parameters() if name.endswith((".a", ".b"))}
 
     def start(self, x: Tensor, context: Context) -> State:
         return State(x, ())

@@ -21,6 +21,7 @@ from mixerzoo import (
     MixerCard,
     MixerConfig,
     Neutral,
+    ParameterRole,
     Site,
     hookimpl,
 )
@@ -118,6 +119,10 @@ class Moda(AttentionMixer):
             assert isinstance(projection, LightProjection)
             nn.init.normal_(projection.weight, std=std, generator=generator)
             nn.init.ones_(projection.key_gain)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # Projections of keys and values as the attention's own; the gain is that of a norm.
+        return {f"projections.{step}.weight": ParameterRole(decay=True) for step in self.projections}
 
     def remember(self, x: Tensor, context: Context) -> Memory:
         return Memory()

@@ -19,6 +19,7 @@ from mixerzoo import (
     MixerCard,
     MixerConfig,
     Neutral,
+    ParameterRole,
     Site,
     hookimpl,
 )
@@ -140,6 +141,10 @@ class Mudd(Mixer):
             nn.init.zeros_(mix.w2)
             nn.init.zeros_(mix.bias)
             nn.init.ones_(mix.bias[:, -1])
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # As where modded-nanogpt uses the method (its pull request 259): the two projections, not the bias.
+        return {name: ParameterRole(decay=True) for name, _ in self.named_parameters() if not name.endswith("bias")}
 
     def start(self, x: Tensor, context: Context) -> State:
         return State(x, (x,), None)

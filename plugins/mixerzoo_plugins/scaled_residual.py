@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixerzoo import Context, DecoderShape, Mixer, MixerCard, MixerConfig, MixerError, Neutral, Site, hookimpl
+from mixerzoo import (
+    Context,
+    DecoderShape,
+    Mixer,
+    MixerCard,
+    MixerConfig,
+    MixerError,
+    Neutral,
+    ParameterRole,
+    Site,
+    hookimpl,
+)
 
 
 class Config(MixerConfig):
@@ -83,7 +94,6 @@ class ScaledResidual(Mixer):
                 Gate(shape.hidden_size, num_weights, config.gate_bias is not None) for _ in range(num_sites)
             )
         else:
-            # A vector each, not two matrices, which training would decay.
             self.alpha = nn.ParameterList(torch.empty(num_weights) for _ in range(num_sites))
             self.beta = nn.ParameterList(torch.empty(num_weights) for _ in range(num_sites))
 
@@ -98,6 +108,10 @@ class ScaledResidual(Mixer):
             nn.init.normal_(gate.weight, std=std, generator=generator)
             if gate.bias is not None and self.config.gate_bias is not None:
                 nn.init.constant_(gate.bias, self.config.gate_bias)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # A gate's W is a projection like any; α and β start at 1, the bias where the option says.
+        return {f"gates.{i}.weight": ParameterRole(decay=True) for i in range(len(self.gates) if self.has_gate else 0)}
 
     def start(self, x: Tensor, context: Context) -> Tensor:
         return x

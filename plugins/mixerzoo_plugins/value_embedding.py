@@ -19,6 +19,7 @@ from mixerzoo import (
     MixerConfig,
     MixerError,
     Neutral,
+    ParameterRole,
     Site,
     hookimpl,
 )
@@ -94,6 +95,10 @@ class ValueEmbedding(AttentionMixer):
                 nn.init.normal_(table, std=std, generator=generator)
         for gate in self.gates.values():
             nn.init.zeros_(gate)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # Tables as the decoder's own embedding does; a gate's W is a projection, which starts at 0.
+        return {name: ParameterRole(decay=True) for name, _ in self.named_parameters()}
 
     def remember(self, x: Tensor, context: Context) -> tuple[Tensor]:
         if context.tokens is None:

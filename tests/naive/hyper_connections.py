@@ -26,6 +26,7 @@ CASES = (
     Case("hyper_connections", {"dynamic": False, "num_streams": 3}, LOOPED),
     Case("hyper_connections", {"variant": "mhc", "num_streams": 2}, POST_ROPE),
     Case("hyper_connections", {"variant": "mhc", "num_streams": 3, "sinkhorn_iterations": 3}, LOOPED),
+    Case("hyper_connections", {"variant": "mhc", "num_streams": 1}),
     Case("hyper_connections", {"variant": "mhc_lite", "num_streams": 3}),
     Case("hyper_connections", {"variant": "mhc_lite", "num_streams": 2}, LOOPED),
 )
@@ -138,6 +139,9 @@ class MHC(Streams):
     def res_of(self, own: Mapping[str, Tensor], r: Tensor) -> Matrix:
         """The stream matrix from its rows of r."""
         n = len(self.streams)
+        if "mix" not in own:
+            # The only doubly stochastic matrix of one stream; the library keeps no logit of it.
+            return [[torch.ones(()).double()]]
         logits = [[own["scale_mix"] * r[i * n + j] + own["mix"][i, j] for j in range(n)] for i in range(n)]
         return sinkhorn(logits, self.iterations)
 
@@ -189,7 +193,8 @@ def begin(mixer: Mixer) -> Begin:
     if options["variant"] == "hc":
         return lambda embedding, token: HC(embedding, parameters, options["num_streams"], eps)
     method = MHC if options["variant"] == "mhc" else MHCLite
-    return lambda embedding, token: method(embedding, parameters, state["head"], eps, options["sinkhorn_iterations"])
+    head = state.get("head", torch.zeros(1))
+    return lambda embedding, token: method(embedding, parameters, head, eps, options["sinkhorn_iterations"])
 
 
 def in_flight_bytes(mixer: Mixer, dtype: torch.dtype) -> int:
@@ -204,9 +209,9 @@ def flops_per_token(mixer: Mixer) -> int:
     n = options["num_streams"]
     matrices = math.factorial(n)
     # The head: a sum, or a weighted sum.
-    flops = n * size if options["variant"] == "hc" else 2 * n * size
+    flops = n * size if options["variant"] == "hc" or n == 1 else 2 * n * size
     for number in range(2 * mixer.shape.num_steps):
-        mixes = options["variant"] != "mhc_lite" or number > 0
+        mixes = {"hc": True, "mhc": n > 1, "mhc_lite": number > 0}[options["variant"]]
         flops += 2 * n * size + (2 * n * n * size if mixes else 0) + 2 * n * size - size
         if options["variant"] == "hc":
             if options["dynamic"]:
@@ -216,7 +221,7 @@ def flops_per_token(mixer: Mixer) -> int:
         logits = 2 * n + ((n * n if options["variant"] == "mhc" else matrices) if mixes else 0)
         # The norm, W, and 1/rms, a and b of each logit; σ, and σ and its double.
         flops += 2 * 2 * n * size + 2 * logits * n * size + 3 * logits + n + 2 * n
-        if options["variant"] == "mhc":
+        if options["variant"] == "mhc" and mixes:
             # Maximum, difference, exp and clamp; then a sum and a division, over rows and over columns.
             flops += 4 * n * n + options["sinkhorn_iterations"] * 2 * (2 * n * n)
         elif mixes:
@@ -266,16 +271,17 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
             if options["dynamic"]:
                 own |= {"projection": 0.0, "scale_mix": alpha, "scale_post": alpha}
         else:
-            own = {"norm": 1.0, "pre": math.log(1 / n / (1 - 1 / n)), "post": 0.0}
+            pre = 1 / n if n > 1 else 0.99
+            own = {"norm": 1.0, "pre": math.log(pre / (1 - pre)), "post": 0.0}
             own |= {"scale_pre": alpha, "scale_post": alpha}
-            if options["variant"] == "mhc":
+            if options["variant"] == "mhc" and n > 1:
                 near = torch.full((n, n), 0.01 / (n - 1)).fill_diagonal_(0.99)
                 own |= {"mix": near.log(), "scale_mix": alpha}
             elif number > 0:
                 identity = [permutation == tuple(range(n)) for permutation in itertools.permutations(range(n))]
                 own |= {"mix": torch.tensor([0.0 if same else -8.0 for same in identity]), "scale_mix": alpha}
         values |= {f"connections.{number}.{name}": value for name, value in own.items()}
-    return values if options["variant"] == "hc" else {**values, "head": 0.0}
+    return values if options["variant"] == "hc" or n == 1 else {**values, "head": 0.0}
 
 
 CHECKPOINTS = assembled("mhc", without(golden("mhc_n2"), "mhc_num_streams", "mhc_sinkhorn_iters"))

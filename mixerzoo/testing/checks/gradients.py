@@ -1,4 +1,4 @@
-"""Chapter 6: training: gradients exist, are right, and do not depend on how they are computed."""
+"""Chapter 6: training: gradients exist, are right, do not depend on how they are computed, and decay spoils nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mixerzoo.decoder import Decoder
+from mixerzoo.decay import parameter_roles
+from mixerzoo.decoder import Decoder, initialise_mixer
+from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
+
+#: Initialisations that are compared.
+_STARTS = 16
+#: Standard errors from which on a mean over them is not zero by chance: by Student's t, 1e-8 of the random weights.
+_CERTAIN = 12.0
 
 
 def _loss(decoder: Decoder, case: Case) -> Tensor:
@@ -80,3 +87,29 @@ def activation_checkpointing(mixer: type[Mixer], case: Case) -> None:
         assert (gradient is None) == (plain is None), f"{name} has a gradient in one of two ways only"
         if gradient is not None and plain is not None:
             assert_close(gradient, plain, f"the gradient of {name} with recomputation")
+
+
+@clause("6.4")
+@torch.no_grad()
+def decay_by_role(mixer: type[Mixer], case: Case) -> None:
+    """No weight decays that starts at a chosen value, and every role is that of a parameter."""
+    decoder = case.decoder(mixer, perturbed=False)
+    try:
+        roles = parameter_roles(decoder.mixer)
+    except MixerzooError as error:
+        raise AssertionError(str(error)) from error
+    decaying = {n: p for n, p in decoder.mixer.named_parameters() if roles[n].decay and p.numel()}
+    starts: dict[str, list[Tensor]] = {name: [] for name in decaying}
+    for number in range(_STARTS if decaying else 0):
+        initialise_mixer(decoder, case.seed + number)
+        for name, parameter in decaying.items():
+            starts[name].append(parameter.to(torch.float64, copy=True))
+    for name, values in starts.items():
+        # Where the seed changes nothing the deviation is zero, and any mean but zero was chosen.
+        deviation, mean = torch.std_mean(torch.stack(values), dim=0)
+        excess = mean.abs() * _STARTS**0.5 - _CERTAIN * deviation
+        place = int(excess.argmax())
+        assert float(excess.flatten()[place]) <= 0, (
+            f"{name} decays, but starts at {float(mean.flatten()[place]):.3g} (entry {place} of {list(mean.shape)}, "
+            f"mean over {_STARTS} seeds): weight decay would pull it off; leave it out of parameter_roles"
+        )
