@@ -112,11 +112,8 @@ class _Scan:
             raise DataError(f"{self._corpus.name} holds no text")
         if lowest == highest:
             return self._result(["cut", fraction], (self._corpus.documents, lambda _, text: _cut(text, fraction)))
-        if (
-            documents is not None
-            and not self._corpus.whole_documents
-            and not is_near(held / self._meter.done, fraction)
-        ):
+        few = None if self._corpus.whole_documents else documents
+        if few is not None and not is_near(held / self._meter.done, fraction):
             return self._limited(*_limit_by_bytes(few, fraction))
         # Validation is every digest up to the limit, which is moved where it would leave a side empty.
         limit = max(lowest, asked)
