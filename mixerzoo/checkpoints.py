@@ -25,6 +25,7 @@ from mixerzoo.config_json import SHIM_FILE, check_sizes, describe, read_own
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.foreign import Foreign, Shapes, read_foreign
+from mixerzoo.manifest import MANIFEST_FILE, check_files
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model_config import ModelConfig
 from mixerzoo.placement import DTYPES, find_device, find_dtype
@@ -83,6 +84,7 @@ def save_weights(decoder: Decoder, directory: Path) -> None:
         raise CheckpointError(f"{directory / WEIGHTS_FILE}: cannot be written: {error}") from error
     partial.chmod(0o644)  # safetensors makes it private
     os.replace(partial, directory / WEIGHTS_FILE)
+    (directory / MANIFEST_FILE).unlink(missing_ok=True)  # of other weights
     _remove_shards(directory)
 
 
@@ -148,6 +150,7 @@ def load_checkpoint(
     directory = Path(path)
     wanted, where = None if dtype is None else find_dtype(dtype), find_device(device)
     check_backend(attention_backend, where)
+    check_files(directory, (CONFIG_FILE, WEIGHTS_FILE))
     raw = read_json(directory / CONFIG_FILE)
     update: dict[str, Any] = {"attention_backend": attention_backend}
     if k_norm is not None:

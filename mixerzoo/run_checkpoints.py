@@ -199,3 +199,7 @@ def remove_leftovers(directory: Path) -> None:
     for path, name in files.unfinished_in(directory):
         if _COMPLETE.fullmatch(name.removesuffix(_DAMAGED)):
             files.remove(path)
+    for _, folder in complete_checkpoints(directory):
+        for path, name in files.unfinished_in(folder):
+            if name == MANIFEST_FILE:
+                files.remove(path)

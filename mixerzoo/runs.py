@@ -34,7 +34,7 @@ from mixerzoo import files
 from mixerzoo.data import PreparedData
 from mixerzoo.errors import MixerError, RecipeError, RunError
 from mixerzoo.json_files import read_object, to_json
-from mixerzoo.manifest import MANIFEST_FILE, write_manifest
+from mixerzoo.manifest import MANIFEST_FILE, check_files, write_manifest
 from mixerzoo.model_card import CARD_FILE
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.registry import load_registry
@@ -385,6 +385,18 @@ def home_of(checkpoint: Path) -> Path:
     whole = checkpoint.resolve()
     shared = whole.parent.name == CHECKPOINTS and not (checkpoint / "tokenizer.json").exists()
     return whole.parent.parent if shared else checkpoint
+
+
+def check_tokenizer(checkpoint: Path) -> None:
+    """Refuse a tokenizer, or ends of text, other than the run wrote beside a checkpoint.
+
+    Args:
+        checkpoint: a run, a checkpoint within one, or any other, which passes.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    check_files(home_of(checkpoint), (*_TOKENIZER, GENERATION_FILE))
 
 
 def _blank(path: Path) -> bool:

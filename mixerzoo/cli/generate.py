@@ -46,12 +46,13 @@ def command(
     import torch
 
     from mixerzoo import TextTokenizer, load_checkpoint, stream
-    from mixerzoo.runs import home_of
+    from mixerzoo.runs import check_tokenizer, home_of
 
     text = _prompt(prompt, prompt_file)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
     where = pick_device(device)
+    check_tokenizer(directory)
     tokenizer = TextTokenizer.load(home_of(directory))
     decoder = load_checkpoint(directory, dtype, device=where)
     _check_vocabulary(tokenizer, decoder, directory)
