@@ -288,9 +288,8 @@ class RunDirectory:
             lines = [f"  {key}: {how}" for key, how in differing.items()]
             hint = "\ntrain.steps can only grow" if "train.steps" in differing else ""
             raise RunError(
-                f"{self.path} was started with another recipe, so it cannot be resumed with this one:\n"
-                + "\n".join(lines)
-                + hint
+                f"{self.path} was started with another recipe (its {RECIPE_FILE}), so it cannot be resumed with this "
+                "one:\n" + "\n".join(lines) + hint
             )
         self.check_data(fingerprint)
 
@@ -303,7 +302,7 @@ class RunDirectory:
         if self._record().get("data_fingerprint") != fingerprint:
             raise RunError(
                 f"{self.path}: the data changed since the run was started (other files, or another Python for "
-                "the source 'stdlib'), so its text and its tokenizer are no longer the run's"
+                f"the source 'stdlib'), so its text and its tokenizer are no longer those of its {RUN_FILE}"
             )
 
     def check_initial(self, fingerprint: str | None) -> None:
@@ -313,7 +312,9 @@ class RunDirectory:
             RunError: the checkpoint of the recipe's ``model.init_from`` changed.
         """
         if self._record().get("initial_weights") != fingerprint:
-            raise RunError(f"{self.path}: the weights of model.init_from changed since the run was started")
+            raise RunError(
+                f"{self.path}: the weights of model.init_from changed since the run was started (by its {RUN_FILE})"
+            )
 
     def check_there(self) -> None:
         """Refuse to write into a directory that was removed while training.

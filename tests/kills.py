@@ -63,7 +63,7 @@ def fork(directory: Path, *, at: int | None = None, do: signal.Signals = signal.
         mixerzoo.training.train(tiny_recipe(*OVERRIDES), directory, resume=directory.exists())
         done = count
         log.with_suffix(".count").write_text(str(done))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  a fork must not go on with what its parent does
         log.write_text(traceback.format_exc())
         os._exit(1)
     os._exit(0)

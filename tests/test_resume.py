@@ -162,7 +162,7 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(short, tmp_path):
     train(tiny_recipe(*recipe), tmp_path / "long")
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "long")
     assert RunDirectory(tmp_path / "run").recipe().train.steps == 12
-    assert not [path for path in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_longer_run_must_have_had_the_same_rates(finished, tmp_path):
