@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from mixerzoo.ops import forms
 TILE = 2048
 #: Programs at most where a program walks over several tiles, to sum the gradient of a query that all rows share.
 PROGRAMS = 1056
+
+#: Arguments for whose values no kernel is compiled anew (a kernel may lack some).
+FREE = ["num_sources", "rows", "per_row"]
 
 _TRITON = {
     torch.float64: tl.float64,
@@ -51,7 +55,7 @@ def _write(table, n, num_sources, at, mask, x, WIDE: tl.constexpr, NARROW: tl.co
         tl.store(tl.multiple_of(address.to(tl.pointer_type(NARROW)), 16) + at, x.to(NARROW), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=FREE)
 def _sum_kernel(
     sources, weights, out, num_sources, rows, size, per_row,
     ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
@@ -68,7 +72,7 @@ def _sum_kernel(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=FREE)
 def _sum_backward_kernel(
     sources, grads, weights, grad, dots, num_sources, rows, size, per_row,
     ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
@@ -86,10 +90,10 @@ def _sum_backward_kernel(
         _write(grads, n, num_sources, at, mask, weight[:, None] * g, WIDE, NARROW)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=FREE)
 def _attend_kernel(
-    keys, values, factors, query, bias, out, scores, num_sources, rows, size, query_row, scale,
-    SHARED: tl.constexpr, FACTORS: tl.constexpr, BIAS: tl.constexpr,
+    keys, values, factors, query, bias, out, scores, num_sources, rows, size, query_row,
+    SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -103,7 +107,7 @@ def _attend_kernel(
     total = tl.zeros([ROWS, SIZE], dtype=EXACT)
     for n in range(num_sources):
         k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-        score = tl.sum(q * k, axis=1) * scale
+        score = tl.sum(q * k, axis=1) * SCALE
         if FACTORS:
             factor = tl.load(factors + n).to(tl.pointer_type(EXACT))
             score *= tl.load(factor + row, mask=inside, other=0.0)
@@ -124,11 +128,11 @@ def _attend_kernel(
     tl.store(out + at, (total / norm[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=FREE)
 def _attend_backward_kernel(
     keys, values, factors, key_grads, value_grads, factor_grads, query, grad, weights, of_query, of_last,
-    num_sources, rows, size, query_row, scale,
-    SHARED: tl.constexpr, FACTORS: tl.constexpr, COMMON: tl.constexpr,
+    num_sources, rows, size, query_row,
+    SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, COMMON: tl.constexpr,
     ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, SIZE)
@@ -154,7 +158,7 @@ def _attend_backward_kernel(
                 k = v
             else:
                 k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-            of_dot = of_score * scale
+            of_dot = of_score * SCALE
             if FACTORS:
                 factor_at = tl.load(factors + n).to(tl.pointer_type(EXACT)) + row
                 of_factor_at = tl.load(factor_grads + n).to(tl.pointer_type(EXACT)) + row
@@ -261,8 +265,8 @@ def _attend(
         _attend_kernel,
         table, table if shared else launch.table(values), table if factors is None else launch.table(factors),
         query, query if bias is None else bias, out, scores,
-        len(keys), launch.rows, launch.size, 0 if query.ndim == 1 else launch.size, scale,
-        SHARED=shared, FACTORS=factors is not None, BIAS=bias is not None,
+        len(keys), launch.rows, launch.size, 0 if query.ndim == 1 else launch.size,
+        SCALE=scale, SHARED=shared, FACTORS=factors is not None, BIAS=bias is not None,
     )  # fmt: skip
     return out, scores.softmax(-1)
 
@@ -294,8 +298,8 @@ def _attend_backward(
         table_grads if shared else launch.table(of_keys), table_grads,
         launch.table(of_factors) if factors else table,
         query, grad.contiguous(), weights.contiguous(), of_query, of_last,
-        len(keys), launch.rows, launch.size, 0 if common else launch.size, scale,
-        programs=programs, SHARED=shared, FACTORS=factors is not None, COMMON=common,
+        len(keys), launch.rows, launch.size, 0 if common else launch.size,
+        programs=programs, SCALE=scale, SHARED=shared, FACTORS=factors is not None, COMMON=common,
     )  # fmt: skip
     return [*of_keys, *of_values], of_factors, of_query, of_last
 
@@ -329,16 +333,19 @@ class _Launch:
         return torch.tensor(numbers, pin_memory=True).to(self.device, non_blocking=True)
 
     def run(self, kernel: Any, *arguments: Any, programs: int | None = None, **options: Any) -> None:
-        kernel[(programs or self.blocks,)](
-            *arguments,
-            **options,
-            ROWS=self.tile_rows,
-            SIZE=self.tile_size,
-            WIDE=_TRITON[self.wide],
-            NARROW=_TRITON[self.narrow],
-            EXACT=_TRITON[self.exact],
-            num_warps=max(4, min(16, self.tile_rows * self.tile_size // 512)),
-        )
+        """Launch a kernel: on ``programs`` programs, or one for each tile."""
+        # Triton launches on the current device.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            kernel[(programs or self.blocks,)](
+                *arguments,
+                **options,
+                ROWS=self.tile_rows,
+                SIZE=self.tile_size,
+                WIDE=_TRITON[self.wide],
+                NARROW=_TRITON[self.narrow],
+                EXACT=_TRITON[self.exact],
+                num_warps=max(4, min(16, self.tile_rows * self.tile_size // 512)),
+            )
 
 
 def _prepare(sources: Sequence[Tensor]) -> tuple[list[Tensor], _Launch]:
