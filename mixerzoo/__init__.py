@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixerzoo import ops
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
     from mixerzoo.data import TextTokenizer
@@ -97,6 +98,8 @@ _HOME = {
     "registry": ("load_registry",),
     "training": ("evaluate_run", "train"),
 }
+#: Exported whole.
+_MODULES = ("ops",)
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022  grouped by who uses them
@@ -146,10 +149,13 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "Site",
     "State",
     "hookimpl",
+    "ops",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mixerzoo.{name}")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'mixerzoo' has no attribute {name!r}")
