@@ -97,9 +97,12 @@ def test_fused_is_the_equation(name: str, **drawn: Any) -> None:
 
 @interpreted
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:Conversion of an array:DeprecationWarning"
+)  # Triton's own, from NumPy 2.4 on an error
 @every_operation
 @given(**DRAWN)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_kernel_is_the_equation(name: str, **drawn: Any) -> None:
     assert_same(operation(name, **drawn), "kernel")
 
