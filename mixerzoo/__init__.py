@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixerzoo import ops
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
     from mixerzoo.data import TextFormat, TextTokenizer
@@ -50,8 +51,11 @@ if TYPE_CHECKING:
     from mixerzoo.mixer_choice import MixerChoice
     from mixerzoo.model_config import LoopConfig, ModelConfig
     from mixerzoo.pretrained import import_checkpoint
+    from mixerzoo.progress import ProgressReporter
     from mixerzoo.recipe import Recipe, build, load_recipe
     from mixerzoo.registry import load_registry
+    from mixerzoo.reporter import Reporter
+    from mixerzoo.results import metrics_frame, read_metrics, read_results, results_frame
     from mixerzoo.training import evaluate_run, train
 
 __version__ = "0.1.0"
@@ -97,10 +101,15 @@ _HOME = {
     "mixer_choice": ("MixerChoice",),
     "model_config": ("LoopConfig", "ModelConfig"),
     "pretrained": ("import_checkpoint",),
+    "progress": ("ProgressReporter",),
     "recipe": ("Recipe", "build", "load_recipe"),
     "registry": ("load_registry",),
+    "reporter": ("Reporter",),
+    "results": ("metrics_frame", "read_metrics", "read_results", "results_frame"),
     "training": ("evaluate_run", "train"),
 }
+#: Exported whole.
+_MODULES = ("ops",)
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022  grouped by who uses them
@@ -109,7 +118,9 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "KVCache",
     "LoopConfig",
     "ModelConfig",
+    "ProgressReporter",
     "Recipe",
+    "Reporter",
     "TextFormat",
     "TextTokenizer",
     "build",
@@ -121,6 +132,10 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "load_checkpoint",
     "load_recipe",
     "load_registry",
+    "metrics_frame",
+    "read_metrics",
+    "read_results",
+    "results_frame",
     "save_checkpoint",
     "stream",
     "train",
@@ -153,10 +168,13 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "Site",
     "State",
     "hookimpl",
+    "ops",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mixerzoo.{name}")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'mixerzoo' has no attribute {name!r}")

@@ -6,16 +6,20 @@ holds the name afterwards, so that a power cut leaves the old or the new, never 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 #: What the names of unfinished files and directories end with; nothing reads them, and they may be deleted.
 PARTIAL = ".partial"
+_UNFINISHED = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
 
 
 @contextmanager
@@ -31,19 +35,19 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
-    partial = _sibling(path)
+    partial = unfinished(path)
     # O_EXCL: neither somebody else's file nor a link that was put there is ever written to. The umask holds.
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         mode = partial.stat().st_mode
-        yield partial
-        # Some writers make a file of their own under the name, and make it private.
-        partial.chmod(mode)
-        sync(partial)
+        with named(path):
+            yield partial
+            # Some writers make a file of their own under the name, and make it private.
+            partial.chmod(mode)
+            sync(partial)
         os.replace(partial, path)
-    except BaseException as error:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        _name(error, path)
         raise
     sync(path.parent)
 
@@ -75,6 +79,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def read_bytes(path: Path, most: int = 1 << 30) -> bytes:
+    """What a file holds; it never waits, whatever lies there.
+
+    Args:
+        path: the file; links are followed.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no file (a pipe, a device), or is larger.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Is a pipe, a socket or a device, and no file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"Is larger than {most >> 20} MiB, which no such file is", str(path))
+        return file.read(most)
+
+
 def check_writable(path: Path) -> None:
     """Find out whether a file could be written, without touching what is in its place.
 
@@ -84,15 +107,12 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: it cannot: there is no such directory, nobody may write there, or the disk is full.
     """
-    partial = _sibling(path)
+    partial = unfinished(path)
     try:
-        with partial.open("xb") as file:
+        with named(path), partial.open("xb") as file:
             file.write(bytes(1 << 16))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        _name(error, path)
-        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -110,14 +130,14 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or something is in its place.
     """
-    partial = _sibling(path)
+    partial = unfinished(path)
     partial.mkdir()
     try:
-        yield partial
+        with named(path):
+            yield partial
         publish(partial, path)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        _name(error, path)
         raise
 
 
@@ -147,10 +167,25 @@ def remove_directory(path: Path) -> None:
     Raises:
         OSError: it cannot be deleted.
     """
-    going = _sibling(path)
+    going = unfinished(path)
     os.replace(path, going)
     sync(path.parent)
     shutil.rmtree(going)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a directory with all that it holds.
+
+    Args:
+        path: what a link points to stays.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -199,11 +234,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _name(error: BaseException, path: Path) -> None:
-    """The system does not say which file a full disk has no room for."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        error.filename = str(path)
-
-
-def _sibling(path: Path) -> Path:
+def unfinished(path: Path) -> Path:
+    """A name beside a file or directory for what is not finished, which nobody can foresee."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def unfinished_in(directory: Path) -> Iterator[tuple[Path, str]]:
+    """What `unfinished` named in a directory: leftovers, where no other process is at work in it.
+
+    Args:
+        directory: may be missing.
+
+    Yields:
+        Each path, and the name that it would have had.
+    """
+    if not directory.is_dir():
+        return
+    for path in sorted(directory.iterdir()):
+        if match := _UNFINISHED.fullmatch(path.name):
+            yield path, match[1]
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of the system in the block name this path where they name none, as that of a full disk does.
+
+    Args:
+        path: what is written or read.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

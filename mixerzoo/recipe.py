@@ -59,21 +59,14 @@ class TrainConfig(BaseModel):
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward.")
     log_interval: int = Field(10, ge=1, le=_MAX_STEPS, description="Steps between lines of metrics.jsonl.")
     checkpoint_interval: int | None = Field(
-        None,
-        ge=1,
-        le=_MAX_STEPS,
-        description="Steps between checkpoints, a multiple of log_interval; default: a tenth.",
+        None, ge=1, le=_MAX_STEPS, description="Steps between checkpoints; default: a tenth of the steps."
     )
-    keep_checkpoints: int = Field(2, ge=1, le=10_000, description="How many of the newest checkpoints to keep.")
-
-    @model_validator(mode="after")
-    def _checkpoints_follow_logs(self) -> Self:
-        # A logged loss is a mean over log_interval steps; a checkpoint in between would split it on resume.
-        if self.checkpoint_interval is not None and self.checkpoint_interval % self.log_interval:
-            raise ValueError(
-                f"checkpoint_interval {self.checkpoint_interval} is not a multiple of log_interval {self.log_interval}"
-            )
-        return self
+    keep_checkpoints: int = Field(
+        2,
+        ge=0,
+        le=10_000,
+        description="How many of the newest checkpoints to keep; 0: one while training, none once finished.",
+    )
 
     @model_validator(mode="after")
     def _float32_can_hold(self) -> Self:

@@ -79,7 +79,7 @@ def command(
     )
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.comparison import Settings, compare, read_text
-    from mixerzoo.runs import finite, to_json
+    from mixerzoo.json_files import finite, to_json
     from mixerzoo.tasks import load_tasks
 
     where = pick_device(device)

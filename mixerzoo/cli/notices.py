@@ -55,7 +55,7 @@ def _tell(notice: str) -> None:
 
 def trained_length(directory: Path) -> int | None:
     """Tokens that a decoder was trained on at once, where its run's recipe or its config.json says so."""
-    from mixerzoo.checkpoints import CONFIG_FILE, read_json
+    from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
     from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
 
     home = home_of(directory)

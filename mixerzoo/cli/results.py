@@ -21,11 +21,14 @@ def print_result(result: Mapping[str, Any]) -> None:
     figures = table("validation", f"{result['num_bytes']:,} bytes, {result['num_tokens']:,} tokens")
     figures.columns[1].justify = "right"
     figures.add_row("bits per byte", f"{result['bits_per_byte']:.4f}", style="bold")
-    figures.add_row("  byte-bigram model", f"{result['bigram_bits_per_byte']:.4f}")
-    figures.add_row("  xz", f"{result['xz_bits_per_byte']:.4f}")
+    for title, key in (("  byte-bigram model", "bigram_bits_per_byte"), ("  xz", "xz_bits_per_byte")):
+        # Yardsticks that could not be computed are null.
+        figures.add_row(title, "unknown" if result[key] is None else f"{result[key]:.4f}")
     # JSON has no word for infinity: a result that was read back has None.
     perplexity = result["perplexity"]
     figures.add_row("perplexity per token", "infinite" if perplexity in (None, math.inf) else f"{perplexity:.3f}")
+    if result.get("tokens_per_second") is not None:
+        figures.add_row("training, tokens per second", f"{result['tokens_per_second']:,.0f}")
     figures.add_row("parameters", f"{result['parameters']:,}")
     figures.add_row("  of the mixer", f"{result['mixer_parameters']:,}")
     figures.add_row("KV cache, bytes per token", f"{result['kv_bytes_per_token']:,}")
