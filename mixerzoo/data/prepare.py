@@ -119,8 +119,8 @@ def _notices(config: DataConfig, prepared: PreparedData) -> Iterator[str]:
 # Why the share may be another, for each source.
 _WHOLE = {
     "stdlib": "whole files are held out, the same ones of every sample",
-    "text": "documents are held out whole unless they are few and long",
-    "hf": "documents are held out whole unless they are few and long",
+    "text": "documents are held out whole unless they are few and have many lines",
+    "hf": "documents are held out whole unless they are few and have many lines",
 }
 
 
