@@ -221,8 +221,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
-    if not path.is_file():
-        raise DataError(f"{path}: is no file, and should hold a JSON object")
     return read_object(path, DataError)
 
 
