@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias, overload
 
 import torch
@@ -328,10 +329,10 @@ def _rows(tokens: object, vocab_size: int) -> list[list[int]]:
     rows = tokens if tokens and all(isinstance(row, list | tuple) for row in tokens) else [tokens]
     for row in rows:
         for token in row:
-            if not isinstance(token, int) or isinstance(token, bool):
+            if not isinstance(token, Integral) or isinstance(token, bool):
                 raise MixerzooError(f"the prompt has {token!r} where an id should be; ids are whole numbers")
-            if not 0 <= token < vocab_size:
-                raise _beyond(token, vocab_size)
+            if not 0 <= int(token) < vocab_size:
+                raise _beyond(int(token), vocab_size)
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise MixerzooError(
@@ -340,7 +341,7 @@ def _rows(tokens: object, vocab_size: int) -> list[list[int]]:
         )
     if lengths == [0]:
         raise MixerzooError(f"the prompt must be [batch, at least one token], got {[len(rows), 0]}")
-    return [list(row) for row in rows]
+    return [[int(token) for token in row] for row in rows]
 
 
 def _beyond(token: int, vocab_size: int) -> MixerzooError:

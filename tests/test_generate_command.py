@@ -285,7 +285,11 @@ def test_more_tokens_than_it_was_trained_on(chained: Path) -> None:
         "data.tokenizer={name: bpe, vocab_size: 340}", "data.sequence_length=7", "mixer={name: residual}"
     )
     (chained / "recipe.yaml").write_text(recipe.to_yaml())
+    assert "trained on 12 at once" in said("--prompt", "abc", "--max-new-tokens", "9")  # somebody's recipe
+    (chained / "run.json").write_text('{"data_fingerprint": "x"}')
     assert "trained on 7 at once" in said("--prompt", "abc", "--max-new-tokens", "8")
+    (chained / "recipe.yaml").write_text("model: 5")
+    assert "Note: for which length the decoder was trained is not known: " in said("--prompt", "abc")
 
 
 @pytest.mark.parametrize("length", [0, -1, True, "12", 1.5, [12]], ids=str)

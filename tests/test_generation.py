@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -278,6 +279,19 @@ def test_ids_can_be_of_any_integer_type_and_in_lists(dtype: torch.dtype) -> None
     assert torch.equal(generate(decoder, tuple(prompt[0].tolist()), max_new_tokens=4), expected[:1])
     steps = list(stream(decoder, prompt.tolist(), max_new_tokens=4))
     assert torch.equal(torch.stack(steps, dim=1), expected[:, 3:])
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 3)
+    plain = generate(decoder, prompt, max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.5, end_of_text=7)
+    options = {
+        "temperature": np.float32(0.5),
+        "top_k": np.int64(4),
+        "top_p": np.float64(0.5),
+        "end_of_text": np.int32(7),
+    }
+    ids = [np.int64(token) for token in prompt[0].tolist()]
+    assert torch.equal(generate(decoder, ids, max_new_tokens=np.int8(3), **options), plain)
 
 
 @pytest.mark.parametrize("text", WORDS)

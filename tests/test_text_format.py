@@ -256,7 +256,7 @@ def test_an_end_that_is_no_token(file: str, value: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", "[" * 100000, '{"a": ' * 100000, "\x00"])
 def test_files_that_hold_no_object(file: str, content: str, tmp_path: Path) -> None:
     place = write(tmp_path / "it", **{file: content})
-    with pytest.raises(DataError, match=rf"{file}\.json.* damaged"):
+    with pytest.raises(DataError, match=rf"{file}\.json: (damaged|is empty)"):
         TextFormat.load(place)
 
 
