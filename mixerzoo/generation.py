@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias, overload
 
 import torch
@@ -147,7 +147,7 @@ def generate(
     top_k: int | None = ...,
     top_p: float | None = ...,
     generator: torch.Generator | None = ...,
-    end_of_text: int | Sequence[int] | None = ...,
+    end_of_text: int | Collection[int] | None = ...,
 ) -> str: ...
 @overload
 def generate(
@@ -160,7 +160,7 @@ def generate(
     top_k: int | None = ...,
     top_p: float | None = ...,
     generator: torch.Generator | None = ...,
-    end_of_text: int | Sequence[int] | None = ...,
+    end_of_text: int | Collection[int] | None = ...,
 ) -> list[str]: ...
 @overload
 def generate(
@@ -174,7 +174,7 @@ def generate(
     top_p: float | None = ...,
     generator: torch.Generator | None = ...,
     left_padding: Tensor | None = ...,
-    end_of_text: int | Sequence[int] | None = ...,
+    end_of_text: int | Collection[int] | None = ...,
     cache: KVCache | None = ...,
 ) -> Tensor: ...
 def generate(
@@ -187,7 +187,7 @@ def generate(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
     left_padding: Tensor | None = None,
-    end_of_text: int | Sequence[int] | None = None,
+    end_of_text: int | Collection[int] | None = None,
     cache: KVCache | None = None,
     tokenizer: TextTokenizer | TextFormat | None = None,
 ) -> Tensor | str | list[str]:
@@ -219,7 +219,7 @@ def generate(
     texts = _texts(tokens)
     form = None if tokenizer is None and texts is None else _format(tokenizer)
     if end_of_text is None and form is not None:
-        end_of_text = sorted(form.end_ids)
+        end_of_text = form.end_ids
     prompts: list[list[int]] = []
     if texts is None:
         ids = _checked(decoder, tokens)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def _first_k(logits: Tensor, k: int) -> Tensor:
     return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
-def end_ids(end_of_text: int | Sequence[int] | None, vocab_size: int) -> list[int]:
+def end_ids(end_of_text: int | Collection[int] | None, vocab_size: int) -> list[int]:
     """The ids that end a text.
 
     Args:
@@ -125,7 +126,9 @@ def end_ids(end_of_text: int | Sequence[int] | None, vocab_size: int) -> list[in
     Raises:
         MixerzooError: one is no id below V.
     """
-    given = [] if end_of_text is None else [end_of_text] if isinstance(end_of_text, int) else list(end_of_text)
+    given: list[Any] = [] if end_of_text is None else [end_of_text]
+    if isinstance(end_of_text, list | tuple | set | frozenset):
+        given = list(end_of_text)
     for each in given:
         if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each < vocab_size:
             raise MixerzooError(f"end_of_text is {each!r}; it must be a token's id, from 0 to {vocab_size - 1}")

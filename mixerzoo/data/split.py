@@ -105,7 +105,7 @@ class _Scan:
             highest = digest if highest is None else max(highest, digest)
             held += size if digest <= asked else 0
             if documents is not None:
-                documents[digest] = _Copies(size, documents[digest].count + 1 if digest in documents else 1)
+                documents[digest] = _Copies(size, documents[digest].copies + 1 if digest in documents else 1)
                 if len(documents) > _FEW:
                     documents = None
         if lowest is None or highest is None:
@@ -129,7 +129,9 @@ class _Scan:
                 return _cut(text, cut[1])
             return [("validation" if digest <= limit else "train", text)]
 
-        rule = ["hash", limit.hex()] if cut is None else ["hash", limit.hex(), cut[0].hex(), cut[1]]
+        rule: list[object] = ["hash", limit.hex()]
+        if cut is not None:
+            rule += [cut[0].hex(), cut[1]]
         return self._result(rule, (self._corpus.documents, assign))
 
     def explicit(self, validation: Documents) -> SplitCorpus:
@@ -176,7 +178,7 @@ class _Copies(NamedTuple):
     """Equal documents: the bytes of one, and how many there are."""
 
     size: int
-    count: int
+    copies: int
 
 
 def _digest_at(fraction: float) -> bytes:
@@ -190,23 +192,23 @@ def _limit_by_bytes(documents: dict[bytes, _Copies], fraction: float) -> tuple[b
         documents: at least two.
         fraction: share of all bytes, at most a half.
     """
-    target = fraction * sum(size * count for size, count in documents.values())
+    target = fraction * sum(size * copies for size, copies in documents.values())
     limit, held = bytes(32), 0
     order = sorted(documents)
     for digest in order[:-1]:
-        size, count = documents[digest]
-        if held + size * count > target * (1 + _CLOSE):
+        size, copies = documents[digest]
+        if held + size * copies > target * (1 + _CLOSE):
             break
-        limit, held = digest, held + size * count
+        limit, held = digest, held + size * copies
     else:
         digest = order[-1]
-        size, count = documents[digest]
+        size, copies = documents[digest]
     if held >= target * (1 - _CLOSE):
         return limit, None
     if size >= _LONG:
-        return limit, (digest, (target - held) / (size * count))
+        return limit, (digest, (target - held) / (size * copies))
     # Too short to cut: the nearer of with and without it, but no side may be empty.
-    nearer = held + size * count - target < target - held
+    nearer = held + size * copies - target < target - held
     return (digest if (nearer or held == 0) and digest != order[-1] else limit), None
 
 
