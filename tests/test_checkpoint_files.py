@@ -285,6 +285,31 @@ def test_a_damaged_companion_is_refused_before_anything_is_written(
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.parametrize("place", ["new", "deep/er/new", "file/new", "x" * 250])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(
+    place: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    if place.endswith("new"):
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+    for module in ("pretrained", "export"):
+        monkeypatch.setattr(f"mixerzoo.{module}.load_checkpoint", lambda *_, **__: pytest.fail("weights were read"))
+    for make in (
+        lambda: import_checkpoint(saved, tmp_path / place),
+        lambda: export_checkpoint(saved, tmp_path / place, "qwen3"),
+    ):
+        with pytest.raises(
+            (OSError, CheckpointError), match=r"No space left|is a file; choose|name too long"
+        ) as failure:
+            make()
+        assert str(tmp_path) in str(failure.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "saved"]
+
+
 @pytest.mark.parametrize("make", ["import", "export", "save"])
 def test_a_full_disk_leaves_nothing_and_is_named(
     make: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
