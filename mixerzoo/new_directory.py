@@ -31,13 +31,18 @@ _OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.js
 
 
 def check_new(directory: Path) -> None:
-    """Refuse a path that is taken.
+    """Refuse a path that is taken or that nobody could write to, before minutes are spent on what would go there.
 
     Raises:
         CheckpointError: something is there.
+        OSError: its directory, or the nearest one above that there is, cannot be written.
     """
     if directory.exists() or directory.is_symlink():
         raise CheckpointError(f"{directory} exists already, and nothing is overwritten; choose another with --out")
+    above = next(path for path in directory.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise CheckpointError(f"{directory}: {above} is a file; choose another place with --out")
+    files.check_writable(above / directory.name)
 
 
 @contextmanager
