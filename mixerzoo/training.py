@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from mixerzoo import __version__
 from mixerzoo.attention import check_backend
 from mixerzoo.checkpoint_files import weights_fingerprint
 from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
@@ -27,10 +26,11 @@ from mixerzoo.hf.trainer import MixerZooTrainer, learning_rates
 from mixerzoo.interrupts import Interrupts
 from mixerzoo.json_files import to_json
 from mixerzoo.manifest import check_files
-from mixerzoo.model_card import CARD_FILE, model_card
+from mixerzoo.model_card import CARD_FILE
 from mixerzoo.recipe import Recipe, build, load_recipe, parse_recipe
 from mixerzoo.reporter import Reporter
 from mixerzoo.run_callback import RunCallback, check_finite, score_validation, tokens_per_second
+from mixerzoo.run_card import run_card
 from mixerzoo.run_checkpoints import newest_whole, tidy
 from mixerzoo.run_log import METRICS_FILE, read_metrics_file
 from mixerzoo.runs import GENERATION_FILE, RunDirectory
@@ -177,7 +177,7 @@ class _Work:
             start = self._newest(longer)
         decoder = self._begin(data, start, resume)
         windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length)
-        self._notices(len(windows))
+        self._notices(data, len(windows))
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
         trainer.add_callback(
@@ -240,7 +240,9 @@ class _Work:
                 self.reporter.notice(mended)
         return decoder
 
-    def _notices(self, num_windows: int) -> None:
+    def _notices(self, data: PreparedData, num_windows: int) -> None:
+        for text in data.notices:
+            self.reporter.notice(text)
         train = self.recipe.train
         epochs = train.steps * train.batch_size * train.accumulation * launch().world_size / max(1, num_windows)
         if epochs > _EPOCHS:
@@ -384,25 +386,3 @@ def evaluate_run(
         final = score_validation(decoder, recipe, data, None, reporter.final_validation)
     text = {"validation_text": sha256(data.directory / "validation.txt")}
     return {**final.to_dict(), **_yardsticks(data, reporter), **accounting(decoder), **text}
-
-
-def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
-    """The README.md of a run directory."""
-    start = "" if recipe.model.init_from is None else f", from the weights of `{recipe.model.init_from}`"
-    figures = {
-        "bits per byte": (result["bits_per_byte"], ".4f"),
-        "perplexity per token": (result["perplexity"], ".3f"),
-        "byte-bigram model, bits per byte": (result["bigram_bits_per_byte"], ".4f"),
-        "xz, bits per byte": (result["xz_bits_per_byte"], ".4f"),
-        "KV cache, bytes per token": (result["kv_bytes_per_token"], ","),
-        "in flight, bytes per token": (result["in_flight_bytes_per_token"], ","),
-    }
-    rows = "\n".join(f"| {name} | {value:{form}} |" for name, (value, form) in figures.items() if value is not None)
-    origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source
-`{recipe.data.source.name}`{start}. The recipe is in `recipe.yaml`, the versions and the
-data's fingerprint in `run.json`.
-
-| validation | |
-|---|---|
-{rows}"""
-    return model_card(recipe.mixer.name, result["parameters"], origin=origin)

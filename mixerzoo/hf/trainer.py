@@ -166,6 +166,8 @@ class MixerZooTrainer(Trainer):
                 if self.args.should_save:
                     self.directory.mkdir(exist_ok=True)
                     self._saving_into.mkdir()
+                    # Before the other processes write theirs into it.
+                    (self._saving_into / target.name).mkdir()
                 self.accelerator.wait_for_everyone()
                 with written(target):
                     super()._save_checkpoint(model, trial)
