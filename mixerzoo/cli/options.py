@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 from pydantic_core import to_jsonable_python
 
+from mixerzoo.errors import visible
+
 if TYPE_CHECKING:
     from mixerzoo.mixer import Mixer
 
@@ -51,7 +53,7 @@ def options(mixer: type[Mixer]) -> list[Option]:
             default=None
             if field.is_required()
             else to_jsonable_python(field.get_default(call_default_factory=True, validated_data={})),
-            description=field.description or "",
+            description=visible(field.description or ""),
         )
         for name, field in mixer.Config.model_fields.items()
     ]
