@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer import MixerConfig
+from mixerzoo.plugin_guard import guarded
 from mixerzoo.registry import load_registry
 from mixerzoo.validation import Problem, problems, shown
 
@@ -57,7 +58,8 @@ def check_mixer(value: Mapping[str, Any]) -> MixerChoice | list[Problem]:
     except MixerError as error:
         return [Problem(("name",), str(error))]
     try:
-        config = entry.mixer.Config.model_validate(options)
+        with guarded(entry.plugin, "checking its options"):
+            config = entry.mixer.Config.model_validate(options)
     except ValidationError as error:
         return [_of(name, problem) for problem in problems(error, entry.mixer.Config, options)]
     return MixerChoice.model_construct(name=name, options=config)

@@ -129,18 +129,31 @@ def _set_torch_random(states: tuple[bytes, ...]) -> None:
         torch.cuda.set_rng_state_all(cuda)
 
 
-def _numpy_random() -> Any:
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return _Absent()
-    kind, keys, *rest = numpy.random.get_state()
-    return (kind, keys.tobytes(), *rest)
+class _NumpyRandom:
+    """The state of numpy's global generator, of whichever kind that is."""
+
+    def __init__(self) -> None:
+        self.state = sys.modules["numpy"].random.get_state(legacy=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _NumpyRandom) and _plain(self.state) == _plain(other.state)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def _set_numpy_random(state: Any) -> None:
-    numpy = sys.modules["numpy"]
-    kind, keys, *rest = state
-    numpy.random.set_state((kind, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
+def _plain(value: Any) -> Any:
+    """Nested mappings with arrays in them as values that ``==`` compares."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return value.tobytes() if hasattr(value, "tobytes") else value
+
+
+def _numpy_random() -> _NumpyRandom | _Absent:
+    return _NumpyRandom() if "numpy" in sys.modules else _Absent()
+
+
+def _set_numpy_random(before: _NumpyRandom) -> None:
+    sys.modules["numpy"].random.set_state(before.state)
 
 
 def _default_device() -> torch.device:

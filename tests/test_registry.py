@@ -24,7 +24,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mixerzoo import Mixer, load_registry
+from mixerzoo import Mixer, foreign, load_registry, mixer_choice
 from mixerzoo.cli import app
 from mixerzoo.errors import CONTROL, MixerError, PluginError
 from mixerzoo.registry import Registry
@@ -956,3 +956,33 @@ def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path, modul
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["name"] == "residual"
+
+
+def test_what_is_asked_of_a_plugin_later_is_guarded_too(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = """
+    class Config(MixerConfig):
+        def model_post_init(self, context):
+            print("checking")
+            torch.set_default_dtype(torch.float64)
+
+    @classmethod
+    def read_reference(cls, config, tensors):
+        print("reading")
+        torch.manual_seed(1)
+        return None
+    """
+    site.install("loud", "import torch\n" + own(body))
+    registry = Registry(entry_points(group="mixerzoo"))
+    for module in ("mixer_choice", "foreign"):
+        monkeypatch.setattr(f"mixerzoo.{module}.load_registry", lambda: registry)
+    state = torch.get_rng_state()
+    assert not isinstance(mixer_choice.check_mixer({"name": "own"}), list)
+    assert foreign._recognise({}, {}, Path("config.json"))[0].name == "residual"
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.equal(torch.get_rng_state(), state)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "checking\n" in err
+    assert "reading\n" in err
