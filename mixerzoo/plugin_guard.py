@@ -51,7 +51,7 @@ def guarded(plugin: str, doing: str, changes: list[str] | None = None) -> Iterat
         with output_to_stderr(), _named_while_busy(plugin, doing), _kept_alive(plugin, doing):
             yield
     finally:
-        found = snapshot.restore()
+        found = [visible(change) for change in snapshot.restore()]
         if found:
             logger.warning("plugin %s changed, while %s: %s", plugin, doing, "; ".join(found))
         if changes is not None:
