@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
-    from mixerzoo.data import TextTokenizer
+    from mixerzoo.data import TextFormat, TextTokenizer
     from mixerzoo.decay import decay_parameter_names
     from mixerzoo.decoder import Decoder
     from mixerzoo.errors import (
@@ -54,8 +54,11 @@ if TYPE_CHECKING:
     from mixerzoo.mixer_choice import MixerChoice
     from mixerzoo.model_config import LoopConfig, ModelConfig
     from mixerzoo.pretrained import import_checkpoint
+    from mixerzoo.progress import ProgressReporter
     from mixerzoo.recipe import Recipe, build, load_recipe
     from mixerzoo.registry import load_registry
+    from mixerzoo.reporter import Reporter
+    from mixerzoo.results import metrics_frame, read_metrics, read_results, results_frame
     from mixerzoo.training import evaluate_run, train
 
 __version__ = "0.1.0"
@@ -63,7 +66,7 @@ __version__ = "0.1.0"
 _HOME = {
     "cache": ("KVCache",),
     "checkpoints": ("load_checkpoint", "save_checkpoint"),
-    "data": ("TextTokenizer",),
+    "data": ("TextFormat", "TextTokenizer"),
     "decay": ("decay_parameter_names",),
     "decoder": ("Decoder",),
     "errors": (
@@ -101,8 +104,11 @@ _HOME = {
     "mixer_choice": ("MixerChoice",),
     "model_config": ("LoopConfig", "ModelConfig"),
     "pretrained": ("import_checkpoint",),
+    "progress": ("ProgressReporter",),
     "recipe": ("Recipe", "build", "load_recipe"),
     "registry": ("load_registry",),
+    "reporter": ("Reporter",),
+    "results": ("metrics_frame", "read_metrics", "read_results", "results_frame"),
     "training": ("evaluate_run", "train"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -113,7 +119,10 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "KVCache",
     "LoopConfig",
     "ModelConfig",
+    "ProgressReporter",
     "Recipe",
+    "Reporter",
+    "TextFormat",
     "TextTokenizer",
     "build",
     "decay_parameter_names",
@@ -124,6 +133,10 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "load_checkpoint",
     "load_recipe",
     "load_registry",
+    "metrics_frame",
+    "read_metrics",
+    "read_results",
+    "results_frame",
     "save_checkpoint",
     "stream",
     "train",

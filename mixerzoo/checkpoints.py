@@ -7,7 +7,6 @@ A checkpoint is a directory with ``config.json`` and ``model.safetensors`` (or s
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -17,13 +16,15 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mixerzoo.attention import BackendName, check_backend
+from mixerzoo.checkpoint_files import CONFIG_FILE, WEIGHTS_FILE, listed, read_json, read_tensors, remove_shards
 from mixerzoo.config_json import SHIM_FILE, check_sizes, describe, read_own
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, MixerError
+from mixerzoo.files import replacing, write_text
 from mixerzoo.foreign import Foreign, Shapes, read_foreign
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model_config import ModelConfig
@@ -31,9 +32,6 @@ from mixerzoo.placement import DTYPES, find_device, find_dtype
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MIXER_PREFIX = "model.mixer."
 
 _SHIM = '''"""Loads with transformers and trust_remote_code=True; the code itself is in the package mixerzoo."""
@@ -55,12 +53,13 @@ def save_checkpoint(decoder: Decoder, directory: str | Path) -> None:
 
     Raises:
         CheckpointError: the weights cannot be written.
+        OSError: the directory, or another file, cannot be.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(decoder, directory)
     write_shim(directory)
-    _write(directory / CONFIG_FILE, json.dumps(config_dict(decoder), indent=2) + "\n")
+    write_text(directory / CONFIG_FILE, json.dumps(config_dict(decoder), indent=2) + "\n")
 
 
 def save_weights(decoder: Decoder, directory: Path) -> None:
@@ -72,43 +71,23 @@ def save_weights(decoder: Decoder, directory: Path) -> None:
 
     Raises:
         CheckpointError: they cannot be written.
+        OSError: the directory cannot be.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     if decoder.config.tie_embeddings:
         del tensors["lm_head.weight"]
-    partial = directory / f".{WEIGHTS_FILE}.partial"
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory / WEIGHTS_FILE}: cannot be written: {error}") from error
-    partial.chmod(0o644)  # safetensors makes it private
-    os.replace(partial, directory / WEIGHTS_FILE)
-    _remove_shards(directory)
-
-
-def _remove_shards(directory: Path) -> None:
-    """Leave no older weights beside ``model.safetensors``."""
-    index = directory / INDEX_FILE
-    if not index.exists():
-        return
-    try:
-        shards = set(_shard_names(index)) - {WEIGHTS_FILE}
-    except CheckpointError:
-        shards = set()
-    index.unlink()
-    for name in shards:
-        (directory / name).unlink(missing_ok=True)
+    path = directory / WEIGHTS_FILE
+    with replacing(path) as partial:
+        try:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    remove_shards(directory)
 
 
 def write_shim(directory: Path) -> None:
     """Write the file that ``auto_map`` in ``config.json`` names."""
-    _write(directory / SHIM_FILE, _SHIM)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(directory / SHIM_FILE, _SHIM)
 
 
 def config_dict(decoder: Decoder) -> dict[str, Any]:
@@ -127,6 +106,7 @@ def load_checkpoint(
     *,
     attention_backend: BackendName = "sdpa",
     device: torch.device | str = "cpu",
+    allow_non_finite: bool = False,
 ) -> Decoder:
     """Read a checkpoint of ours, a stock Llama or Qwen3 one, or one of a method's reference implementation.
 
@@ -139,10 +119,13 @@ def load_checkpoint(
             release.
         attention_backend: its name.
         device: where the weights go.
+        allow_non_finite: read weights that are infinite or not a number too, to look at them. No figure of such a
+            decoder means anything.
 
     Raises:
         CheckpointError: a file is missing or damaged, the configuration is not one that this skeleton can
-            compute, tensors are left over, missing or of the wrong shape, or the mixer is not installed.
+            compute, tensors are left over, missing, of the wrong shape or not finite, the weights are larger than
+            this machine's memory, or the mixer is not installed.
         BackendError: there is no such device or dtype, or the attention backend cannot run there.
     """
     directory = Path(path)
@@ -152,8 +135,17 @@ def load_checkpoint(
     update: dict[str, Any] = {"attention_backend": attention_backend}
     if k_norm is not None:
         update["k_norm"] = k_norm
-    tensors = _read_tensors(directory)
-    return assemble(raw, tensors, directory / CONFIG_FILE, directory, update, dtype=wanted, device=where)
+    tensors = read_tensors(directory)
+    return assemble(
+        raw,
+        tensors,
+        directory / CONFIG_FILE,
+        directory,
+        update,
+        dtype=wanted,
+        device=where,
+        allow_non_finite=allow_non_finite,
+    )
 
 
 def load_config(path: str | Path) -> tuple[ModelConfig, type[Mixer], MixerConfig]:
@@ -169,7 +161,7 @@ def load_config(path: str | Path) -> tuple[ModelConfig, type[Mixer], MixerConfig
     raw = read_json(directory / CONFIG_FILE)
     if raw.get("model_type") == "mixerzoo":
         return read_own(raw, directory / CONFIG_FILE)
-    return read_foreign(raw, _shapes(_read_tensors(directory)), directory / CONFIG_FILE)[:3]
+    return read_foreign(raw, _shapes(read_tensors(directory)), directory / CONFIG_FILE)[:3]
 
 
 def assemble(
@@ -181,6 +173,7 @@ def assemble(
     *,
     dtype: torch.dtype | None,
     device: torch.device,
+    allow_non_finite: bool = False,
 ) -> Decoder:
     """The decoder of a configuration and its weights, which are copied.
 
@@ -192,6 +185,7 @@ def assemble(
         update: fields of `ModelConfig` in place of the configuration's own.
         dtype: of the weights; default: as in `load_checkpoint`.
         device: where they go.
+        allow_non_finite: as in `load_checkpoint`.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -200,6 +194,7 @@ def assemble(
     _refuse_without_head(raw, tensors, place)
     description = _described(raw, _shapes(tensors), path)
     config = description.config.model_copy(update=dict(update))
+    _check_layers(config, tensors, place)
     try:
         with torch.device("meta"):
             decoder = Decoder(config, description.mixer, description.options)
@@ -211,11 +206,17 @@ def assemble(
         raise CheckpointError(f"{path}: no decoder of these sizes can be built: {reason}") from error
     state = _match_names(decoder, tensors, description, place)
     dtype = dtype or _common_dtype(state, raw, place)
+    _refuse_too_large(state, dtype, device, place)
     # Always a copy: the file is mapped, and its alignment is not that of memory, which shows in the last bits.
-    state = {
-        name: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype, copy=True)
-        for name, t in state.items()
-    }
+    stored, state = (
+        state,
+        {
+            name: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype, copy=True)
+            for name, t in state.items()
+        },
+    )
+    if not allow_non_finite:
+        _refuse_not_finite(state, stored, description.names, place)
     if config.tie_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     decoder.load_state_dict(state, assign=True)
@@ -272,96 +273,6 @@ def check_k_norm(k_norm: str | None) -> None:
         raise CheckpointError(f"k_norm is {k_norm!r}; it must be 'pre_rope' or 'post_rope'")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a checkpoint's JSON file.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        CheckpointError: the file or its directory is missing, or it is damaged.
-    """
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent}: no such directory")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent}: not a checkpoint: it has no {path.name}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: damaged: expected a JSON object")
-    return content
-
-
-def weights_fingerprint(path: str | Path) -> str:
-    """SHA-256 of the files that hold a checkpoint's weights.
-
-    Args:
-        path: the directory.
-
-    Raises:
-        CheckpointError: a file is missing.
-    """
-    digest = hashlib.sha256()
-    for file in _weight_files(Path(path)):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
-    files = [single]
-    if index.exists():
-        shards = [directory / name for name in _shard_names(index)]
-        if not single.exists():
-            files = shards
-        elif any(shard.exists() for shard in shards if shard != single):
-            raise CheckpointError(
-                f"{directory}: it has {WEIGHTS_FILE}, and shards with {INDEX_FILE}: which of the two is the model is "
-                "not recorded; remove the older one"
-            )
-    for file in files:
-        if file.is_dir():
-            raise CheckpointError(f"{file}: is a directory; it must be a file of weights")
-        if not file.exists():
-            raise CheckpointError(f"{directory}: it has no {file.name}{_what_else(directory)}")
-    return files
-
-
-def _shard_names(index: Path) -> list[str]:
-    """The files that an index names, each once."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: damaged: it has no weight_map of tensor names to files")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
-            raise CheckpointError(
-                f"{index}: weight_map says that {tensor} is in {name!r}; it must be a file of the same directory"
-            )
-    return sorted(set(weight_map.values()))
-
-
-def _what_else(directory: Path) -> str:
-    """What lies where weights were expected."""
-    others = sorted(path.name for path in directory.glob("*.safetensors") if not path.is_dir())
-    if others:
-        return f"; it has {_listed(others)}: rename what holds the whole model, or restore {INDEX_FILE} for shards"
-    pickled = sorted(path.name for path in (*directory.glob("*.bin"), *directory.glob("*.pt*")))
-    return f"; {_listed(pickled)}: pickled weights are not read, convert them" if pickled else ""
-
-
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in _weight_files(directory):
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{file}: damaged or cut short: {error}") from error
-    return tensors
-
-
 def _match_names(
     decoder: Decoder, tensors: Mapping[str, Tensor], description: Foreign, directory: Path
 ) -> dict[str, Tensor]:
@@ -397,14 +308,81 @@ def _match_names(
     missing = sorted(wanted.keys() - state.keys())
     lines = []
     if left_over:
-        lines.append(f"tensors that nothing reads: {_listed(sorted(left_over))}")
+        lines.append(f"tensors that nothing reads: {listed(sorted(left_over))}")
     if missing == ["lm_head.weight"]:
         lines.append("it has no head (lm_head.weight); tie_word_embeddings must be true if the embedding is its weight")
     elif missing:
-        lines.append(f"tensors that are missing: {_listed(missing)}")
+        lines.append(f"tensors that are missing: {listed(missing)}")
     if lines:
         raise CheckpointError("\n".join(f"{directory}: {line}" for line in lines))
     return state
+
+
+def _check_layers(config: ModelConfig, tensors: Mapping[str, Tensor], place: Path) -> None:
+    """Refuse a number of layers that the weights do not have, before that many are built.
+
+    Of the tensors that each layer has, one says it: `_match_names` checks them all.
+    """
+    wanted = (config.hidden_size, config.intermediate_size)
+    for layer in range(config.num_layers):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        if name not in tensors:
+            raise CheckpointError(f"{place}: tensors that are missing: {name}")
+        shape = tuple(tensors[name].shape)
+        if shape != wanted:
+            raise CheckpointError(f"{place}: {name} has shape {shape}; the configuration calls for {wanted}")
+
+
+def _refuse_too_large(state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, place: Path) -> None:
+    """Refuse weights for which this machine has no memory: a file with holes says any size."""
+    if device.type != "cpu":
+        return
+    size = sum(
+        tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in state.values()
+    )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        name = str(dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{place}: its weights take {size / 2**30:,.1f} GiB as {name}, and this machine has {memory / 2**30:,.1f} "
+            "GiB of memory"
+        )
+
+
+def _refuse_not_finite(
+    state: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: Mapping[str, str], place: Path
+) -> None:
+    """Refuse weights that are infinite or not a number, or became so in their new dtype.
+
+    Args:
+        state: as they are to be used, by our names.
+        stored: the same as they were read.
+        names: as in `Foreign`.
+        place: what errors call them.
+    """
+    for name, tensor in state.items():
+        if is_finite(tensor):
+            continue
+        shown = next((theirs for theirs, inner in names.items() if MIXER_PREFIX + inner == name), name)
+        if is_finite(stored[name]):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{place}: {shown} is beyond the range of {dtype}; choose another dtype")
+        raise CheckpointError(
+            f"{place}: {shown} has values that are not finite: nothing can be made of them "
+            "(load_checkpoint(…, allow_non_finite=True) reads them all the same)"
+        )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number of a tensor is finite; it takes no memory of the tensor's size.
+
+    Args:
+        tensor: of any shape and dtype.
+    """
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    lowest, highest = tensor.aminmax()  # which NaN comes through
+    return bool(lowest.isfinite() & highest.isfinite())
 
 
 def _check_dtype(name: str, stored: Tensor, wanted: Tensor, directory: Path) -> None:
@@ -419,8 +397,3 @@ def _check_dtype(name: str, stored: Tensor, wanted: Tensor, directory: Path) -> 
     elif stored.dtype != wanted.dtype:
         expected = str(wanted.dtype).removeprefix("torch.")
         raise CheckpointError(f"{directory}: {name} is stored as {found}; it must be {expected}")
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mixerzoo.checkpoints import CONFIG_FILE, load_checkpoint, load_config, read_json
+from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
+from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.data import TextTokenizer
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, DataError
@@ -83,9 +85,9 @@ class Checkpoint:
     def __init__(self, directory: Path, settings: Settings) -> None:
         self.directory = directory
         self._settings = settings
-        longest = read_json(directory / CONFIG_FILE).get("max_position_embeddings")
         vocab_size = load_config(directory)[0].vocab_size
         assert vocab_size is not None
+        longest = read_json(directory / CONFIG_FILE).get("max_position_embeddings")
         home = home_of(directory)
         self._recipe = RunDirectory(home).recipe() if (home / RECIPE_FILE).exists() else None
         self.tokenizer = _load_tokenizer(settings.tokenizer, home)
@@ -147,10 +149,16 @@ class Checkpoint:
             decoder: from `load`.
             text: not empty; its end is not scored.
             progress: called after each batch.
+
+        Raises:
+            DataError: the text has no tokens, or the decoder's logits are not numbers.
         """
-        return score(
+        tokens = self.tokenizer.encode_text(text)
+        if not tokens:
+            raise DataError("the tokenizer finds no token in this text, so there is nothing to score")
+        scored = score(
             decoder,
-            np.array(self.tokenizer.encode_text(text)),
+            np.array(tokens),
             sequence_length=self.window,
             start_token=self.prefix[-1] if self.prefix else self.tokenizer.end_of_text_id,
             num_bytes=len(text.encode()),
@@ -158,6 +166,11 @@ class Checkpoint:
             bf16=self.bf16,
             progress=progress,
         )
+        if math.isnan(scored.nll):
+            raise DataError(
+                f"{self.directory}: its logits are not numbers, so nothing can be scored; a wider dtype may help"
+            )
+        return scored
 
 
 def compare(
@@ -184,7 +197,8 @@ def compare(
     Returns:
         For each checkpoint its ``directory``, the figures of `evaluate_run`, or without validation those of
         `accounting`, and where there are texts or tasks ``window``, ``batch_size``, ``texts`` (name → figures) and
-        ``tasks`` (task → metric → value).
+        ``tasks`` (task → metric → value). Where several are validated, ``same_validation_text`` says whether their
+        validation can be compared.
 
     Raises:
         CheckpointError: a directory holds no checkpoint that can be read, or another's tokenizer.
@@ -211,6 +225,12 @@ def compare(
         if checkpoint is not None:
             result |= _answers(checkpoint, texts, tasks, reporter)
         results.append(result)
+    if validation and len(results) > 1:
+        same = len({result["validation_text"] for result in results}) == 1
+        if not same:
+            reporter.notice("the validation texts of these runs differ, so figures of validation do not rank them")
+        for result in results:
+            result["same_validation_text"] = same
     return results
 
 
@@ -228,7 +248,11 @@ def _answers(
     for name, text in texts.items():
         if not checkpoint.keeps(text):
             reporter.notice(f"{name}: the tokenizer changes this text, so bits per byte are those of what it keeps")
-        result["texts"][name] = checkpoint.score(decoder, text, partial(reporter.scoring, name)).to_dict()
+        try:
+            scored = checkpoint.score(decoder, text, partial(reporter.scoring, name))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        result["texts"][name] = scored.to_dict()
     if tasks is not None:
         result["tasks"] = tasks.run(checkpoint.language_model(decoder, reporter.scoring))
     return result

@@ -14,7 +14,7 @@ from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model_config import ModelConfig
 from mixerzoo.registry import load_registry
-from mixerzoo.validation import problems
+from mixerzoo.validation import problems, shown
 
 #: Our field → Hugging Face's key, where both mean the same.
 HF_KEYS = {
@@ -40,6 +40,10 @@ OWN_KEYS = {
 }
 #: Keys of others that our ``config.json`` keeps: a decoder has no use for them, its users have.
 CARRIED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+#: Positions are int64, and what is counted in them must be too.
+MOST = 2**62
+#: Steps beyond which no decoder is built: each is a pass through a layer.
+MOST_STEPS = 4096
 #: Leads transformers to the model's classes where nobody has imported mixerzoo (``trust_remote_code=True``).
 SHIM_FILE = "modeling_mixerzoo.py"
 
@@ -93,9 +97,15 @@ def read_own(raw: Mapping[str, Any], where: str | Path) -> tuple[ModelConfig, ty
         mixer = load_registry().get_recorded(options["name"], raw.get("mixer_plugin")).mixer
     except MixerError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    fields = {field: raw[key] for field, key in (HF_KEYS | OWN_KEYS).items() if key in raw}
+    keys = HF_KEYS | OWN_KEYS
+    if raw.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(f"{where}: hidden_act is {shown(raw['hidden_act'])}; this skeleton computes 'silu'")
+    check_carried(raw, where)
+    for key in (*keys.values(), "mixer"):
+        _refuse_huge(raw.get(key), key, where)
+    fields = {field: raw[key] for field, key in keys.items() if key in raw}
     own = {key: value for key, value in options.items() if key != "name"}
-    model = validated_model(fields, where, HF_KEYS | OWN_KEYS)
+    model = validated_model(fields, where, keys)
     return model, mixer, validated_options(mixer, own, where)
 
 
@@ -111,7 +121,7 @@ def validated_model(fields: Mapping[str, Any], path: str | Path, keys: Mapping[s
         CheckpointError: lists every problem, by the file's own keys.
     """
     try:
-        return ModelConfig.model_validate(fields)
+        config = ModelConfig.model_validate(fields)
     except ValidationError as error:
         names = "|".join(keys)
         our_name = re.compile(rf"\b({names})\b")
@@ -121,6 +131,40 @@ def validated_model(fields: Mapping[str, Any], path: str | Path, keys: Mapping[s
             message = our_name.sub(lambda match: keys[match[0]], problem.message)
             lines.append(f"{path}: {'.'.join(parts)}: {message}" if parts else f"{path}: {message}")
         raise CheckpointError("\n".join(lines)) from error
+    if config.vocab_size is None:
+        raise CheckpointError(f"{path}: the key {keys['vocab_size']!r} is required")
+    return config
+
+
+def check_carried(raw: Mapping[str, Any], where: str | Path) -> None:
+    """Refuse `CARRIED_KEYS` with values that none of their users understands.
+
+    Args:
+        raw: the content of a ``config.json``.
+        where: what errors call it.
+
+    Raises:
+        CheckpointError: an id is no whole number, or a length is none of at least 1.
+    """
+    for key in CARRIED_KEYS:
+        value = raw.get(key)
+        if value is None:
+            continue
+        several = isinstance(value, list) and key == "eos_token_id"
+        numbers = value if several else [value]
+        least = 1 if key == "max_position_embeddings" else -MOST
+        if not all(isinstance(n, int) and not isinstance(n, bool) and least <= n < MOST for n in numbers):
+            expected = "a whole number of at least 1" if least == 1 else "the id of a token"
+            raise CheckpointError(f"{where}: {key} is {shown(value)}; it must be {expected}")
+
+
+def _refuse_huge(value: Any, key: str, where: str | Path) -> None:
+    """Refuse whole numbers that overflow where they are computed with, wherever they lie."""
+    if isinstance(value, int) and abs(value) >= MOST:
+        raise CheckpointError(f"{where}: {key} is {shown(value)}, which is too large")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in inner:
+        _refuse_huge(part, f"{key}.{name}", where)
 
 
 def check_sizes(config: ModelConfig, shapes: Mapping[str, Sequence[int]], path: str | Path) -> None:
@@ -132,11 +176,19 @@ def check_sizes(config: ModelConfig, shapes: Mapping[str, Sequence[int]], path: 
         path: what errors call the file.
 
     Raises:
-        CheckpointError: there are more layers than tensors, or a size is longer than every side of every tensor.
+        CheckpointError: there are more layers than tensors, more steps than any decoder has, or a size is longer than
+            every side of every tensor.
     """
     if config.num_layers > len(shapes):
         raise CheckpointError(
             f"{path}: {HF_KEYS['num_layers']} is {config.num_layers}, more than there are tensors ({len(shapes)})"
+        )
+    looped = config.num_layers - config.loop.prelude - config.loop.coda
+    steps = config.num_layers + looped * (config.loop.count - 1)
+    if steps > MOST_STEPS:
+        raise CheckpointError(
+            f"{path}: {config.num_layers} layers with loop.count {config.loop.count} make {steps} steps; more than "
+            f"{MOST_STEPS} are not computed"
         )
     longest = max(side for shape in shapes.values() for side in (0, *shape))
     for field in ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):

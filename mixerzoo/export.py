@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mixerzoo.checkpoints import CONFIG_FILE, load_checkpoint, read_json, save_weights
+from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
+from mixerzoo.checkpoints import load_checkpoint, save_weights
 from mixerzoo.config_json import CARRIED_KEYS, HF_KEYS
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer import Plan
-from mixerzoo.new_directory import check_new, copy_companions, new_directory
+from mixerzoo.new_directory import check_new, copy_companions, find_companions, new_directory
 from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
 
 Format = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -40,6 +41,7 @@ def export_checkpoint(source: str | Path, directory: str | Path, format: Format)
         raise CheckpointError(f"unknown format {format!r}; known: {', '.join(get_args(Format))}")
     source, target = Path(source), Path(directory)
     check_new(target)
+    find_companions(source)
     decoder = load_checkpoint(source)
     reasons = _obstacles(decoder, format)
     if reasons:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 #: What the names of unfinished files and directories end with; nothing reads them, and they may be deleted.
 PARTIAL = ".partial"
+_UNFINISHED = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
 
 
 @contextmanager
@@ -31,15 +33,16 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
-    partial = _sibling(path)
+    partial = unfinished(path)
     # O_EXCL: neither somebody else's file nor a link that was put there is ever written to. The umask holds.
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         mode = partial.stat().st_mode
-        yield partial
-        # Some writers make a file of their own under the name, and make it private.
-        partial.chmod(mode)
-        sync(partial)
+        with named(path):
+            yield partial
+            # Some writers make a file of their own under the name, and make it private.
+            partial.chmod(mode)
+            sync(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -74,6 +77,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def check_writable(path: Path) -> None:
+    """Find out whether a file could be written, without touching what is in its place.
+
+    Args:
+        path: the file, there or not.
+
+    Raises:
+        OSError: it cannot: there is no such directory, nobody may write there, or the disk is full.
+    """
+    partial = unfinished(path)
+    try:
+        with named(path), partial.open("xb") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """An unfinished sibling of a directory, which gets its name when the block ends without an error.
@@ -87,10 +109,11 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or something is in its place.
     """
-    partial = _sibling(path)
+    partial = unfinished(path)
     partial.mkdir()
     try:
-        yield partial
+        with named(path):
+            yield partial
         publish(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -123,10 +146,25 @@ def remove_directory(path: Path) -> None:
     Raises:
         OSError: it cannot be deleted.
     """
-    going = _sibling(path)
+    going = unfinished(path)
     os.replace(path, going)
     sync(path.parent)
     shutil.rmtree(going)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a directory with all that it holds.
+
+    Args:
+        path: what a link points to stays.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -175,5 +213,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sibling(path: Path) -> Path:
+def unfinished(path: Path) -> Path:
+    """A name beside a file or directory for what is not finished, which nobody can foresee."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def unfinished_in(directory: Path) -> Iterator[tuple[Path, str]]:
+    """What `unfinished` named in a directory: leftovers, where no other process is at work in it.
+
+    Args:
+        directory: may be missing.
+
+    Yields:
+        Each path, and the name that it would have had.
+    """
+    if not directory.is_dir():
+        return
+    for path in sorted(directory.iterdir()):
+        if match := _UNFINISHED.fullmatch(path.name):
+            yield path, match[1]
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of the system in the block name this path where they name none, as that of a full disk does.
+
+    Args:
+        path: what is written or read.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

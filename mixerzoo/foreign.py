@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mixerzoo.config_json import HF_KEYS, check_sizes, validated_model, validated_options
+from mixerzoo.config_json import HF_KEYS, MOST, check_carried, check_sizes, validated_model, validated_options
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer import Mixer, MixerConfig, ReferenceReading
 from mixerzoo.model_config import ModelConfig
@@ -91,8 +91,6 @@ _READ_SEPARATELY = {
     "use_sliding_window",
 }
 _PLAIN_BASELINES = (None, "", "none", "vanilla", "baseline", "residual", "depth_attention")
-#: Positions are int64, and what is counted in them must be too.
-_MOST = 2**62
 #: Exists in the Depth-Attention release and is never applied.
 _NEVER_APPLIED = "lm_head_layernorm.weight"
 #: Old conversions store what the configuration says anyway.
@@ -132,7 +130,7 @@ def read_foreign(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> Foreign:
     kind = raw.get("model_type")
     family = _FAMILIES.get(str(kind))
     if family is None:
-        raise CheckpointError(f"{path}: model_type is {kind!r}; known: mixerzoo, {', '.join(_FAMILIES)}")
+        raise CheckpointError(f"{path}: model_type is {_brief(kind)}; known: mixerzoo, {', '.join(_FAMILIES)}")
     for key, allowed in _REQUIRED_VALUES.items():
         if key in raw and raw[key] not in allowed:
             raise _not_computed(path, key, raw[key])
@@ -142,7 +140,7 @@ def read_foreign(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> Foreign:
         # Not the family's default: as many as there are queries.
         sizes.pop("num_key_value_heads", None)
     keys = dict(HF_KEYS)
-    _longest(raw, path)  # those who read what is made of this rely on it
+    check_carried({**raw, "max_position_embeddings": _longest(raw, path)}, path)
     fields: dict[str, Any] = {field: sizes[key] for field, key in HF_KEYS.items() if key in sizes}
     rope, keys["rope_scaling"] = _rope(raw, family, path)
     fields |= rope
@@ -189,19 +187,24 @@ def _flag(raw: Mapping[str, Any], key: str, path: Path) -> bool | None:
 
 
 def _count(value: Any, key: str, path: Path, *, least: int = 1) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value < _MOST:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value < MOST:
         return value
     raise CheckpointError(f"{path}: {key} is {shown(value)}; it must be a whole number of at least {least}")
 
 
 def _number(value: Any, key: str, path: Path) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _MOST:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MOST:
         return float(value)
     raise CheckpointError(f"{path}: {key} is {shown(value)}; it must be a number over 0")
 
 
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _not_computed(path: Path, key: str, value: Any) -> CheckpointError:
-    return CheckpointError(f"{path}: {key} is {value!r}, which this skeleton does not compute")
+    return CheckpointError(f"{path}: {key} is {_brief(value)}, which this skeleton does not compute")
 
 
 def _name_ignored_keys(raw: Mapping[str, Any], path: Path) -> None:
@@ -229,7 +232,9 @@ def _recognise(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> tuple[type
     for name, reading in found.items():
         return entries[name].mixer, reading
     if raw.get("baseline_mode") not in _PLAIN_BASELINES:
-        raise CheckpointError(f"{path}: baseline_mode is {raw['baseline_mode']!r}, which no installed mixer reads")
+        raise CheckpointError(
+            f"{path}: baseline_mode is {_brief(raw['baseline_mode'])}, which no installed mixer reads"
+        )
     return load_registry().get("residual").mixer, ReferenceReading(options={})
 
 
@@ -272,7 +277,7 @@ def _rope(raw: Mapping[str, Any], family: _Family, path: Path) -> tuple[dict[str
     if not isinstance(kind, str) or kind not in SCALINGS:
         known = ", ".join(["default", *SCALINGS])
         raise CheckpointError(
-            f"{path}: {key} has rope_type {kind!r}, which this skeleton does not compute; known: {known}"
+            f"{path}: {key} has rope_type {_brief(kind)}, which this skeleton does not compute; known: {known}"
         )
     scaling = SCALINGS[kind].model_fields
     _refuse_rope_options({name: v for name, v in options.items() if name not in scaling}, kind, key, path)
@@ -286,7 +291,7 @@ def _rope(raw: Mapping[str, Any], family: _Family, path: Path) -> tuple[dict[str
             }
             options.setdefault("factor", length / options[name])
     for option, value in options.items():
-        if isinstance(value, int | float) and value and not 1 / _MOST < abs(value) < _MOST:
+        if isinstance(value, int | float) and value and not 1 / MOST < abs(value) < MOST:
             raise CheckpointError(f"{path}: {key}.{option} is {shown(value)}, which is too large or too small")
     return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **options}}, key
 
@@ -329,7 +334,7 @@ def _window(raw: Mapping[str, Any], kind: str, num_layers: int, path: Path) -> d
             types = ["full_attention" if layer < first else "sliding_attention" for layer in range(num_layers)]
         for found in types:
             if found not in ("full_attention", "sliding_attention"):
-                raise CheckpointError(f"{path}: layer_types has {found!r}, which this skeleton does not compute")
+                raise CheckpointError(f"{path}: layer_types has {_brief(found)}, which this skeleton does not compute")
         if len(types) != num_layers:
             raise CheckpointError(f"{path}: layer_types has {len(types)} entries for {num_layers} layers")
         layers = [layer for layer, found in enumerate(types) if found == "sliding_attention"]
@@ -339,7 +344,7 @@ def _window(raw: Mapping[str, Any], kind: str, num_layers: int, path: Path) -> d
         return {"sliding_window": _count(size, "sliding_window", path), "sliding_layers": None if every else layers}
     for found in types or ():
         if found != "full_attention":
-            raise CheckpointError(f"{path}: layer_types has {found!r}, which this skeleton does not compute")
+            raise CheckpointError(f"{path}: layer_types has {_brief(found)}, which this skeleton does not compute")
     if kind == "mistral" and size is not None:
         return {"sliding_window": _count(size, "sliding_window", path)}
     # Qwen writes a sliding_window even where it is switched off.

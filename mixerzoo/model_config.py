@@ -12,7 +12,12 @@ from mixerzoo.errors import MixerError
 from mixerzoo.mixer import DecoderShape, Plan
 from mixerzoo.rope import RopeScaling, YarnScaling
 
-Positive = Annotated[int, Field(ge=1)]
+#: Layers, and steps when loops are unrolled.
+MAX_STEPS = 512
+Width = Annotated[int, Field(ge=1, le=2**20)]
+Heads = Annotated[int, Field(ge=1, le=2**16)]
+Vocabulary = Annotated[int, Field(ge=1, le=2**24)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
 class LoopConfig(BaseModel):
@@ -20,9 +25,9 @@ class LoopConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    prelude: int = Field(0, ge=0, description="Layers before the body, run once.")
-    coda: int = Field(0, ge=0, description="Layers after the body, run once.")
-    count: Positive = Field(1, description="How many times the body runs; 1 is no loop.")
+    prelude: int = Field(0, ge=0, le=MAX_STEPS, description="Layers before the body, run once.")
+    coda: int = Field(0, ge=0, le=MAX_STEPS, description="Layers after the body, run once.")
+    count: Steps = Field(1, description="How many times the body runs; 1 is no loop.")
 
 
 class LatentConfig(BaseModel):
@@ -30,11 +35,11 @@ class LatentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    kv_lora_rank: Positive = Field(description="Size of the latent from which all keys and values come.")
-    qk_nope_head_dim: Positive = Field(description="Part of a query or key head without RoPE.")
-    qk_rope_head_dim: Positive = Field(description="Part with RoPE; its key is shared by all heads. Even.")
-    v_head_dim: Positive = Field(description="Width of a value head.")
-    q_lora_rank: Positive | None = Field(None, description="Rank of the queries; default: not compressed.")
+    kv_lora_rank: Width = Field(description="Size of the latent from which all keys and values come.")
+    qk_nope_head_dim: Width = Field(description="Part of a query or key head without RoPE.")
+    qk_rope_head_dim: Width = Field(description="Part with RoPE; its key is shared by all heads. Even.")
+    v_head_dim: Width = Field(description="Width of a value head.")
+    q_lora_rank: Width | None = Field(None, description="Rank of the queries; default: not compressed.")
 
 
 class ModelConfig(BaseModel):
@@ -42,34 +47,34 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    hidden_size: Positive = Field(description="Width D of the hidden states.")
-    intermediate_size: Positive = Field(description="Width of the SwiGLU MLP.")
-    num_layers: Positive = Field(description="Physical layers.")
-    num_heads: Positive = Field(description="Query heads H.")
-    num_kv_heads: Positive | None = Field(None, description="Key/value heads G; default: as many as query heads.")
-    head_dim: Positive | None = Field(None, description="Width of a head; default hidden_size / num_heads.")
-    vocab_size: Positive | None = Field(None, description="Rows of the embedding; default: the tokenizer's.")
+    hidden_size: Width = Field(description="Width D of the hidden states.")
+    intermediate_size: Annotated[int, Field(ge=1, le=2**24)] = Field(description="Width of the SwiGLU MLP.")
+    num_layers: Steps = Field(description="Physical layers.")
+    num_heads: Heads = Field(description="Query heads H.")
+    num_kv_heads: Heads | None = Field(None, description="Key/value heads G; default: as many as query heads.")
+    head_dim: Width | None = Field(None, description="Width of a head; default hidden_size / num_heads.")
+    vocab_size: Vocabulary | None = Field(None, description="Rows of the embedding; default: the tokenizer's.")
     qk_norm: bool = Field(True, description="RMSNorm on each query and key head.")
     k_norm: Literal["pre_rope", "post_rope"] = Field(
         "pre_rope",
         description="Whether the key norm comes before RoPE (Qwen3) or after it (Depth-Attention release).",
     )
-    rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary embedding.")
+    rope_theta: float = Field(10000.0, ge=1e-6, le=1e18, description="Base of the rotary embedding.")
     rope_scaling: RopeScaling | None = Field(None, description="Scaled rotary frequencies, for longer contexts.")
-    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of every RMSNorm.")
+    norm_eps: float = Field(1e-5, ge=1e-20, le=1.0, description="Epsilon of every RMSNorm.")
     tie_embeddings: bool = Field(False, description="The head shares the embedding's weight.")
     scale_embeddings: bool = Field(False, description="Multiply embeddings by √D.")
     attention_bias: Literal["none", "qkv", "qkvo"] = Field(
         "none", description="Which of the attention's projections have a bias."
     )
     mlp_bias: bool = Field(False, description="The MLP's projections have a bias.")
-    sliding_window: Positive | None = Field(
+    sliding_window: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None, description="How many most recent tokens a token sees, itself included; default: all."
     )
-    sliding_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    sliding_layers: tuple[Annotated[int, Field(ge=0, lt=MAX_STEPS)], ...] | None = Field(
         None, strict=False, description="Numbers of the layers with that window; default: all."
     )
-    init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
+    init_std: float = Field(0.02, ge=1e-10, le=1e3, description="Standard deviation of the initial weights.")
     loop: LoopConfig = Field(LoopConfig(), description="Looped layers.")
     attention: Literal["gqa", "mla"] = Field(
         "gqa", description="Grouped-query attention, or multi-head latent attention with the sizes of `mla`."
@@ -137,6 +142,13 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"loop.prelude {self.loop.prelude} + loop.coda {self.loop.coda} leaves no body "
                 f"in {self.num_layers} layers"
+            )
+        body = self.num_layers - self.loop.prelude - self.loop.coda
+        steps = self.num_layers + body * (self.loop.count - 1)
+        if steps > MAX_STEPS:
+            raise ValueError(
+                f"loop.count {self.loop.count} unrolls {self.num_layers} layers to {steps:,} steps; "
+                f"at most {MAX_STEPS:,} can be run"
             )
         return self
 

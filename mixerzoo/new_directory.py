@@ -1,13 +1,14 @@
-"""A directory that appears whole or not at all, and the files that travel with weights."""
+"""A checkpoint's new directory, which appears whole or not at all, and the files that travel with weights."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mixerzoo import files
+from mixerzoo.checkpoint_files import is_file, read_json
 from mixerzoo.errors import CheckpointError
 
 #: What transformers writes beside the weights: the tokenizer, and how to generate.
@@ -22,6 +23,8 @@ _COMPANIONS = (
     "chat_template.jinja",
     "generation_config.json",
 )
+#: Those of them whose content is an object of a few levels; a tokenizer and a vocabulary may be larger.
+_OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 
 
 def check_new(directory: Path) -> None:
@@ -47,19 +50,36 @@ def new_directory(directory: Path) -> Iterator[Path]:
     """
     check_new(directory)
     missing = [path for path in directory.parents if not path.exists()]
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        partial.chmod(0o755)  # tempfile makes it private
-        yield partial
-        check_new(directory)
-        partial.rename(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with files.new_directory(directory) as partial:
+            yield partial
+            check_new(directory)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
         for made in missing:
-            if not any(made.iterdir()):
+            if made.is_dir() and not any(made.iterdir()):
                 made.rmdir()
         raise
+
+
+def find_companions(source: Path) -> list[str]:
+    """The tokenizer's files and those that say how to generate, looked at before anything is written.
+
+    Args:
+        source: a checkpoint's directory.
+
+    Returns:
+        The names of those that there are.
+
+    Raises:
+        CheckpointError: one is no file, is damaged, or is a link to something outside.
+    """
+    found = [name for name in _COMPANIONS if is_file(source / name)]
+    for name in found:
+        _refuse_link_outside(source, name)
+        if name in _OBJECTS:
+            read_json(source / name)
+    return found
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:
@@ -71,8 +91,29 @@ def copy_companions(source: Path, target: Path) -> list[str]:
 
     Returns:
         The names of those that there are.
+
+    Raises:
+        CheckpointError: as `find_companions`.
+        OSError: one cannot be read or written.
     """
-    found = [name for name in _COMPANIONS if (source / name).is_file()]
+    found = find_companions(source)
     for name in found:
-        shutil.copyfile(source / name, target / name)
+        files.write_bytes(target / name, (source / name).read_bytes())
     return found
+
+
+def _refuse_link_outside(source: Path, name: str) -> None:
+    """Refuse to carry over, and with the checkpoint perhaps to publish, what is not part of the source.
+
+    The cache of the Hugging Face hub is the exception: there, every file is a link to one beside the snapshots.
+    """
+    path = source / name
+    if not path.is_symlink():
+        return
+    home, end = source.resolve(), path.resolve()
+    store = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not end.is_relative_to(home) and not end.is_relative_to(store):
+        raise CheckpointError(
+            f"{path}: is a link to {os.readlink(path)}, outside of the checkpoint; put the file itself there if it "
+            "belongs to it"
+        )

@@ -85,8 +85,9 @@ def _merged(rows: Sequence[_Row]) -> list[_Row]:
     merged: list[_Row] = []
     start = 0
     while start < len(rows):
-        stop = start + 1
-        while stop < len(rows) and _one_rule(rows[start : stop + 1]):
+        rule = _Rule()
+        stop = start
+        while stop < len(rows) and rule.takes(rows[stop]):
             stop += 1
         run = rows[start:stop]
         merged.append(
@@ -101,13 +102,33 @@ def _merged(rows: Sequence[_Row]) -> list[_Row]:
     return merged
 
 
-def _one_rule(run: Sequence[_Row]) -> bool:
-    """Whether each row reads the columns that all of them read and a stretch that moves along with it."""
-    fixed = frozenset.intersection(*(row.always for row in run))
-    distances = frozenset.intersection(*(frozenset(row.own - c for c in row.always) for row in run))
-    if distances and max(distances) - min(distances) + 1 != len(distances):
-        return False
-    return all(row.always == fixed | {row.own - distance for distance in distances} for row in run)
+class _Rule:
+    """Each row reads the columns that all of them read and a stretch that moves along with it.
+
+    Sets are the bits of whole numbers: hundreds of rows are hundreds of thousands of comparisons.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int]] = []
+        self._fixed = self._moving = -1
+
+    def takes(self, row: _Row) -> bool:
+        """Whether a further row follows the rule of those before; a first one always does."""
+        always = sum(1 << column for column in row.always)
+        # Seen from the row itself, a column at distance d is bit _FAR − d.
+        fixed, moving = self._fixed & always, self._moving & (always << (_FAR - row.own))
+        rows = [*self._rows, (row.own, always)]
+        stretch = moving >> max(0, (moving & -moving).bit_length() - 1)
+        if rows[1:] and (
+            stretch & (stretch + 1) or any(each != fixed | (moving >> (_FAR - own)) for own, each in rows)
+        ):
+            return False
+        self._rows, self._fixed, self._moving = rows, fixed, moving
+        return True
+
+
+#: More columns than a picture has.
+_FAR = 1 << 14
 
 
 def _grid(rows: Sequence[_Row], names: Sequence[str], width: int) -> list[str]:

@@ -11,23 +11,15 @@ import torch
 from torch import Tensor
 
 from mixerzoo import __version__
-from mixerzoo.checkpoints import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    WEIGHTS_FILE,
-    assemble,
-    check_k_norm,
-    load_checkpoint,
-    read_json,
-    save_checkpoint,
-)
+from mixerzoo.checkpoint_files import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_file, read_json
+from mixerzoo.checkpoints import assemble, check_k_norm, is_finite, load_checkpoint, save_checkpoint
 from mixerzoo.config_json import CARRIED_KEYS
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError
 from mixerzoo.foreign import records_k_norm
 from mixerzoo.mixer_choice import MixerChoice
 from mixerzoo.model_card import CARD_FILE, model_card
-from mixerzoo.new_directory import check_new, copy_companions, new_directory
+from mixerzoo.new_directory import check_new, copy_companions, find_companions, new_directory
 from mixerzoo.placement import find_dtype
 from mixerzoo.registry import load_registry
 from mixerzoo.remix import left_out, remix
@@ -116,8 +108,9 @@ def import_checkpoint(
     check_k_norm(k_norm)
     wanted = None if dtype is None else find_dtype(dtype)
     place = _located(source)
+    if place.is_dir():
+        find_companions(place)
     raw, original = _loaded(place, k_norm)
-    _refuse_not_finite(original, f"{place}", "nothing can be made of them")
     if k_norm is not None and _k_norm(original) is None:
         raise CheckpointError(f"{place}: it has no q/k norms, so k_norm {k_norm!r} has no meaning; leave it out")
     stored = original.lm_head.weight.dtype
@@ -130,7 +123,9 @@ def import_checkpoint(
     theirs = _logits(original, f"{place}")
     unrounded = _difference(theirs, _logits(decoder, f"{place} with mixer {decoder.mixer.name}"))
     decoder.to(wanted)
-    _refuse_not_finite(decoder, f"{place}", f"they are beyond the range of {_name(wanted)}; choose another dtype")
+    for name, tensor in decoder.state_dict().items():
+        if not is_finite(tensor):
+            raise CheckpointError(f"{place}: {name} is beyond the range of {_name(wanted)}; choose another dtype")
     with new_directory(target) as partial:
         save_checkpoint(decoder, partial)
         difference = _difference(theirs, _logits(load_checkpoint(partial, exact), f"{directory}"))
@@ -179,7 +174,7 @@ def _located(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return _in_directory(path)
-    if path.exists():
+    if is_file(path):
         if path.suffix != ".gguf":
             raise CheckpointError(
                 f"{path}: is a file, and no .gguf; give a directory with safetensors, or a .gguf file (pickled weights "
@@ -196,7 +191,7 @@ def _is_hub_name(source: str | Path) -> bool:
 
 
 def _in_directory(path: Path) -> Path:
-    if (path / WEIGHTS_FILE).exists() or (path / INDEX_FILE).exists():
+    if is_file(path / WEIGHTS_FILE) or is_file(path / INDEX_FILE):
         return path
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:
@@ -248,12 +243,6 @@ def _k_norm(decoder: Decoder) -> str | None:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _refuse_not_finite(decoder: Decoder, place: str, consequence: str) -> None:
-    for name, tensor in decoder.state_dict().items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{place}: {name} has values that are not finite: {consequence}")
 
 
 @torch.no_grad()

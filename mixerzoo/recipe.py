@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mixerzoo.checkpoints import load_checkpoint, load_config
@@ -22,8 +21,15 @@ from mixerzoo.registry import load_registry
 from mixerzoo.remix import remix
 from mixerzoo.validation import Problem, problems, shown
 from mixerzoo.yaml_source import YamlSource
+from mixerzoo.yaml_text import to_yaml
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+#: Steps of a run; the longest that were ever run have a few million.
+_MAX_STEPS = 10**9
+#: Positive numbers below are lost in a product with a weight.
+_LEAST = 1e-30
 
 
 class TrainConfig(BaseModel):
@@ -31,39 +37,42 @@ class TrainConfig(BaseModel):
 
     model_config = _STRICT
 
-    steps: int = Field(ge=1, description="Optimiser steps.")
-    batch_size: int = Field(ge=1, description="Sequences per forward, on each device.")
-    accumulation: int = Field(1, ge=1, description="Forwards per optimiser step.")
-    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
+    steps: int = Field(ge=1, le=_MAX_STEPS, description="Optimiser steps.")
+    batch_size: int = Field(ge=1, le=2**16, description="Sequences per forward, on each device.")
+    accumulation: int = Field(1, ge=1, le=2**16, description="Forwards per optimiser step.")
+    learning_rate: float = Field(gt=0, le=1e30, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant", "wsd"] = Field(
         "cosine",
         description="After warm-up: cosine to the final rate, constant, or stable and then linear decay.",
     )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="Share of the steps that warm up linearly.")
-    decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the steps that decay (wsd only).")
+    decay_fraction: float = Field(0.2, ge=1e-9, le=1, description="Share of the steps that decay (wsd only).")
     final_learning_rate_fraction: float = Field(
         0.0, ge=0, le=1, description="Final over peak learning rate (cosine and wsd)."
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second decay.")
-    weight_decay: float = Field(0.1, ge=0, description="Of matrices; vectors and scalars are not decayed.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient to this norm; 0 does not clip.")
+    weight_decay: float = Field(0.1, ge=0, le=1e3, description="Of matrices; vectors and scalars are not decayed.")
+    max_grad_norm: float = Field(1.0, ge=0, le=1e30, description="Clip the gradient to this norm; 0 does not clip.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast; weights stay float32.")
     compile: bool = Field(False, description="Run the forward and backward through torch.compile.")
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward.")
-    log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    log_interval: int = Field(10, ge=1, le=_MAX_STEPS, description="Steps between lines of metrics.jsonl.")
     checkpoint_interval: int | None = Field(
-        None, ge=1, description="Steps between checkpoints, a multiple of log_interval; default: a tenth."
+        None, ge=1, le=_MAX_STEPS, description="Steps between checkpoints; default: a tenth of the steps."
     )
-    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints to keep.")
+    keep_checkpoints: int = Field(
+        2,
+        ge=0,
+        le=10_000,
+        description="How many of the newest checkpoints to keep; 0: one while training, none once finished.",
+    )
 
     @model_validator(mode="after")
-    def _checkpoints_follow_logs(self) -> Self:
-        # A logged loss is a mean over log_interval steps; a checkpoint in between would split it on resume.
-        if self.checkpoint_interval is not None and self.checkpoint_interval % self.log_interval:
-            raise ValueError(
-                f"checkpoint_interval {self.checkpoint_interval} is not a multiple of log_interval {self.log_interval}"
-            )
+    def _float32_can_hold(self) -> Self:
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if 0 < getattr(self, name) < _LEAST:
+                raise ValueError(f"{name} {getattr(self, name)} is nothing in float32; the least is {_LEAST}")
         return self
 
     @model_validator(mode="after")
@@ -96,10 +105,12 @@ class EvalConfig(BaseModel):
 
     model_config = _STRICT
 
-    interval: int | None = Field(None, ge=1, description="Steps between validations; default: only at the end.")
-    batch_size: int = Field(16, ge=1, description="Sequences per forward.")
+    interval: int | None = Field(
+        None, ge=1, le=_MAX_STEPS, description="Steps between validations; default: only at the end."
+    )
+    batch_size: int = Field(16, ge=1, le=2**16, description="Sequences per forward.")
     max_sequences: int | None = Field(
-        None, ge=1, description="Sequences used while training; the final validation uses all."
+        None, ge=1, le=2**53, description="Sequences used while training; the final validation uses all."
     )
 
 
@@ -151,7 +162,7 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The recipe as YAML with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def parse_recipe(source: YamlSource) -> Recipe:
@@ -293,7 +304,7 @@ def build(
     """
     where, dtype = find_device(device), find_dtype(dtype)
     if isinstance(recipe, Mapping):
-        recipe = parse_recipe(YamlSource(yaml.safe_dump(dict(recipe)), "recipe"))
+        recipe = parse_recipe(YamlSource.of(recipe, "recipe"))
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     if recipe.data.vocab_size is not None:

@@ -12,8 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-Positive = Annotated[float, Field(gt=0)]
-Length = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
+Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
+#: A weight of a logarithm.
+Weight = Annotated[float, Field(ge=-1e3, le=1e3)]
 
 
 class _Scaling(BaseModel):
@@ -55,10 +57,10 @@ class YarnScaling(_Scaling):
     )
     beta_fast: Positive = Field(32.0, description="Pairs that turn more often within the old context are kept.")
     beta_slow: Positive = Field(1.0, description="Pairs that turn less often are interpolated.")
-    mscale: float | None = Field(
+    mscale: Weight | None = Field(
         None, description="With mscale_all_dim: weight of ln(factor) in the factor's numerator."
     )
-    mscale_all_dim: float | None = Field(None, description="With mscale: the same in its denominator.")
+    mscale_all_dim: Weight | None = Field(None, description="With mscale: the same in its denominator.")
     truncate: bool = Field(True, description="Round the ends of the ramp outwards to whole pairs.")
 
     def scaled(self, frequency: Tensor, theta: float) -> Tensor:

@@ -5,65 +5,58 @@
     run.json             versions, data fingerprint, command; written first, so it says whose directory this is
     tokenizer.json       and tokenizer_config.json
     recipe.yaml          the resolved recipe; without it the run has not begun
+    manifest.json        sizes and checksums of the files that nobody changes
     metrics.jsonl        one line per logged step and per validation
     checkpoints/         what --resume starts from
     config.json  model.safetensors  README.md   the result, ready to load; for transformers,
     modeling_mixerzoo.py  generation_config.json    these beside it
     result.json          final figures; written last, so its presence means "finished"
     run.lock             empty; held while a process trains into the directory
+
+Every file appears whole and on the disk (`mixerzoo.files`), so a power cut takes back the last of them at most.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import platform
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from filelock import FileLock, Timeout
 
-from mixerzoo import __version__
+from mixerzoo import files
 from mixerzoo.data import PreparedData
 from mixerzoo.errors import MixerError, RecipeError, RunError
+from mixerzoo.json_files import read_object, to_json
+from mixerzoo.manifest import MANIFEST_FILE, write_manifest
 from mixerzoo.model_card import CARD_FILE
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.registry import load_registry
+from mixerzoo.run_checkpoints import remove_all, remove_leftovers
+from mixerzoo.run_log import METRICS_FILE, RunLog
+from mixerzoo.run_records import LENGTH, differences, provenance
+from mixerzoo.yaml_text import TextError, from_yaml
 
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 #: Where transformers looks for the token that ends a text.
 GENERATION_FILE = "generation_config.json"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "run.lock"
-#: The checkpoint that is being written.
-INCOMPLETE = ".incomplete"
 
-_COMPLETE = re.compile(r"checkpoint-(\d+)")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+#: The result, ready to load.
+_RESULT = ("config.json", "model.safetensors", "modeling_mixerzoo.py", GENERATION_FILE)
 #: What ``--overwrite`` removes. First the result, so that what is left of a run never passes for a finished one.
-_REMOVED = (
-    RESULT_FILE,
-    RECIPE_FILE,
-    METRICS_FILE,
-    "config.json",
-    "model.safetensors",
-    "modeling_mixerzoo.py",
-    GENERATION_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    CARD_FILE,
-)
+_REMOVED = (RESULT_FILE, RECIPE_FILE, MANIFEST_FILE, METRICS_FILE, *_RESULT, *_TOKENIZER, CARD_FILE)
+#: Files whose unfinished forms an earlier process may have left; the last is the folder of a tokenizer.
+_UNFINISHED = {*_REMOVED, RUN_FILE, "tokenizer"}
 
 
 class RunDirectory:
@@ -76,6 +69,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
+        self.metrics = RunLog(path)
 
     @property
     def begun(self) -> bool:
@@ -88,27 +82,44 @@ class RunDirectory:
         return (self.path / RESULT_FILE).exists()
 
     @property
+    def run_id(self) -> str:
+        """What tells the run from every other.
+
+        Raises:
+            RunError: the run's records cannot be read.
+        """
+        return str(self._record().get("run_id"))
+
+    @property
     def _ours(self) -> bool:
         """Whether the directory was made by a run, however far that came."""
         try:
             return "data_fingerprint" in json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
             return False  # there is none, or it is somebody else's
 
     @property
     def _empty(self) -> bool:
-        # A process that died before its first file leaves these.
-        scraps = {LOCK_FILE, _partial(self.path / RUN_FILE).name}
-        return not self.path.exists() or (
-            self.path.is_dir() and all(entry.name in scraps for entry in self.path.iterdir())
+        """Whether there is nothing but what a process leaves that ended before its first file was whole."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        scraps = {LOCK_FILE, *(path.name for path in self._leftovers())}
+        return all(
+            entry.name in scraps or (entry.name == RUN_FILE and entry.is_file() and _blank(entry))
+            for entry in self.path.iterdir()
         )
+
+    def _leftovers(self) -> list[Path]:
+        found = [path for path, name in files.unfinished_in(self.path) if name in _UNFINISHED]
+        older = [self.path / f".{name}.partial" for name in sorted(_UNFINISHED)]  # as an earlier version named them
+        return found + [path for path in older if path.exists()]
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the directory against other processes; it is made where it is missing.
 
-        The system lets go of the lock when the process ends, however it ends. Where no run begins in the block,
-        nothing is left behind.
+        What an earlier process left unfinished is removed. The system lets go of the lock when the process ends,
+        however it ends. Where no run begins in the block, nothing is left behind.
 
         Raises:
             RunError: another process holds the directory.
@@ -116,6 +127,8 @@ class RunDirectory:
         """
         missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            files.sync(made.parent)
         lock = FileLock(self.path / LOCK_FILE)
         try:
             lock.acquire(blocking=False)
@@ -128,10 +141,13 @@ class RunDirectory:
             # Better now than after the text has been prepared.
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+            for path in self._leftovers():
+                files.remove(path)
+            remove_leftovers(self.checkpoints)
             yield
         finally:
-            if not self._ours:
-                (self.path / LOCK_FILE).unlink()
+            if self.path.is_dir() and not self._ours:
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
                 for made in missing:
                     if not any(made.iterdir()):
                         made.rmdir()
@@ -146,17 +162,56 @@ class RunDirectory:
             command: what started the run.
             initial: fingerprint of the weights that it starts from, if it starts from a checkpoint.
         """
+        record = to_json(provenance(recipe, data.fingerprint, command, initial))
         for name in _REMOVED:
             (self.path / name).unlink(missing_ok=True)
-            _partial(self.path / name).unlink(missing_ok=True)
-        for _, checkpoint in complete_checkpoints(self.checkpoints):
-            shutil.rmtree(checkpoint)
-        if (self.checkpoints / INCOMPLETE).exists():
-            shutil.rmtree(self.checkpoints / INCOMPLETE)
+        files.sync(self.path)
         # A process that dies from here on leaves a run without a recipe, which begins anew.
-        write_atomically(self.path / RUN_FILE, to_json(_provenance(recipe, data.fingerprint, command, initial)))
-        data.tokenizer.save(self.path)
-        write_atomically(self.path / RECIPE_FILE, recipe.to_yaml())
+        files.write_text(self.path / RUN_FILE, record)
+        remove_all(self.checkpoints)
+        self._save_tokenizer(data)
+        files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
+        self._seal()
+
+    def go_on(self, recipe: Recipe, data: PreparedData, checkpoint: Path | None) -> list[str]:
+        """Make the directory that of an unfinished run again, as it was when a checkpoint was taken.
+
+        Args:
+            recipe: the run's, or one of more steps.
+            data: the run's.
+            checkpoint: what training goes on from; None: the beginning.
+
+        Returns:
+            What was put right, for the user.
+        """
+        (self.path / RESULT_FILE).unlink(missing_ok=True)
+        files.sync(self.path)
+        if (self.path / RECIPE_FILE).read_bytes() != recipe.to_yaml().encode("utf-8"):
+            files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
+        mended = self._save_tokenizer(data)
+        self._seal()
+        self.metrics.restore(checkpoint)
+        return [f"{self.path / name} was not the run's tokenizer, and is written again" for name in mended]
+
+    def _save_tokenizer(self, data: PreparedData) -> list[str]:
+        """Write the tokenizer where it is not there as it should be; gives the names of what was written."""
+        folder = files.unfinished(self.path / "tokenizer")
+        folder.mkdir()
+        try:
+            data.tokenizer.save(folder)
+            written = []
+            for source in sorted(folder.iterdir()):
+                target = self.path / source.name
+                if not target.is_file() or target.read_bytes() != source.read_bytes():
+                    files.write_bytes(target, source.read_bytes())
+                    written.append(source.name)
+            return written
+        finally:
+            shutil.rmtree(folder)
+
+    def _seal(self, *results: str, coming: Mapping[str, str] | None = None) -> None:
+        names = [RECIPE_FILE, *_TOKENIZER, *results]
+        write_manifest(self.path, names, coming=coming or {}, run=self.run_id)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Refuse a path that a new run must not use.
@@ -203,13 +258,24 @@ class RunDirectory:
         if not self.begun:
             return
         try:
-            name = yaml.safe_load((self.path / RECIPE_FILE).read_text(encoding="utf-8"))["mixer"]["name"]
-        except (yaml.YAMLError, TypeError, KeyError):
+            name = from_yaml((self.path / RECIPE_FILE).read_text(encoding="utf-8"))["mixer"]["name"]
+        except (TextError, ValueError, TypeError, KeyError):
             return  # damaged: `recipe` says how
+        if not isinstance(name, str):
+            return
         try:
             load_registry().get_recorded(name, self._record().get("mixer_plugin"))
         except MixerError as error:
             raise RunError(f"{self.path}: {error}") from error
+
+    def lengthens(self, recipe: Recipe) -> bool:
+        """Whether a recipe is the run's but for more steps.
+
+        Raises:
+            RunError: as `recipe`.
+        """
+        saved = self.recipe()
+        return recipe.train.steps > saved.train.steps and differences(recipe, saved).keys() <= LENGTH
 
     def check_same(self, recipe: Recipe, fingerprint: str) -> None:
         """Refuse to resume anything but the run that the directory holds.
@@ -217,14 +283,14 @@ class RunDirectory:
         Raises:
             RunError: there is no run, its recipe differs (says where), or its data changed.
         """
-        saved = self.recipe()
-        ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(saved.model_dump(mode="json"))
-        differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        differing = differences(recipe, self.recipe())
         if differing:
-            lines = [f"  {key}: was {_text(theirs, key)}, now {_text(ours, key)}" for key in differing]
+            lines = [f"  {key}: {how}" for key, how in differing.items()]
+            hint = "\ntrain.steps can only grow" if "train.steps" in differing else ""
             raise RunError(
                 f"{self.path} was started with another recipe, so it cannot be resumed with this one:\n"
                 + "\n".join(lines)
+                + hint
             )
         self.check_data(fingerprint)
 
@@ -249,15 +315,19 @@ class RunDirectory:
         if self._record().get("initial_weights") != fingerprint:
             raise RunError(f"{self.path}: the weights of model.init_from changed since the run was started")
 
+    def check_there(self) -> None:
+        """Refuse to write into a directory that was removed while training.
+
+        Raises:
+            RunError: its records are gone.
+        """
+        if not (self.path / RUN_FILE).exists():
+            raise RunError(
+                f"{self.path / RUN_FILE} is gone: the run directory was removed or replaced while the run was at work"
+            )
+
     def _record(self) -> dict[str, Any]:
-        path = self.path / RUN_FILE
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: damaged: {error}") from error
-        if not isinstance(record, dict):
-            raise RunError(f"{path}: damaged: expected a JSON object")
-        return record
+        return read_object(self.path / RUN_FILE, RunError, "restore it, or begin anew in another directory")
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run.
@@ -287,43 +357,27 @@ class RunDirectory:
             raise RunError(f"{self.path} holds a run that is not finished; continue it with mixerzoo train … --resume")
         return recipe
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Append a line to ``metrics.jsonl``."""
-        path = self.path / METRICS_FILE
-        with _named(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
-
-    def rewind_log(self, step: int) -> None:
-        """Drop the lines after ``step``, and one that was cut off, so that a resumed run writes them again."""
-        path = self.path / METRICS_FILE
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if entry["step"] <= step:
-                kept.append(line + "\n")
-        write_atomically(path, "".join(kept))
-
     def result(self) -> dict[str, Any]:
         """The final figures of a finished run.
 
         Raises:
             RunError: they cannot be read.
         """
-        path = self.path / RESULT_FILE
-        try:
-            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: damaged: {error}") from error
-        return result
+        advice = "remove it and --resume writes it again"
+        return read_object(self.path / RESULT_FILE, RunError, advice)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the final figures, which marks the run as finished."""
-        write_atomically(self.path / RESULT_FILE, to_json(result))
+        """Write the final figures, which marks the run as finished.
+
+        What the directory holds is brought to the disk first.
+        """
+        text = to_json(result)
+        for name in (*_RESULT, CARD_FILE, METRICS_FILE):
+            if (self.path / name).is_file():
+                files.sync(self.path / name)
+        files.sync(self.path)
+        self._seal(*_RESULT, coming={RESULT_FILE: text})
+        files.write_text(self.path / RESULT_FILE, text)
 
 
 def home_of(checkpoint: Path) -> Path:
@@ -333,83 +387,6 @@ def home_of(checkpoint: Path) -> Path:
     return whole.parent.parent if shared else checkpoint
 
 
-def to_json(content: Any) -> str:
-    """Indented JSON with a final newline; a number that is not finite, for which JSON has no word, is null."""
-    return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the whole new one, whenever the process dies."""
-    with _named(path):
-        _partial(path).write_text(text, encoding="utf-8")
-    os.replace(_partial(path), path)
-
-
-def complete_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every complete checkpoint, oldest first.
-
-    Args:
-        directory: the ``checkpoints`` of a run.
-    """
-    if not directory.is_dir():
-        return []
-    matches = [(match, path) for path in directory.iterdir() if (match := _COMPLETE.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in matches)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """The system does not say which file a full disk has no room for."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def finite(value: Any) -> Any:
-    """The value with null for every number that is not finite, for which JSON has no word."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return value
-
-
-def _provenance(recipe: Recipe, fingerprint: str, command: str, initial: str | None) -> dict[str, Any]:
-    entry = load_registry().get(recipe.mixer.name)
-    return {
-        "command": command,
-        "data_fingerprint": fingerprint,
-        **({} if initial is None else {"initial_weights": initial}),
-        "mixer_plugin": {"distribution": entry.distribution, "version": entry.version},
-        "versions": {
-            "mixerzoo": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")},
-        },
-        "platform": platform.platform(),
-        "torch_threads": torch.get_num_threads(),
-    }
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix.removesuffix("."): value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.")
-    return flat
-
-
-def _text(flat: Mapping[str, Any], key: str) -> str:
-    if key not in flat:
-        return "absent"
-    return yaml.safe_dump(flat[key], default_flow_style=True).removesuffix("\n...\n").strip()
+def _blank(path: Path) -> bool:
+    """Whether a file has no content; after a power cut some file systems give back zeros."""
+    return os.path.getsize(path) < 1 << 20 and not path.read_bytes().strip(b"\0")

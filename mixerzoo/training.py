@@ -2,64 +2,54 @@
 
 from __future__ import annotations
 
-import os
-import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from mixerzoo import __version__
 from mixerzoo.attention import check_backend
-from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint, weights_fingerprint
+from mixerzoo.checkpoint_files import weights_fingerprint
+from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
-from mixerzoo.errors import CheckpointError, RecipeError, RunError
-from mixerzoo.evaluate import Score, accounting, score
-from mixerzoo.hf.trainer import MixerZooTrainer
+from mixerzoo.environment import launch, notices, recipe_decides
+from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
+from mixerzoo.evaluate import accounting
+from mixerzoo.files import sha256, write_text
+from mixerzoo.hf.trainer import MixerZooTrainer, learning_rates
+from mixerzoo.interrupts import Interrupts
+from mixerzoo.json_files import to_json
+from mixerzoo.manifest import check_files
 from mixerzoo.model_card import CARD_FILE, model_card
-from mixerzoo.recipe import Recipe, build
-from mixerzoo.runs import GENERATION_FILE, RunDirectory, complete_checkpoints, to_json, write_atomically
+from mixerzoo.recipe import Recipe, build, load_recipe, parse_recipe
+from mixerzoo.reporter import Reporter
+from mixerzoo.run_callback import RunCallback, check_finite, score_validation, tokens_per_second
+from mixerzoo.run_checkpoints import newest_whole, tidy
+from mixerzoo.run_log import METRICS_FILE, read_metrics_file
+from mixerzoo.runs import GENERATION_FILE, RunDirectory
+from mixerzoo.yaml_source import YamlSource
+
+__all__ = ["Reporter", "evaluate_run", "train"]
+
+#: Times that the training text may be seen without a word: up to about four, repetition costs next to nothing.
+_EPOCHS = 4
 
 
-class Reporter:
-    """Hears how a run goes; every method does nothing unless overridden."""
-
-    def notice(self, text: str) -> None:
-        """Something about the run that is worth a line."""
-
-    def data(self, stage: str, done: int, total: int) -> None:
-        """Bytes of text done and in all (0 where not known) of a stage of data preparation."""
-
-    def ready(self, recipe: Recipe, decoder: Decoder, data: PreparedData, first_step: int) -> None:
-        """Training starts after ``first_step`` steps that were done before."""
-
-    def step(self, step: int, loss: float | None, tokens_per_second: float) -> None:
-        """A step is done; the loss is that of the newest log line."""
-
-    def logged(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """A line of ``metrics.jsonl``: the mean loss since the one before."""
-
-    def validation(self, step: int, result: Score) -> None:
-        """A validation during training is done."""
-
-    def final_validation(self, done: int, total: int) -> None:
-        """Sequences of the final validation done and in all."""
-
-    def scoring(self, what: str, done: int, total: int) -> None:
-        """Sequences of another text done and in all."""
-
-
+@recipe_decides()
 def train(
-    recipe: Recipe,
-    directory: Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    directory: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
+    save_on_interrupt: bool = True,
     command: str = "",
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
@@ -68,11 +58,14 @@ def train(
     Under torchrun every process calls this with the same arguments; the first one writes.
 
     Args:
-        recipe: the experiment.
+        recipe: the experiment: a `Recipe`, the mapping that it is validated from, or the path of a recipe file.
         directory: the run directory.
-        resume: continue the run that the directory holds from its newest complete checkpoint, or from the
-            beginning if it has none. A finished run is left as it is, and its figures are returned.
+        resume: continue the run that the directory holds from its newest whole checkpoint, or from the beginning if
+            it has none. A finished run is left as it is, and its figures are returned; with more ``train.steps`` it
+            goes on where its schedule allows.
         overwrite: replace the run that the directory holds; files that no run wrote stay.
+        save_on_interrupt: whether Ctrl-C and SIGTERM during a step save a checkpoint after it; a second one ends at
+            once in any case.
         command: what started the run, for its records.
         reporter: hears of progress.
 
@@ -80,85 +73,258 @@ def train(
         The final figures, as in ``result.json``.
 
     Raises:
-        RunError: the directory is in the way, in use or holds another run, there is nothing to resume, or the
-            loss is not finite.
+        RunError: the directory is in the way, in use or holds another run, there is nothing to resume or it is
+            damaged, memory is short, or the loss or the weights are not finite.
         DataError: the text is missing or too little.
         RecipeError, MixerError, BackendError: the recipe cannot be built.
         OSError: a file cannot be written.
+        KeyboardInterrupt: Ctrl-C, after the checkpoint is saved.
+        mixerzoo.interrupts.Terminated: SIGTERM, likewise.
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
-    main = int(os.environ.get("RANK", "0")) == 0
+    recipe = _read(recipe)
+    main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
+    for text in notices(compiled=recipe.train.compile):
+        reporter.notice(text)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
     check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
     if recipe.model.vocab_size is not None or recipe.data.vocab_size is not None:
         build(recipe, device="meta")
-    run = RunDirectory(directory.resolve())
-    if not main:
-        return _train(recipe, run, resume, command, reporter, main)
-    check = run.check_resumable if resume else partial(run.check_free, overwrite=overwrite)
-    check()
-    with run.claimed():
-        check()  # another process may have begun and ended a run since
-        return _train(recipe, run, resume, command, reporter, main)
+    run = RunDirectory(Path(directory).resolve())
+    say = "Saving a checkpoint after this step; once more ends at once." if main else ""
+    with Interrupts(hold=save_on_interrupt, say=say) as interrupts, _memory_in_words():
+        work = _Work(run, recipe, command, reporter, interrupts, main)
+        if not main:
+            return work.train(resume)
+        check = run.check_resumable if resume else partial(run.check_free, overwrite=overwrite)
+        check()
+        with run.claimed():
+            check()  # another process may have begun and ended a run since
+            return work.train(resume)
 
 
-def _train(
-    recipe: Recipe, run: RunDirectory, resume: bool, command: str, reporter: Reporter, main: bool
-) -> dict[str, Any]:
-    if resume and not run.begun:
-        reporter.notice(f"{run.path} holds no step of a run yet: starting at the beginning")
-        resume = False
-    if resume:
-        run.recipe()
-    data = prepare(recipe.data, progress=reporter.data)
-    recipe = recipe.with_vocab_size(recipe.data.vocab_size or data.tokenizer.vocab_size)
-    if resume:
-        run.check_same(recipe, data.fingerprint)
-        if run.finished:
-            reporter.notice(f"{run.path} is already finished; its figures:")
-            return run.result()
-    checkpoints = complete_checkpoints(run.checkpoints) if resume else []
-    first_step, newest = checkpoints[-1] if checkpoints else (0, None)
-    initial = None
-    if newest is None and recipe.model.init_from is not None:
-        _check_tokenizer(recipe.model.init_from, data)
-        initial = weights_fingerprint(recipe.model.init_from)
-        reporter.notice(_beginning(recipe, recipe.model.init_from))
-    # A checkpoint of the run itself replaces all weights.
-    decoder = build(recipe if newest is None else recipe.from_scratch())
-    if resume and newest is None:
-        run.check_initial(initial)
-    if main and not resume:
-        run.start(recipe, data, command, initial)
-    if main:
-        run.rewind_log(first_step)
-    reporter.ready(recipe, decoder, data, first_step)
-    trainer = MixerZooTrainer(
-        decoder,
-        recipe,
-        TokenWindows(data.train.tokens, recipe.data.sequence_length),
-        run.checkpoints,
-        [_Progress(run, recipe, data, reporter, main)],
+def _read(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return parse_recipe(YamlSource.of(recipe, "recipe"))
+    return load_recipe(recipe)
+
+
+@contextmanager
+def _memory_in_words() -> Iterator[None]:
+    """Turn a lack of memory, the GPU's or the machine's, into what to do about it.
+
+    Raises:
+        RunError: memory is short.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On the CPU torch has no error of its own for it.
+        text = str(error)
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+        if not short:
+            raise
+        reason = text.splitlines()[0] if text else "the system gives no more"
+        raise RunError(
+            f"out of memory: {reason}\nlower train.batch_size (train.accumulation makes up for it), "
+            "data.sequence_length or eval.batch_size, or set train.activation_checkpointing"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where training starts: after a step, from a checkpoint; or at the beginning."""
+
+    step: int = 0
+    checkpoint: Path | None = None
+
+
+@dataclass
+class _Work:
+    """One call of `train`."""
+
+    run: RunDirectory
+    recipe: Recipe
+    command: str
+    reporter: Reporter
+    interrupts: Interrupts
+    main: bool
+
+    def train(self, resume: bool) -> dict[str, Any]:
+        """Prepare, train, finish."""
+        run, reporter = self.run, self.reporter
+        if resume and not run.begun:
+            reporter.notice(f"{run.path} holds no step of a run yet: starting at the beginning")
+            resume = False
+        if resume:
+            run.recipe()
+        data = prepare(self.recipe.data, progress=reporter.data)
+        self.recipe = self.recipe.with_vocab_size(self.recipe.data.vocab_size or data.tokenizer.vocab_size)
+        start = _Start()
+        if resume:
+            longer = self._check_same(data)
+            if run.finished and not longer:
+                check_files(run.path)
+                if self.main:
+                    tidy(run.checkpoints, self.recipe.train.keep_checkpoints)
+                reporter.notice(f"{run.path} is already finished; its figures:")
+                return run.result()
+            start = self._newest(longer)
+        decoder = self._begin(data, start, resume)
+        windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length)
+        self._notices(len(windows))
+        reporter.ready(self.recipe, decoder, data, start.step)
+        trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
+        trainer.add_callback(
+            RunCallback(
+                run,
+                self.recipe,
+                data,
+                reporter,
+                self.interrupts,
+                trainer.stopwatch,
+                main=self.main,
+                validate_first=self._validation_missing(start),
+            )
+        )
+        if start.checkpoint is not None and start.step >= self.recipe.train.steps:
+            # Trainer would take one step more than asked.
+            trainer.load_weights(start.checkpoint)
+        else:
+            with self.interrupts.held():
+                trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+        return self._finish(trainer, data)
+
+    def _check_same(self, data: PreparedData) -> bool:
+        """Refuse to resume another run; says whether this one is to take more steps than it was started with."""
+        if not self.run.lengthens(self.recipe):
+            self.run.check_same(self.recipe, data.fingerprint)
+            return False
+        self.run.check_data(data.fingerprint)
+        return True
+
+    def _newest(self, longer: bool) -> _Start:
+        """The checkpoint to go on from."""
+        run = self.run
+        found = newest_whole(run.checkpoints, run.run_id, self.reporter.notice, main=self.main)
+        if found is None and run.finished:
+            raise RunError(
+                f"{run.path} is finished and has no checkpoint left to go on from (train.keep_checkpoints: "
+                f"{self.recipe.train.keep_checkpoints})"
+            )
+        start = _Start() if found is None else _Start(*found)
+        if longer:
+            _check_schedule(run.recipe(), self.recipe, start.step)
+        return start
+
+    def _begin(self, data: PreparedData, start: _Start, resume: bool) -> Decoder:
+        """The decoder, and the run directory made ready for its first step."""
+        run, initial = self.run, None
+        if start.checkpoint is None and self.recipe.model.init_from is not None:
+            _check_tokenizer(self.recipe.model.init_from, data)
+            initial = weights_fingerprint(self.recipe.model.init_from)
+            self.reporter.notice(_beginning(self.recipe, self.recipe.model.init_from))
+        # A checkpoint of the run itself replaces all weights.
+        decoder = build(self.recipe if start.checkpoint is None else self.recipe.from_scratch())
+        if resume and start.checkpoint is None:
+            run.check_initial(initial)
+        if self.main and not resume:
+            run.start(self.recipe, data, self.command, initial)
+        elif self.main:
+            for mended in run.go_on(self.recipe, data, start.checkpoint):
+                self.reporter.notice(mended)
+        return decoder
+
+    def _notices(self, num_windows: int) -> None:
+        train = self.recipe.train
+        epochs = train.steps * train.batch_size * train.accumulation * launch().world_size / max(1, num_windows)
+        if epochs > _EPOCHS:
+            self.reporter.notice(
+                f"{train.steps:,} steps see the training text {epochs:,.1f} times; beyond about {_EPOCHS} times, "
+                "repetition teaches less and less: more text would serve better"
+            )
+
+    def _validation_missing(self, start: _Start) -> bool:
+        """Whether a validation is due at the step that training goes on from.
+
+        That of a shorter run was the final one, and one that was cut short is not in the metrics.
+        """
+        interval = self.recipe.eval.interval
+        if start.checkpoint is None or interval is None or start.step % interval:
+            return False
+        lines = read_metrics_file(start.checkpoint / METRICS_FILE)
+        return start.step < self.recipe.train.steps and not any(
+            line["step"] == start.step and "validation" in line for line in lines
+        )
+
+    def _finish(self, trainer: MixerZooTrainer, data: PreparedData) -> dict[str, Any]:
+        """Score, save, and say that the run is finished."""
+        run, recipe, decoder = self.run, self.recipe, trainer.decoder
+        decoder.eval()
+        final = score_validation(decoder, recipe, data, None, self.reporter.final_validation)
+        check_finite(final, "final validation")
+        result = {
+            **final.to_dict(),
+            **accounting(decoder),
+            "steps": recipe.train.steps,
+            "tokens_per_second": tokens_per_second(recipe, trainer.stopwatch, trainer.args.world_size),
+        }
+        if self.main:
+            run.check_there()
+            save_checkpoint(decoder, run.path)
+            end = data.tokenizer.end_of_text_id
+            write_text(run.path / GENERATION_FILE, to_json({"eos_token_id": end, "pad_token_id": end}))
+        result |= _yardsticks(data, self.reporter)
+        if self.main:
+            write_text(run.path / CARD_FILE, run_card(recipe, result))
+            run.finish(result)
+            tidy(run.checkpoints, recipe.train.keep_checkpoints)
+        if dist.is_initialized():
+            dist.barrier()
+        return result
+
+
+def _check_schedule(saved: Recipe, recipe: Recipe, step: int) -> None:
+    """Refuse to go on for longer where the steps that are done would have been others.
+
+    Raises:
+        RunError: a longer run would have had other learning rates by this step.
+    """
+    steps = recipe.train.steps
+    before, now = learning_rates(saved, step), learning_rates(recipe, step)
+    differing = next((i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b), None)
+    if differing is None:
+        return
+    message = (
+        f"the run cannot go on to train.steps={steps}: it took step {differing + 1} at a learning rate of "
+        f"{before[differing]:.4g}, and a run of {steps} steps would have taken it at {now[differing]:.4g}; "
     )
-    if newest is not None and first_step >= recipe.train.steps:
-        # Trainer would take one step more than asked.
-        decoder.load_state_dict(load_checkpoint(newest).state_dict())
+    warmup = round(saved.train.steps * saved.train.warmup_fraction)
+    fraction = round(warmup / steps, 12)
+    if recipe.train.schedule == "constant":
+        message += (
+            f"it warmed up over {warmup} steps: set train.warmup_fraction={fraction!r}, which is as many of {steps}"
+        )
     else:
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    final = _score(decoder, recipe, data, None, reporter)
-    result = {**final.to_dict(), **yardsticks(data), **accounting(decoder), "steps": recipe.train.steps}
-    if main:
-        save_checkpoint(decoder, run.path)
-        end = data.tokenizer.end_of_text_id
-        write_atomically(run.path / GENERATION_FILE, to_json({"eos_token_id": end, "pad_token_id": end}))
-        write_atomically(run.path / CARD_FILE, run_card(recipe, result))
-        run.finish(result)
-    if dist.is_initialized():
-        dist.barrier()
-    return result
+        message += (
+            f"the schedule '{recipe.train.schedule}' ends with the run, and only a constant one can go on; start a new "
+            "run of as many steps, or one from these weights with model.init_from"
+        )
+    raise RunError(message)
+
+
+def _yardsticks(data: PreparedData, reporter: Reporter) -> dict[str, Any]:
+    """The figures beside the score; without them the run is finished all the same."""
+    try:
+        return dict(yardsticks(data))
+    except (DataError, OSError) as error:
+        reporter.notice(f"the yardsticks are missing from the figures: {error}")
+        return {"bigram_bits_per_byte": None, "xz_bits_per_byte": None}
 
 
 def _beginning(recipe: Recipe, initial: str) -> str:
@@ -185,73 +351,8 @@ def _check_tokenizer(initial: str, data: PreparedData) -> None:
         )
 
 
-class _Progress(TrainerCallback):
-    """Writes metrics.jsonl, validates at intervals and tells the reporter."""
-
-    def __init__(self, run: RunDirectory, recipe: Recipe, data: PreparedData, reporter: Reporter, main: bool) -> None:
-        self._run, self._recipe, self._data, self._reporter, self._main = run, recipe, data, reporter, main
-        self._loss: float | None = None
-        self._began, self._began_at = 0.0, 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._began, self._began_at = time.monotonic(), state.global_step
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if "loss" not in logs:
-            return
-        self._loss = logs["loss"]
-        speed = round(self._tokens_per_second(args, state), 1)
-        self._reporter.logged(state.global_step, logs["loss"], speed)
-        if self._main:
-            figures = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate")}
-            self._run.log({"step": state.global_step, **figures, "tokens_per_second": speed})
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._reporter.step(state.global_step, self._loss, self._tokens_per_second(args, state))
-        interval = self._recipe.eval.interval
-        if interval is not None and state.global_step % interval == 0 and state.global_step < state.max_steps:
-            decoder = kwargs["model"].decoder
-            decoder.eval()
-            result = _score(decoder, self._recipe, self._data, self._recipe.eval.max_sequences, None)
-            decoder.train()
-            self._reporter.validation(state.global_step, result)
-            if self._main:
-                self._run.log({"step": state.global_step, "validation": result.to_dict()})
-
-    def _tokens_per_second(self, args: TrainingArguments, state: TrainerState) -> float:
-        train = self._recipe.train
-        per_step = train.batch_size * train.accumulation * args.world_size * self._recipe.data.sequence_length
-        elapsed = max(1e-9, time.monotonic() - self._began)
-        return float((state.global_step - self._began_at) * per_step / elapsed)
-
-
-def _score(
-    decoder: Decoder, recipe: Recipe, data: PreparedData, max_sequences: int | None, reporter: Reporter | None
-) -> Score:
-    return score(
-        decoder,
-        data.validation.tokens,
-        sequence_length=recipe.data.sequence_length,
-        start_token=data.tokenizer.end_of_text_id,
-        num_bytes=data.validation.num_bytes,
-        batch_size=recipe.eval.batch_size,
-        max_sequences=max_sequences,
-        bf16=recipe.train.precision == "bf16",
-        progress=None if reporter is None else reporter.final_validation,
-    )
-
-
 def evaluate_run(
-    directory: Path, *, device: torch.device | None = None, reporter: Reporter | None = None
+    directory: str | Path, *, device: torch.device | str | None = None, reporter: Reporter | None = None
 ) -> dict[str, Any]:
     """Score a finished run on the validation text of its own recipe.
 
@@ -261,39 +362,47 @@ def evaluate_run(
         reporter: hears of progress.
 
     Returns:
-        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts.
+        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts, and ``validation_text``, the SHA-256 of the text.
 
     Raises:
         RunError: the directory holds no run or one that is not finished, or the run's data changed.
-        CheckpointError: its checkpoint cannot be read, or has another vocabulary.
+        CheckpointError: its checkpoint cannot be read, has another vocabulary, or a file is not the run's.
         DataError: the recipe's text cannot be read.
     """
+    directory = Path(directory)
     reporter = reporter or Reporter()
     run = RunDirectory(directory)
     recipe = run.finished_recipe()
-    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_files(directory)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     decoder = load_checkpoint(directory, attention_backend=recipe.model.attention_backend, device=where)
     data = prepare(recipe.data, progress=reporter.data)
     run.check_data(data.fingerprint)
     if data.tokenizer.vocab_size > decoder.shape.vocab_size:
         raise CheckpointError(f"{directory}: the tokenizer has more tokens than the checkpoint's embedding has rows")
-    final = _score(decoder, recipe, data, None, reporter)
-    return {**final.to_dict(), **yardsticks(data), **accounting(decoder)}
+    with _memory_in_words():
+        final = score_validation(decoder, recipe, data, None, reporter.final_validation)
+    text = {"validation_text": sha256(data.directory / "validation.txt")}
+    return {**final.to_dict(), **_yardsticks(data, reporter), **accounting(decoder), **text}
 
 
 def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
     """The README.md of a run directory."""
     start = "" if recipe.model.init_from is None else f", from the weights of `{recipe.model.init_from}`"
+    figures = {
+        "bits per byte": (result["bits_per_byte"], ".4f"),
+        "perplexity per token": (result["perplexity"], ".3f"),
+        "byte-bigram model, bits per byte": (result["bigram_bits_per_byte"], ".4f"),
+        "xz, bits per byte": (result["xz_bits_per_byte"], ".4f"),
+        "KV cache, bytes per token": (result["kv_bytes_per_token"], ","),
+        "in flight, bytes per token": (result["in_flight_bytes_per_token"], ","),
+    }
+    rows = "\n".join(f"| {name} | {value:{form}} |" for name, (value, form) in figures.items() if value is not None)
     origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source
 `{recipe.data.source.name}`{start}. The recipe is in `recipe.yaml`, the versions and the
 data's fingerprint in `run.json`.
 
 | validation | |
 |---|---|
-| bits per byte | {result["bits_per_byte"]:.4f} |
-| perplexity per token | {result["perplexity"]:.3f} |
-| byte-bigram model, bits per byte | {result["bigram_bits_per_byte"]:.4f} |
-| xz, bits per byte | {result["xz_bits_per_byte"]:.4f} |
-| KV cache, bytes per token | {result["kv_bytes_per_token"]:,} |
-| in flight, bytes per token | {result["in_flight_bytes_per_token"]:,} |"""
+{rows}"""
     return model_card(recipe.mixer.name, result["parameters"], origin=origin)

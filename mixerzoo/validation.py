@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from mixerzoo.errors import did_you_mean
+from mixerzoo.yaml_text import one_line
 
 Path = tuple[str | int, ...]
 
@@ -31,6 +31,15 @@ _EXPECTED = {
 }
 #: A list of the wrong length, by pydantic's error type.
 _LENGTHS = {"too_short": ("more", "min_length"), "too_long": ("less", "max_length")}
+#: A number out of bounds, by pydantic's error type.
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("greater than or equal to", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("less than or equal to", "le"),
+}
+#: How many problems are explained; to look for the nearest names of thousands would take minutes.
+_MOST = 50
 #: What may be a key, or keys joined by dots, in a sentence.
 _KEY = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 
@@ -64,7 +73,8 @@ def problems(error: ValidationError, model: type[BaseModel], value: Any) -> list
     """
     found = []
     choices: dict[Path, _Choice] = {}
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items[:_MOST]:
         location: Path = tuple(item["loc"])
         path = keys_in(location, value)
         if item["type"] in _EXPECTED and path == keys_in(location[:-1], value) and location[-1:] != path[-1:]:
@@ -75,6 +85,8 @@ def problems(error: ValidationError, model: type[BaseModel], value: Any) -> list
         # A member whose value failed further in is the one that was meant.
         if not any(len(other) > len(path) and other[: len(path)] == path for other in choices):
             found.append(Problem(path, f"expected {' or '.join(choice.expected)}, got {shown(choice.given)}"))
+    if len(items) > _MOST:
+        found.append(Problem((), f"{len(items) - _MOST} more problems"))
     return found
 
 
@@ -108,6 +120,9 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     elif kind in _LENGTHS:
         word, bound = _LENGTHS[kind]
         message = f"expected a list of length {item['ctx'][bound]} or {word}, got {shown(given)}"
+    elif kind in _BOUNDS:
+        word, bound = _BOUNDS[kind]
+        message = f"input should be {word} {_number(item['ctx'][bound])}, got {shown(given)}"
     elif kind == "value_error":
         message = str(item["ctx"]["error"])
         mentioned = ((*path, *key.split(".")) for key in _KEY.findall(message))
@@ -117,15 +132,62 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     return Problem(path, message, involved)
 
 
-def shown(value: Any) -> str:
-    """A value as YAML writes it, on one line and cut short if need be; text is quoted."""
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) and abs(bound) < 1e15 else f"{bound:g}"
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """A value as YAML writes it, on one line and cut short if need be; text is quoted.
+
+    Args:
+        value: anything; of a large one, only the beginning is looked at.
+        length: at most so many characters.
+    """
+    value = _beginning(value, [length])
     if isinstance(value, str):
         text = repr(value)
     else:
-        plain = to_jsonable_python(value, fallback=repr, inf_nan_mode="constants")
-        text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**6)
-        text = text.removesuffix("\n").removesuffix("\n...")
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        text = one_line(to_jsonable_python(value, fallback=_named, inf_nan_mode="constants"))
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _beginning(value: Any, budget: list[int]) -> Any:
+    """The part of a value that ``budget[0]`` characters can show; every value and each of its parts takes some."""
+    budget[0] -= 1
+    room = max(0, budget[0])
+    if isinstance(value, str):
+        budget[0] -= len(value)
+        return value[: room + 1]
+    if isinstance(value, int) and value.bit_length() > 4 * 400:
+        return "a number of hundreds of digits"
+    if isinstance(value, Mapping):
+        kept = {}
+        for key, inner in value.items():
+            if budget[0] <= 0:
+                break
+            name = key[:room] if isinstance(key, str) else _named(key)
+            budget[0] -= len(name)
+            kept[name] = _beginning(inner, budget)
+        return kept
+    if isinstance(value, list | tuple):
+        items = []
+        for inner in value:
+            if budget[0] <= 0:
+                break
+            items.append(_beginning(inner, budget))
+        return items
+    return value
+
+
+def _named(value: Any) -> str:
+    """A value that YAML cannot hold; its own words might be long, or fail."""
+    return f"an object of type {type(value).__name__}"
+
+
+def dotted(path: Path) -> str:
+    """Keys joined by dots, cut short where they would fill the screen."""
+    text = ".".join(str(part)[:80] for part in path[:12])
+    return f"{text}…" if len(path) > 12 else text
 
 
 def keys_in(location: Path, value: Any) -> Path:

@@ -39,8 +39,10 @@ def fingerprint(directory: Path) -> dict[str, Any]:
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     for line in metrics:
         line.pop("tokens_per_second", None)
+    result = json.loads((directory / "result.json").read_text())
+    result.pop("tokens_per_second")
     return {
         "weights": hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest(),
         "metrics": metrics,
-        "result": json.loads((directory / "result.json").read_text()),
+        "result": result,
     }

@@ -694,7 +694,7 @@ def test_weights_under_another_name(saved: Path) -> None:
     (saved / "model.safetensors").rename(saved / "weights.safetensors")
     assert "it has no model.safetensors; it has weights.safetensors: rename what holds the" in refusal(saved)
     (saved / "model.safetensors").mkdir()
-    assert refusal(saved) == f"{saved / 'model.safetensors'}: is a directory; it must be a file of weights"
+    assert refusal(saved) == f"{saved / 'model.safetensors'}: is a directory; it must be a file"
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "stock"])
@@ -720,15 +720,60 @@ def test_a_model_without_its_head(ours: bool, tmp_path: Path) -> None:
     ("key", "value"),
     [
         ("num_hidden_layers", 10**12),
-        ("num_hidden_layers", 10**400),
-        *((key, 10**30) for key in ("hidden_size", "intermediate_size", "vocab_size")),
-        ("num_attention_heads", 10**30),
-        ("head_dim", 10**30),
+        *((key, 10**18) for key in ("hidden_size", "intermediate_size", "vocab_size")),
+        ("num_attention_heads", 10**18),
+        ("head_dim", 10**18),
     ],
 )
 def test_sizes_far_beyond_the_weights(key: str, value: int, saved: Path) -> None:
     rewrite_config(saved, **{key: value})
     assert f"{key} is {value}, " in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"num_hidden_layers": 10**400}, "num_hidden_layers"),
+        ({"attention_window": 2**63}, "attention_window"),
+        ({"mixer": {"name": "denseformer", "period": 2**64}}, "mixer.period"),
+        ({"loop": {"count": 10**30}}, "loop.count"),
+    ],
+)
+def test_numbers_that_no_machine_counts_in(changes: dict[str, Any], name: str, saved: Path) -> None:
+    rewrite_config(saved, **changes)
+    assert f"{name} is 1" in refusal(saved) or f"{name} is 9" in refusal(saved)
+    assert refusal(saved).endswith(", which is too large")
+
+
+def test_a_loop_beyond_any_decoder(saved: Path) -> None:
+    rewrite_config(saved, loop={"prelude": 1, "coda": 1, "count": 10**9})
+    assert "loop.count" in refusal(saved)
+    assert len(refusal(saved)) < 300
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_position_embeddings", "long"),
+        ("max_position_embeddings", 0),
+        ("max_position_embeddings", [64]),
+        ("eos_token_id", "</s>"),
+        ("eos_token_id", [1, "2"]),
+        ("bos_token_id", 1.5),
+        ("bos_token_id", [1]),
+        ("pad_token_id", True),
+        ("hidden_act", "gelu"),
+        ("hidden_act", ["silu"]),
+    ],
+)
+def test_what_a_decoder_does_not_read_and_its_users_do(key: str, value: Any, saved: Path) -> None:
+    rewrite_config(saved, **{key: value})
+    assert f"{key} is " in refusal(saved)
+
+
+def test_a_configuration_without_a_vocabulary(saved: Path) -> None:
+    rewrite_config(saved, vocab_size=None)
+    assert "config.json: the key 'vocab_size' is required" in refusal(saved)
 
 
 def test_options_far_beyond_any_machine(saved: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import yaml
 from pydantic import Field
 from typer.testing import CliRunner, Result
 
@@ -29,6 +28,7 @@ from mixerzoo.data import TextTokenizer
 from mixerzoo.errors import CheckpointError
 from mixerzoo.recipe import json_schema
 from mixerzoo.registry import Registry
+from mixerzoo.yaml_text import from_yaml, to_yaml
 from own import CHOICES, OWN
 
 RECIPE: dict[str, Any] = {
@@ -78,7 +78,7 @@ def subprocess_run(arguments: Sequence[str], **environment: str) -> subprocess.C
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    path.write_text(to_yaml(RECIPE))
     return path
 
 
@@ -363,11 +363,11 @@ def test_show_tells_the_whole_card(name: str, columns: int) -> None:
 def test_the_snippet_can_be_pasted(name: str, tmp_path: Path) -> None:
     shown = output_of("show", name, columns=60)
     pasted = shown[shown.index("\nmixer:\n") + 1 :]
-    choice = yaml.safe_load(pasted)["mixer"]
+    choice = from_yaml(pasted)["mixer"]
     mixer = mixerzoo.load_registry().get(name).mixer
     assert choice == {"name": name, **mixer.Config().model_dump(mode="json")}
     path = tmp_path / "pasted.yaml"
-    path.write_text(yaml.safe_dump({**RECIPE, "mixer": None}).replace("mixer: null\n", pasted))
+    path.write_text(to_yaml({**RECIPE, "mixer": None}).replace("mixer: null\n", pasted))
     assert json.loads(output_of("describe", path, "--json"))["mixer"] == choice
 
 
@@ -379,7 +379,7 @@ def test_show_json() -> None:
     dialect, block_size, _ = found["options"]
     assert (dialect["name"], dialect["type"], dialect["default"]) == ("dialect", "kimi | snapshot", "kimi")
     assert (block_size["type"], block_size["default"], block_size["required"]) == ("whole number ≥ 1", 1, False)
-    assert yaml.safe_load(found["recipe"])["mixer"]["block_size"] == 1
+    assert from_yaml(found["recipe"])["mixer"]["block_size"] == 1
 
 
 def test_types_of_options_in_words() -> None:
@@ -411,7 +411,7 @@ def test_types_of_options_in_words() -> None:
     }
     lines = snippet(mixer).splitlines()
     assert lines[:3] == ["mixer:", "  name: some", "  layers:  # required, whole number ≥ 1, ≤ 1099511627776"]
-    values = yaml.safe_load(snippet(mixer))["mixer"]
+    values = from_yaml(snippet(mixer))["mixer"]
     assert (values["mode"], values["names"], values["inner"]) == ("on", ["a", "b"], {"depth": 1})
 
 

@@ -34,7 +34,6 @@ from mixerzoo.data import (
     write,
 )
 from mixerzoo.data.entry import new_entry, open_entry
-from mixerzoo.data.tokenizer import pieces
 from mixerzoo.errors import DataError
 
 DOCUMENTS = [f"Document {number}.\n" + "Ünï words\n" * number for number in range(30)]
@@ -95,7 +94,7 @@ def test_small_batches_change_nothing(corpus: str, tmp_path: Path, monkeypatch: 
         return [self.encode(text) for text in texts]
 
     monkeypatch.setattr(write, "_BATCH_CHARACTERS", 50)
-    monkeypatch.setattr(write, "pieces", lambda text: pieces(text, 20))
+    monkeypatch.setattr(TextTokenizer.pieces, "__defaults__", (20,))
     monkeypatch.setattr(TextTokenizer, "encode_batch", encode_batch)
     pieced = prepare(settings, cache_dir=tmp_path / "other")
     for name in ("train.bin", "validation.bin", "validation.txt", "bigrams.npy", "meta.json"):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+import os
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,6 +180,12 @@ class TestJsonLines:
             ("{}", "no key 'text'; its keys: none"),
             ('{"text": 3}', "'text' is int, expected a string"),
             ('{"text": null}', "'text' is NoneType, expected a string"),
+            ('{"text": NaN}', "'text' is float, expected a string"),
+            ("[" * 100_000, "JSON that is nested too deep"),
+            ('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "JSON that is nested too deep"),
+            ("NaN", "expected a JSON object with the key 'text', got NaN"),
+            ('{"text": "a\x00b"}', "not JSON: "),
+            ('\ufeff{"text": "b"}', "not JSON: it begins with a byte-order mark"),
             ('{"text": "ab\\ud800"}', "'text' has half of a surrogate pair at character 2"),
         ],
     )
@@ -183,7 +194,119 @@ class TestJsonLines:
         with pytest.raises(DataError, match=rf"a\.jsonl:3: {message}"):
             read([path])
 
+    def test_what_stands_beside_the_text_may_be_any_number(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", f'{{"n": {"9" * 5000}, "m": [NaN, 1e999, {"9" * 5000}.5], "text": "a"}}')
+        assert read([path]) == ["a"]
+
     def test_not_utf8(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n')
         with pytest.raises(DataError, match=r"a\.jsonl:2: not UTF-8 at byte 24"):
+            read([path])
+
+
+def zstandard(data: bytes) -> bytes:
+    return pytest.importorskip("zstandard").compress(data)  # type: ignore[no-any-return]
+
+
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard}
+
+
+class TestPacked:
+    @pytest.mark.parametrize("suffix", PACKERS)
+    def test_they_are_read_as_what_is_in_them(self, tmp_path: Path, suffix: str) -> None:
+        pack = PACKERS[suffix]
+        lines = "".join(json.dumps({"text": f"line {number} " * 99}) + "\n" for number in range(3000))
+        files = [
+            write(tmp_path / f"a.txt{suffix}", pack(b"one\r\ntwo\n")),
+            # Several streams one after the other are one file, as `cat` makes it.
+            write(tmp_path / f"b.jsonl{suffix}", pack(lines[:1000].encode()) + pack(lines[1000:].encode())),
+            write(tmp_path / f"c.txt{suffix}", pack(b"") + bytes(100)),
+        ]
+        assert read(files) == ["one\r\ntwo\n", *(f"line {number} " * 99 for number in range(3000))]
+
+    @pytest.mark.parametrize("suffix", PACKERS)
+    def test_what_is_cut_short_or_damaged(self, tmp_path: Path, suffix: str) -> None:
+        data = PACKERS[suffix](os.urandom(1000).hex().encode())
+        for broken in (data[:-9], data[: len(data) // 2], data[:7], b"no archive", data + b"more" * 9):
+            path = write(tmp_path / f"a.txt{suffix}", broken)
+            with pytest.raises(DataError, match=r"(cannot read .*|)a\.txt\.\w+( is damaged|): "):
+                read([path])
+
+    def test_without_the_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, package in (("a.txt.zst", "zstandard"), ("a.parquet", "pyarrow")):
+            path = write(tmp_path / name, b"")
+            monkeypatch.setitem(sys.modules, package, None)
+            with pytest.raises(
+                DataError, match=rf'{name}: reading it needs {package}, .*pip install "mixerzoo\[data\]"'
+            ):
+                read([path])
+
+    @pytest.mark.parametrize("name", ["a.zip", "a.TAR", "a.tgz", "a.json", "a.csv", "a.json.gz", "a.arrow", "a.pdf"])
+    def test_what_is_refused_by_name(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(DataError, match=rf"{name}: a \.\w+ file is "):
+            read([write(tmp_path / name, "text")])
+
+
+class TestParquet:
+    @staticmethod
+    def table(path: Path, **columns: list[object]) -> str:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table(columns), path)
+        return str(path)
+
+    def test_one_document_a_row(self, tmp_path: Path) -> None:
+        texts = [f"é {number}" for number in range(5000)]
+        path = self.table(tmp_path / "a.parquet", id=list(range(5001)), text=[*texts, ""])
+        assert read([path]) == texts
+        assert read([self.table(tmp_path / "b.parquet", body=["x"])], field="body") == ["x"]
+
+    def test_what_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"no column 'text' \(did you mean 'texts'\?\); its columns: 'n', 'texts'"):
+            read([self.table(tmp_path / "a.parquet", n=[1], texts=["a"])])
+        with pytest.raises(DataError, match=r"a\.parquet, row 2: 'text' is NoneType"):
+            read([self.table(tmp_path / "a.parquet", text=["a", None])])
+        with pytest.raises(DataError, match=r"a\.parquet, row 1: 'text' is int"):
+            read([self.table(tmp_path / "a.parquet", text=[1])])
+        with pytest.raises(DataError, match=r"a\.parquet is damaged or no \.parquet file"):
+            read([write(tmp_path / "a.parquet", b"PAR1 and no more")])
+        with pytest.raises(DataError, match=r"a\.parquet\.gz: a \.parquet file is packed inside"):
+            read([write(tmp_path / "a.parquet.gz", gzip.compress(b""))])
+
+
+class TestPathsThatAreOdd:
+    def test_no_such_user(self) -> None:
+        with pytest.raises(DataError, match=r"~nosuchuser0/a\.txt: there is no home directory of that user"):
+            read(["~nosuchuser0/a.txt"])
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.txt")
+        with pytest.raises(DataError, match=r"pipe\.txt is a pipe, socket or device"):
+            read([tmp_path / "pipe.txt"])
+        write(tmp_path / "a.txt", "a")
+        assert read([tmp_path / "*.txt"]) == ["a"]
+
+    def test_links_in_a_loop(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
+        (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+        (tmp_path / "up").symlink_to(tmp_path)
+        with pytest.raises(DataError, match=r"a link to nothing or to itself: .*a\.txt"):
+            read([tmp_path / "a.txt"])
+        write(tmp_path / "c.txt", "c")
+        assert read([tmp_path / "**" / "*.txt"]) == ["c"]
+
+    @pytest.mark.parametrize("name", ["a\0b", "a\0*", "a" * 5000, "*" + "a" * 5000, ""])
+    def test_names_that_no_file_has(self, name: str) -> None:
+        with pytest.raises(DataError):
+            read([name])
+
+    def test_a_file_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write(tmp_path / "a.txt", "a")
+
+        def refuse(*arguments: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)
+        with pytest.raises(DataError, match=r"cannot read .*a\.txt: Permission denied"):
             read([path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -68,6 +69,58 @@ def test_the_cut_is_at_a_line_near_the_end() -> None:
 def test_a_far_line_break_does_not_decide_the_cut() -> None:
     (train,), _ = sides(["a\n" + "b" * 998], 0.1)
     assert len(train) == 900
+
+
+def share(documents: Sequence[str], fraction: float) -> float:
+    train, validation = (sum(len(text.encode()) for text in side) for side in sides(documents, fraction))
+    assert train + validation == sum(len(text.encode()) for text in documents)
+    return validation / (train + validation)
+
+
+long_documents = st.builds(
+    lambda words, count: "".join(f"{word} {number}\n" for number in range(count) for word in words),
+    st.lists(st.text("aé語 ", min_size=1, max_size=9), min_size=1, max_size=4),
+    st.integers(100, 3000),
+).filter(lambda text: len(text.encode()) > 1024)
+
+
+@given(st.lists(long_documents, min_size=1, max_size=50), fractions)
+def test_the_share_is_that_of_the_bytes(documents: list[str], fraction: float) -> None:
+    assert share(documents, fraction) == pytest.approx(fraction, rel=0.2, abs=20 / sum(map(len, documents)))
+    train, validation = sides(documents, fraction)
+    assert sides(documents[::-1], fraction)[1][::-1] == validation
+    # Only the end of one document is apart from it, and of each of its copies the same.
+    apart = [text for text in validation if text not in documents]
+    assert len(set(apart)) <= 1
+    assert len(train) + len(validation) == len(documents) + len(apart)
+    for tail in apart:
+        assert any(head + tail in documents for head in train)
+
+
+def test_one_long_document_among_short_ones() -> None:
+    documents = [f"line {number}\n" * 300 for number in range(42)]
+    for name in range(8):
+        giant = f"{name}\n" * 500_000
+        assert share([*documents, giant], 0.05) == pytest.approx(0.05, rel=0.2)
+
+
+def test_near_shares_are_those_of_the_hashes_alone() -> None:
+    documents = [f"document {number} " * 100 for number in range(5000)]
+    _, validation = sides(documents, 0.1)
+    limit = int(0.1 * 2**256)
+    assert validation == [
+        text for text in documents if int.from_bytes(hashlib.sha256(text.encode()).digest(), "big") <= limit
+    ]
+
+
+def test_whole_documents_are_what_a_part_of_the_source_holds_out_too() -> None:
+    documents = [f"document {number}\n" * (number**2 * 50 + 1) for number in range(20)]
+
+    def held_out(documents: Sequence[str]) -> set[str]:
+        corpus = Corpus("the corpus", lambda: iter(documents), whole_documents=True)
+        return set(split_documents(corpus, 0.2, silent).side("validation"))
+
+    assert held_out(documents[:10]) <= held_out(documents) < set(documents)
 
 
 def test_the_fraction_is_met() -> None:

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mixerzoo.data import TextTokenizer
 from mixerzoo.data.stdlib import stdlib_documents
-from mixerzoo.data.tokenizer import END_OF_TEXT, pieces
+from mixerzoo.data.tokenizer_files import END_OF_TEXT
 from mixerzoo.errors import DataError
 
 BYTES = TextTokenizer.for_bytes()
 BPE = TextTokenizer.train_bpe(stdlib_documents(100_000), 400)
 OWN = [BYTES, BPE]
-
-# The pattern of cl100k_base and its successors, where punctuation takes line breaks along.
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 texts = st.lists(
     st.one_of(
@@ -48,29 +41,6 @@ texts = st.lists(
         ),
     )
 ).map("".join)
-
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Few characters, so that the tokenizers below learn merges over line breaks that a wrong cut would lose.
-broken_texts = st.text("a9_.' \n\r", max_size=40)
-
-
-def split_bpe(pattern: str) -> TextTokenizer:
-    """BPE behind a pre-tokeniser of the given pattern, trained on line breaks in all company."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    random = Random(0)
-    tokenizer.train_from_iterator(("".join(random.choices("a9_.' \n\r", k=40)) for _ in range(3000)), trainer)
-    return TextTokenizer(tokenizer, END_OF_TEXT)
 
 
 @pytest.mark.parametrize("tokenizer", OWN)
@@ -103,23 +73,6 @@ def test_stream_holds_back_half_a_character() -> None:
     assert [stream.step(byte) for byte in "aé".encode()] == ["a", "", "é"]
     assert stream.finish() == ""
     assert [stream.step("é".encode()[0]), stream.finish(), stream.finish()] == ["", "\ufffd", ""]
-
-
-@pytest.mark.parametrize("tokenizer", [BYTES, split_bpe(GPT2), split_bpe(CL100K)], ids=["bytes", "gpt2", "cl100k"])
-@given(text=broken_texts | texts, size=st.integers(1, 20))
-@example(text="a_\na", size=2)
-def test_pieces_give_the_ids_of_the_whole(tokenizer: TextTokenizer, text: str, size: int) -> None:
-    cut = list(pieces(text, size))
-    assert "".join(cut) == text
-    assert all(len(piece) >= size for piece in cut[:-1])
-    assert [token for piece in cut for token in tokenizer.encode(piece)] == tokenizer.encode(text)
-
-
-def test_long_text_is_cut() -> None:
-    text = "one two\n" * 50_000
-    cut = list(pieces(text, 100_000))
-    assert len(cut) == 4
-    assert max(map(len, cut)) < 100_010
 
 
 def test_end_of_text() -> None:
@@ -236,6 +189,37 @@ class TestPretrained:
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(DataError, match=r"tokenizer .*tokenizer\.json"):
             TextTokenizer.load(tmp_path)
+
+    def test_another_format_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+        with pytest.raises(DataError, match=r"no tokenizer at .*: there is only tokenizer\.model, .*save_pretrained"):
+            TextTokenizer.load(tmp_path)
+
+    def test_dropout_of_merges_is_switched_off(self, tmp_path: Path) -> None:
+        BPE.save(tmp_path)
+        data = json.loads((tmp_path / "tokenizer.json").read_text())
+        data["model"]["dropout"] = 0.9
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+        assert TextTokenizer.load(tmp_path).encode("the same words") == BPE.encode("the same words")
+
+    def test_what_has_no_token(self, tmp_path: Path) -> None:
+        Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+        tokenizer = TextTokenizer.load(tmp_path)
+        for encode in (tokenizer.encode, tokenizer.encode_text, lambda text: tokenizer.encode_batch([text])):
+            with pytest.raises(DataError, match=r"cannot encode this text: .*UNK"):
+                encode("b")
+            with pytest.raises(DataError, match="the text has half of a surrogate pair at character 1"):
+                encode("a\ud800")
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "\xff", "NaN", '{"eos_token": [1]}'])
+    def test_odd_configs(self, tmp_path: Path, content: str) -> None:
+        BYTES.save(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_bytes(content.encode("latin-1"))
+        if content.startswith(("[[", "\xff")):
+            with pytest.raises(DataError, match=r"tokenizer_config\.json is damaged"):
+                TextTokenizer.load(tmp_path)
+        else:
+            assert TextTokenizer.load(tmp_path).end_of_text == END_OF_TEXT
 
     def test_damaged_config(self, tmp_path: Path) -> None:
         BYTES.save(tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -120,6 +122,7 @@ def test_one_run_has_its_figures_at_the_top(finished):
     result = json.loads((finished / "result.json").read_text())
     del result["steps"]
     assert figures.pop("directory") == str(finished)
+    assert len(figures.pop("validation_text")) == 64
     assert figures == result
     assert "byte-bigram model" in run(finished).stdout
 
@@ -227,6 +230,44 @@ def test_the_window_of_a_stock_checkpoint(checkpoint, tmp_path):
     assert Checkpoint(place, Settings(window=50)).window == 50
 
 
+def test_runs_with_other_validation_text_are_not_ranked(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXERZOO_CACHE", str(finished.parent / "cache"))
+    tokenizer = "data.tokenizer={name: bpe, vocab_size: 300}"
+    changes = {"other": ["data.validation_fraction=0.5"], "same": ["data.sequence_length=16", tokenizer]}
+    for name, overrides in changes.items():
+        train(tiny_recipe("train.steps=1", *overrides), tmp_path / name)
+    same = figures_of(finished, tmp_path / "same")
+    assert [figures["same_validation_text"] for figures in same] == [True, True]
+    assert same[0]["validation_text"] == same[1]["validation_text"]
+    assert "differ" not in run(finished, tmp_path / "same").stdout
+    both = figures_of(finished, tmp_path / "other")
+    assert [figures["same_validation_text"] for figures in both] == [False, False]
+    assert both[0]["validation_text"] != both[1]["validation_text"]
+    shown = run(finished, tmp_path / "other")
+    assert "validation, on different texts" in shown.stdout
+    assert "their figures do not rank these checkpoints" in shown.stdout
+    assert both[1]["validation_text"][:12] in shown.stdout
+    assert "the validation texts of these runs differ" in shown.stderr
+    assert "same_validation_text" not in figures_of(finished)
+
+
+@pytest.mark.parametrize("words", [(), ("the", "cat")])
+def test_a_text_without_tokens_has_no_figure(words, checkpoint, tmp_path):
+    word_tokenizer(tmp_path / "words", *words)
+    (tmp_path / "blank").write_text(" \n ")
+    message = error_of(checkpoint, "--text", tmp_path / "blank", "--tokenizer", tmp_path / "words")
+    assert "blank: the tokenizer finds no token in this text, so there is nothing to score" in message
+
+
+def test_weights_that_are_not_finite_have_no_figure(tmp_path, text_file):
+    decoder = build(tiny_recipe("mixer={name: residual}"))
+    with torch.no_grad():
+        decoder.lm_head.weight[3, 2] = math.nan
+    mixerzoo.save_checkpoint(decoder, tmp_path)
+    TextTokenizer.for_bytes().save(tmp_path)
+    assert "lm_head.weight has values that are not finite" in error_of(tmp_path, "--text", text_file)
+
+
 @pytest.fixture
 def no_weights(monkeypatch):
     """Whatever is wrong shows before any weights are read."""
@@ -270,7 +311,38 @@ def test_options_that_would_do_nothing_are_refused(finished, text_file, tmp_path
     assert "kept.json: exists; name another file" in error_of(finished, "--out", tmp_path / "kept.json")
     assert (tmp_path / "kept.json").read_text() == "kept"
     assert "--overwrite is about --out" in error_of(finished, "--overwrite")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a pipe or a device" in error_of(finished, "--out", tmp_path / "pipe", "--overwrite")
+    # What is written first has a longer name than what it becomes.
+    assert "cannot be written: File name too long" in error_of(finished, "--out", tmp_path / ("x" * 250))
+    assert "cannot be written: File name too long" in error_of(finished, "--out", tmp_path / ("x" * 300))
     assert run(finished, "--text", text_file, "--window", "0").exit_code == 2
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_found_before_scoring(reason, finished, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "fsync" if reason == errno.ENOSPC else "open", fails)
+    if reason != errno.ENOSPC:
+        monkeypatch.setattr(Path, "open", lambda *_: fails())
+    message = error_of(finished, "--out", tmp_path / "figures.json")
+    assert f"figures.json: cannot be written: {os.strerror(reason)}" in message
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_shown_even_where_the_disk_is_full_by_then(finished, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mixerzoo.files.replacing", full)
+    result = run(finished, "--json", "--out", tmp_path / "figures.json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["bits_per_byte"]
+    assert "No space left on device" in result.stderr
 
 
 @pytest.mark.usefixtures("no_weights")

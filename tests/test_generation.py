@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +158,8 @@ class Fixed(torch.nn.Module):
     def __init__(self, probabilities: list[float]) -> None:
         super().__init__()
         self.logits = torch.tensor(probabilities, dtype=torch.float64).log()
+        self.lm_head = torch.nn.Linear(1, len(probabilities))
+        self.shape = SimpleNamespace(vocab_size=len(probabilities))
 
     def forward(self, tokens: Tensor, cache: object, **_: Any) -> Tensor:
         return self.logits.expand(tokens.size(0), 1, -1)

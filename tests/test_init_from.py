@@ -15,7 +15,7 @@ from mixerzoo import TextTokenizer, import_checkpoint, load_checkpoint, save_che
 from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
 from mixerzoo.evaluate import score
 from mixerzoo.recipe import Recipe, build, json_schema, load_recipe, parse_recipe
-from mixerzoo.runs import complete_checkpoints
+from mixerzoo.run_checkpoints import complete_checkpoints
 from mixerzoo.training import Reporter, evaluate_run, train
 from mixerzoo.yaml_source import YamlSource
 from runs import fingerprint

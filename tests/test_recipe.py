@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from mixerzoo import Recipe, build, load_recipe, load_registry
 from mixerzoo.errors import BackendError, MixerError, RecipeError
 from mixerzoo.mixer_choice import MixerChoice
 from mixerzoo.recipe import json_schema, parse_recipe
 from mixerzoo.yaml_source import YamlSource
+from mixerzoo.yaml_text import from_yaml
 from own import CHOICES, OWN
 
 TEXT = """\
@@ -218,11 +218,6 @@ def test_what_a_recipe_says_is_what_it_means(tmp_path: Path) -> None:
             "loop: {prelude: 2, coda: 2, count: 2}",
             "6: model: loop.prelude 2 + loop.coda 2 leaves no body in 4 layers",
         ),
-        (
-            "seed: 3",
-            "  checkpoint_interval: 7",
-            "21: train: checkpoint_interval 7 is not a multiple of log_interval 10",
-        ),
         ("seed: 3", "  decay_fraction: 0.5", "21: train: decay_fraction has no meaning with schedule cosine; "),
         (
             "seed: 3",
@@ -268,7 +263,8 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n- b\n", "3", "null"])
 def test_what_is_not_a_mapping(text: str, tmp_path: Path) -> None:
-    assert errors(tmp_path, text) == ["recipe.yaml:1: expected a mapping of keys to values"]
+    (line,) = errors(tmp_path, text)
+    assert line.startswith("recipe.yaml:1: expected a mapping of keys to values, got ")
 
 
 @pytest.mark.parametrize("text", ["a: b: c", "{", "a: *nowhere", "a: !!python/object:os.system {}", "\tb: 1"])
@@ -306,7 +302,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is a directory, not a recipe file"):
         load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("seed: ä".encode("latin-1"))
-    with pytest.raises(RecipeError, match=r"latin\.yaml: cannot be read: "):
+    with pytest.raises(RecipeError, match=r"latin\.yaml:1: not UTF-8 text: the byte 0xe4"):
         load_recipe(tmp_path / "latin.yaml")
 
 
@@ -365,7 +361,7 @@ def test_a_whole_section_can_be_overridden(tmp_path: Path) -> None:
         ("train.steps", "override 'train.steps': expected key.path=value, e.g. train.steps=100"),
         ("=3", "override '=3': expected key.path=value"),
         ("train..steps=3", "override 'train..steps=3': expected key.path=value"),
-        ("train.steps=[3", "override 'train.steps=[3': the value is not valid YAML"),
+        ("train.steps=[3", "override 'train.steps=[3': not valid YAML: "),
         ("train.steps.more=3", "override 'train.steps.more=3': 'steps' is not a mapping"),
         ("train.steps=x", "override 'train.steps=x': train.steps: expected a whole number, got 'x'"),
         ("train.step=3", "override 'train.step=3': train.step: unknown key (did you mean 'steps'?)"),
@@ -416,7 +412,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     again = load_recipe(write(tmp_path, text))
     assert again == recipe
     assert again.to_yaml() == text
-    plain = yaml.safe_load(text)
+    plain = from_yaml(text)
     assert list(plain) == ["model", "mixer", "data", "train", "eval", "seed"]
     # Every default is written out.
     assert plain["mixer"].keys() == {"name", *load_registry().get("depth_attention").mixer.Config.model_fields}
@@ -430,7 +426,7 @@ def test_json_and_python_round_trips_of_every_mixer(mixer: str, tmp_path: Path) 
     recipe = load_recipe(write(tmp_path), [f"mixer={json.dumps(CHOICES[mixer])}"])
     assert Recipe.model_validate(recipe.model_dump()) == recipe
     assert parse_recipe(YamlSource(json.dumps(json.loads(recipe.model_dump_json())), "recipe")) == recipe
-    assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())).mixer == recipe.mixer
+    assert Recipe.model_validate(from_yaml(recipe.to_yaml())).mixer == recipe.mixer
     assert MixerChoice.model_validate(CHOICES[mixer]) == recipe.mixer
 
 
@@ -446,7 +442,7 @@ def test_recipes_cannot_be_changed(tmp_path: Path) -> None:
 
 def test_build_takes_a_recipe_a_mapping_or_a_path(tmp_path: Path) -> None:
     file = write(tmp_path)
-    built = [build(file), build(str(file)), build(load_recipe(file)), build(yaml.safe_load(edited(("1e-3", "0.001"))))]
+    built = [build(file), build(str(file)), build(load_recipe(file)), build(from_yaml(edited(("1e-3", "0.001"))))]
     first, *others = [decoder.state_dict() for decoder in built]
     assert first["model.embed_tokens.weight"].shape == (257, 16)
     for other in others:
@@ -478,7 +474,7 @@ def test_the_vocabulary_is_the_tokenizer_s_unless_the_recipe_has_more(tmp_path: 
 
 
 def test_a_mapping_that_is_not_a_recipe() -> None:
-    with pytest.raises(RecipeError, match=r"recipe:\d+: the key 'data' is required"):
+    with pytest.raises(RecipeError, match=r"recipe: the key 'data' is required"):
         build({"model": {}, "mixer": {"name": "residual"}, "train": {}})
 
 

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
-import yaml
 
 import mixerzoo
 from mixerzoo.training import train
+from mixerzoo.yaml_text import from_yaml
 from own import OWN
 
 ROOT = Path(__file__).parent.parent / "recipes"
@@ -19,7 +19,7 @@ PAPER = {"360m": 361, "500m": 498, "710m": 716, "1.5b": 1344, "3b": 2748}
 
 
 def _sections(path: Path) -> dict:
-    return yaml.safe_load(path.read_text())
+    return from_yaml(path.read_text())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -19,9 +19,10 @@ import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.data import prepare
 from mixerzoo.errors import BackendError, DataError, RunError
-from mixerzoo.runs import RunDirectory, complete_checkpoints
+from mixerzoo.run_checkpoints import complete_checkpoints
+from mixerzoo.runs import RunDirectory
 from mixerzoo.training import Reporter, train
-from runs import OVERRIDES, QUICKSTART, fingerprint, tiny_recipe
+from runs import OVERRIDES, QUICKSTART, tiny_recipe
 
 SHORT = ("train.steps=2", "train.checkpoint_interval=2", "eval.interval=1")
 
@@ -358,4 +359,4 @@ def test_the_same_function_whatever_was_imported_before(run):
     import mixerzoo.training
 
     assert mixerzoo.train is mixerzoo.training.train
-    assert fingerprint(run)["result"] == mixerzoo.train(tiny_recipe(*SHORT), run, resume=True)
+    assert RunDirectory(run).result() == mixerzoo.train(tiny_recipe(*SHORT), run, resume=True)

@@ -129,18 +129,18 @@ def save(self, output_dir):
 MixerZooTrainer._save_optimizer_and_scheduler = save
 """,
     "all written, not yet in place": """
-import pathlib
-old = pathlib.Path.rename
-def rename(self, target):
-    if self.name == "checkpoint-8": kill()
-    return old(self, target)
-pathlib.Path.rename = rename
+from mixerzoo import files
+old = files.publish
+def publish(partial, path):
+    if path.name == "checkpoint-8": kill()
+    return old(partial, path)
+files.publish = publish
 """,
     "while the old checkpoint is removed": """
 import shutil
 old = shutil.rmtree
 def rmtree(path, **kwargs):
-    if str(path).endswith("checkpoint-4"):
+    if "checkpoint-4." in str(path):
         os.remove(os.path.join(path, "trainer_state.json"))
         kill()
     return old(path, **kwargs)
@@ -152,7 +152,7 @@ mixerzoo.runs.RunDirectory.finish = kill
 """,
     "before the first file": """
 import mixerzoo.runs
-mixerzoo.runs._provenance = kill
+mixerzoo.runs.provenance = kill
 """,
     "while the first file is written": """
 import mixerzoo.runs
@@ -185,7 +185,7 @@ def test_killed_and_resumed_gives_the_same_bits(moment, finished, tmp_path):
     train(recipe, directory, resume=True)
     assert fingerprint(directory) == fingerprint(finished)
     assert [step for step, _ in complete_checkpoints(directory / "checkpoints")] == [12]
-    assert not [path for path in tmp_path.rglob(".*") if path.is_dir() and path.name != ".incomplete"]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
@@ -283,7 +283,7 @@ def test_a_checkpoint_is_a_checkpoint(finished):
 def test_the_trained_weights_are_the_ones_evaluated(finished):
     again = evaluate_run(finished)
     result = json.loads((finished / "result.json").read_text())
-    assert again == {key: value for key, value in result.items() if key != "steps"}
+    assert again == {key: value for key, value in result.items() if key not in ("steps", "tokens_per_second")}
 
 
 @pytest.mark.parametrize("mixer", OWN)

@@ -96,8 +96,8 @@ def _options(
 def main() -> None:
     """Run the command line on ``sys.argv``; does not return.
 
-    Exit codes: 0, 1 if `check` finds a broken clause, 2 for what the user can put right, 130 after Ctrl-C. Any
-    other failure is a bug and keeps its traceback.
+    Exit codes: 0, 1 if `check` finds a broken clause, 2 for what the user can put right, 130 after Ctrl-C,
+    143 after SIGTERM. Any other failure is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter of an equation shows a question mark.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.errors import CONTROL, BackendError, MixerzooError, RecipeError, visible
+from mixerzoo.errors import CONTROL, BackendError, MixerzooError, RecipeError, RunError, visible
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,28 @@ _SILENCE = 10.0
 def report(error: MixerzooError | OSError) -> None:
     """Print an error, under torchrun once: what one machine's processes run into, all of them do."""
     # A recipe is wrong on every machine, all else may be the trouble of one.
-    rank = os.environ.get("RANK" if isinstance(error, RecipeError) else "LOCAL_RANK", "0")
-    if int(rank) == 0:
+    if rank_of(every_machine=isinstance(error, RecipeError)) == 0:
         print_error(error)
     else:
         # torchrun ends all processes with the first that fails, so the one that speaks must come before.
         time.sleep(_SILENCE)
+
+
+def rank_of(*, every_machine: bool = True) -> int:
+    """The rank of this process, 0 where it is alone or the environment makes no sense.
+
+    Args:
+        every_machine: among the processes of all machines, or of this one alone.
+    """
+    if not any(os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")):
+        return 0  # without the cost of torch
+    from mixerzoo.environment import launch
+
+    try:
+        found = launch()
+    except RunError:
+        return 0
+    return found.rank if every_machine else found.local_rank
 
 
 def print_error(error: MixerzooError | OSError) -> None:

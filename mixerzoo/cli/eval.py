@@ -10,6 +10,7 @@ import typer
 from mixerzoo.cli.common import DeviceOption, JsonOption, pick_device, print_json
 from mixerzoo.cli.results import print_comparison, print_result
 from mixerzoo.errors import DataError
+from mixerzoo.files import check_writable, write_text
 
 
 def command(
@@ -35,17 +36,19 @@ def command(
     ] = None,
     fewshot: Annotated[
         int | None,
-        typer.Option("--fewshot", metavar="K", min=0, help="Examples before a question; default: as the task says."),
+        typer.Option(
+            "--fewshot", metavar="K", min=0, max=1000, help="Examples before a question; default: as the task says."
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer; default: the checkpoint's own.")
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option("--window", metavar="N", min=1, help="Tokens that the decoder sees at once."),
+        typer.Option("--window", metavar="N", min=1, max=1 << 20, help="Tokens that the decoder sees at once."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="Windows per forward.")
+        int | None, typer.Option("--batch-size", metavar="N", min=1, max=1 << 16, help="Windows per forward.")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of the weights, e.g. float32; default: as they are stored.")
@@ -76,7 +79,7 @@ def command(
     )
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.comparison import Settings, compare, read_text
-    from mixerzoo.runs import finite, to_json, write_atomically
+    from mixerzoo.json_files import finite, to_json
     from mixerzoo.tasks import load_tasks
 
     where = pick_device(device)
@@ -95,14 +98,17 @@ def command(
             reporter=reporter,
         )
     content: Any = results if len(results) > 1 else results[0]
-    if out is not None:
-        write_atomically(out, to_json(content))
-    if as_json:
-        print_json(finite(content))
-    elif len(results) == 1 and not (texts or chosen):
-        print_result(results[0])
-    else:
-        print_comparison(results)
+    try:
+        if out is not None:
+            write_text(out, to_json(content))
+    finally:
+        # What took so long to compute is shown even where the disk has become full since.
+        if as_json:
+            print_json(finite(content))
+        elif len(results) == 1 and not (texts or chosen):
+            print_result(results[0])
+        else:
+            print_comparison(results)
 
 
 def _check(text: list[Path] | None, tasks: str | None, out: Path | None, overwrite: bool, **options: object) -> None:
@@ -117,9 +123,25 @@ def _check(text: list[Path] | None, tasks: str | None, out: Path | None, overwri
         raise DataError(f"{for_tasks[0]} is about tasks; name some with --tasks")
     if given and not text and tasks is None:
         raise DataError(f"{given[0]} is about --text and --tasks; validation goes by the run's own recipe")
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise DataError(f"{out}: {'is a directory' if out.is_dir() else 'there is no such directory'}")
-    if out is not None and out.exists() and not overwrite:
-        raise DataError(f"{out}: exists; name another file, or replace it with --overwrite")
     if overwrite and out is None:
         raise DataError("--overwrite is about --out, which is not given")
+    if out is not None:
+        _check_out(out, overwrite)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a file that could not be written in the end, when all has been scored.
+
+    Raises:
+        DataError: says why.
+    """
+    try:
+        if out.is_dir() or not out.absolute().parent.is_dir():
+            raise DataError(f"{out}: {'is a directory' if out.is_dir() else 'there is no such directory'}")
+        if out.exists() and not out.is_file():
+            raise DataError(f"{out}: is a pipe or a device; name a file")
+        if out.exists() and not overwrite:
+            raise DataError(f"{out}: exists; name another file, or replace it with --overwrite")
+        check_writable(out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error.strerror}") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +13,12 @@ from mixerzoo.cli.common import DeviceOption, pick_device
 from mixerzoo.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
-    from mixerzoo.data import TextTokenizer
+    from mixerzoo.cli.chat import Options
+    from mixerzoo.cli.prompts import Prompt
+    from mixerzoo.data import TextFormat
     from mixerzoo.decoder import Decoder
+
+_MOST_SAMPLES = 1 << 16
 
 
 def command(
@@ -22,9 +27,33 @@ def command(
         typer.Argument(metavar="DIR", help="A checkpoint with its tokenizer (tokenizer.json).", show_default=False),
     ],
     *,
-    prompt: Annotated[str, typer.Option(help="The text to continue; empty: begin a new one.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(help="The text to continue; empty, or without: begin a new one.", show_default=False)
+    ] = None,
     prompt_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="A file that holds the prompt; - is standard input.")
+    ] = None,
+    jsonl: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl", help='The file has a prompt a line: a JSON string, or an object with the key "prompt".'
+        ),
+    ] = False,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Answer a message as the checkpoint's chat template has it; on a terminal, without a prompt, "
+            "converse. A .json or .jsonl file holds the messages of a conversation.",
+        ),
+    ] = False,
+    special_tokens: Annotated[
+        bool,
+        typer.Option("--special-tokens", help="Take names of special tokens in a prompt as those tokens."),
+    ] = False,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End where this text begins; can be given several times."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens to add at most.")] = 200,
     temperature: Annotated[
@@ -35,68 +64,145 @@ def command(
         float | None,
         typer.Option(metavar="P", help="Sample among the fewest tokens that reach probability P only."),
     ] = None,
+    num_samples: Annotated[
+        int, typer.Option(metavar="N", help="How many texts for each prompt; the next has the next seed.")
+    ] = 1,
     seed: Annotated[int, typer.Option(metavar="S", help="Of sampling; the same seed gives the same text.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON and nothing else; with --jsonl, a line for each prompt.")
+    ] = False,
     device: DeviceOption = None,
     dtype: Annotated[str | None, typer.Option(help="E.g. bfloat16; default: as the weights are stored.")] = None,
 ) -> None:
-    """Continue a text with a trained decoder.
+    """Continue a text with a trained decoder, or answer a message.
 
-    Prints the prompt and the text that follows it as it comes, and stops at the end of the text.
+    Prints the prompt and the text that follows it as it comes, and stops at the end of the text. With --chat it prints
+    the answer alone.
     """
-    import torch
-
-    from mixerzoo import TextTokenizer, load_checkpoint, stream
+    from mixerzoo import TextFormat, load_checkpoint
+    from mixerzoo.cli.chat import Options, converse
+    from mixerzoo.cli.notices import Notices, trained_length
+    from mixerzoo.cli.prompts import read_prompts
+    from mixerzoo.data.text_format import NO_TEMPLATE
+    from mixerzoo.placement import find_dtype
     from mixerzoo.runs import home_of
+    from mixerzoo.sampling import check_sampling, check_seed
 
-    text = _prompt(prompt, prompt_file)
+    check_sampling(max_new_tokens, temperature, top_k, top_p)
+    check_seed(seed)
+    if not 1 <= num_samples <= _MOST_SAMPLES:
+        raise DataError(f"num_samples is {num_samples}; it must be from 1 to {_MOST_SAMPLES}")
+    if dtype is not None:
+        find_dtype(dtype)
+    options = Options(max_new_tokens, temperature, top_k, top_p, seed, _stops(stop), special_tokens, chat)
+    typed = chat and prompt is None and prompt_file is None
+    if typed:
+        _check_terminal({"--jsonl": jsonl, "--json": as_json, "--num-samples": num_samples > 1})
+    prompts = [] if typed else read_prompts(prompt, prompt_file, jsonl=jsonl, chat=chat)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
     where = pick_device(device)
-    tokenizer = TextTokenizer.load(home_of(directory))
+    form = TextFormat.load(home_of(directory))
+    notices = Notices(form, options, trained_length(directory))
+    if chat and form.chat_template is None:
+        raise DataError(f"{directory}: {NO_TEMPLATE}")
+    # Whatever is wrong with a prompt is said before the weights are read.
+    asked = [(prompt, _encoded(form, prompt, options)) for prompt in prompts]
+    notices.names([prompt.conversation if chat else prompt.text for prompt in prompts])
+    notices.length(max((len(ids) for _, ids in asked), default=0))
     decoder = load_checkpoint(directory, dtype, device=where)
-    _check_vocabulary(tokenizer, decoder, directory)
-
-    ids = tokenizer.encode(text) or [tokenizer.end_of_text_id]
-    tokens = stream(
-        decoder,
-        torch.tensor([ids], device=where),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        generator=torch.Generator(where).manual_seed(seed),
-    )
-    _show(text)
-    parts = tokenizer.stream()
-    for token in tokens:
-        if int(token) == tokenizer.end_of_text_id:
-            break
-        _show(parts.step(int(token)))
-    _show(parts.finish() + "\n")
+    _check_vocabulary(form, decoder, directory)
+    if typed:
+        converse(decoder, form, options, _show, notices)
+    elif as_json:
+        _print_json(decoder, form, asked, options, num_samples, jsonl)
+    else:
+        _print_texts(decoder, form, asked, options, num_samples)
 
 
-def _prompt(prompt: str, prompt_file: str | None) -> str:
-    if prompt_file is None:
-        # Bytes of the command line that are not in its encoding arrive as lone surrogates.
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise DataError("the prompt is not valid UTF-8")
-        return prompt
-    if prompt:
-        raise DataError("give either --prompt or --prompt-file, not both")
+def _stops(given: list[str] | None) -> tuple[str, ...]:
+    for stop in given or ():
+        if not stop:
+            raise DataError("--stop is empty, and nothing would be written; give the text to stop at")
+        if any("\ud800" <= character <= "\udfff" for character in stop):
+            raise DataError("--stop is not valid UTF-8")
+    return tuple(given or ())
+
+
+def _check_terminal(others: dict[str, bool]) -> None:
+    """Refuse to converse with what is no terminal, and with options that a conversation has no use for."""
+    if not sys.stdin.isatty():
+        raise DataError(
+            "--chat without a prompt converses on a terminal, and standard input is none; give a message with --prompt "
+            "or --prompt-file (- is standard input)"
+        )
+    for option, given in others.items():
+        if given:
+            raise DataError(f"{option} is about prompts that are given; give one with --prompt or --prompt-file")
+
+
+def _encoded(form: TextFormat, prompt: Prompt, options: Options) -> list[int]:
+    if not options.chat:
+        return form.encode_prompt(prompt.text, special_tokens=options.special_tokens)
     try:
-        data = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
-        return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8"
-        raise DataError(f"{prompt_file}: the prompt cannot be read: {reason}") from error
+        return form.encode_chat(prompt.conversation, special_tokens=options.special_tokens)
+    except DataError as error:
+        raise DataError(f"{prompt.where}: {error}") from error
 
 
-def _check_vocabulary(tokenizer: TextTokenizer, decoder: Decoder, directory: Path) -> None:
-    rows = decoder.shape.vocab_size
-    if tokenizer.vocab_size > rows:
+def _print_texts(
+    decoder: Decoder, form: TextFormat, asked: list[tuple[Prompt, list[int]]], options: Options, num_samples: int
+) -> None:
+    """Print prompts and what follows them, or answers, as they come; a blank line stands between two."""
+    from mixerzoo.cli.chat import write
+
+    between = ""
+    for _, ids in asked:
+        for sample in options.samples(num_samples):
+            _show(between)
+            if not options.chat:
+                _show(form.tokenizer.decode(ids, skip_special_tokens=not options.special_tokens))
+            write(decoder, form, ids, sample, _show)
+            _show("\n")
+            between = "\n"
+
+
+def _print_json(
+    decoder: Decoder,
+    form: TextFormat,
+    asked: list[tuple[Prompt, list[int]]],
+    options: Options,
+    num_samples: int,
+    jsonl: bool,
+) -> None:
+    """Print what follows each prompt: an object, or a list of them where there are several samples."""
+    from mixerzoo.cli.chat import write
+
+    # A stream that cannot carry every letter would spoil them.
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    for prompt, ids in asked:
+        texts: list[dict[str, Any]] = []
+        for sample in options.samples(num_samples):
+            writing = write(decoder, form, ids, sample, lambda part: None)
+            texts.append(
+                {
+                    **({"messages": list(prompt.conversation)} if options.chat else {"prompt": prompt.text}),
+                    "text": writing.finish(),
+                    "ended": writing.reason or "length",
+                    "prompt_ids": ids,
+                    "ids": writing.ids,
+                    "seed": sample.seed,
+                }
+            )
+        content = texts if num_samples > 1 else texts[0]
+        _show(json.dumps(content, ensure_ascii=ascii_only, indent=None if jsonl else 2) + "\n")
+
+
+def _check_vocabulary(form: TextFormat, decoder: Decoder, directory: Path) -> None:
+    tokens, rows = form.tokenizer.vocab_size, decoder.shape.vocab_size
+    if tokens > rows:
         raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the decoder only {rows}; "
-            "they do not belong together"
+            f"{directory}: the tokenizer has {tokens} tokens, but the decoder only {rows}; they do not belong together"
         )
 
 

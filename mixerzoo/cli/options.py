@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
 from pydantic_core import to_jsonable_python
 
 from mixerzoo.errors import visible
+from mixerzoo.yaml_text import one_line
 
 if TYPE_CHECKING:
     from mixerzoo.mixer import Mixer
@@ -63,15 +63,9 @@ def snippet(mixer: type[Mixer]) -> str:
     """The ``mixer`` part of a recipe with every option at its default, to paste and edit."""
     lines = ["mixer:", f"  name: {mixer.name}"]
     for option in options(mixer):
-        value = "" if option.required else yaml_value(option.default)
+        value = "" if option.required else one_line(option.default)
         lines.append(f"  {option.name}: {value}".rstrip() + f"  # {'required, ' * option.required}{option.type}")
     return "\n".join(lines)
-
-
-def yaml_value(value: Any) -> str:
-    """A value on one line of YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -81,9 +75,9 @@ def _in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         kinds = [_in_words(kind, definitions) for kind in schema.get("anyOf", schema.get("oneOf"))]
         return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
-        return " | ".join(map(yaml_value, schema["enum"]))
+        return " | ".join(map(one_line, schema["enum"]))
     if "const" in schema:
-        return yaml_value(schema["const"])
+        return one_line(schema["const"])
     kind = schema.get("type")
     if kind == "array":
         return f"list of {_in_words(schema['items'], definitions)}" if schema.get("items") else "list"

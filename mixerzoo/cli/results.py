@@ -8,6 +8,9 @@ from typing import Any
 
 from mixerzoo.cli.common import console, table
 
+#: Letters of a SHA-256, of which a few tell one text from another.
+_DIGEST = 64
+
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print final figures.
@@ -18,11 +21,14 @@ def print_result(result: Mapping[str, Any]) -> None:
     figures = table("validation", f"{result['num_bytes']:,} bytes, {result['num_tokens']:,} tokens")
     figures.columns[1].justify = "right"
     figures.add_row("bits per byte", f"{result['bits_per_byte']:.4f}", style="bold")
-    figures.add_row("  byte-bigram model", f"{result['bigram_bits_per_byte']:.4f}")
-    figures.add_row("  xz", f"{result['xz_bits_per_byte']:.4f}")
+    for title, key in (("  byte-bigram model", "bigram_bits_per_byte"), ("  xz", "xz_bits_per_byte")):
+        # Yardsticks that could not be computed are null.
+        figures.add_row(title, "unknown" if result[key] is None else f"{result[key]:.4f}")
     # JSON has no word for infinity: a result that was read back has None.
     perplexity = result["perplexity"]
     figures.add_row("perplexity per token", "infinite" if perplexity in (None, math.inf) else f"{perplexity:.3f}")
+    if result.get("tokens_per_second") is not None:
+        figures.add_row("training, tokens per second", f"{result['tokens_per_second']:,.0f}")
     figures.add_row("parameters", f"{result['parameters']:,}")
     figures.add_row("  of the mixer", f"{result['mixer_parameters']:,}")
     figures.add_row("KV cache, bytes per token", f"{result['kv_bytes_per_token']:,}")
@@ -48,7 +54,10 @@ def print_comparison(results: Sequence[Mapping[str, Any]]) -> None:
     if "window" in results[0]:
         row("window, tokens", "window")
     if "bits_per_byte" in results[0]:
-        figures.add_row("validation", style="bold")
+        differ = results[0].get("same_validation_text") is False
+        figures.add_row("validation, on different texts" if differ else "validation", style="bold")
+        if differ:
+            row("  text", "validation_text")
         row("  bytes of text", "num_bytes")
         row("  bits per byte", "bits_per_byte")
         row("    byte-bigram model", "bigram_bits_per_byte")
@@ -65,6 +74,10 @@ def print_comparison(results: Sequence[Mapping[str, Any]]) -> None:
             if "_stderr" not in metric:
                 row(f"  {metric.replace('_', ' ')}", "tasks", name, metric)
     console().print(figures)
+    if results[0].get("same_validation_text") is False:
+        console().print(
+            "The validation texts differ, so their figures do not rank these checkpoints: score one text with --text."
+        )
 
 
 def _at(result: Mapping[str, Any], keys: Sequence[str]) -> str:
@@ -81,7 +94,7 @@ def _at(result: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 def _figure(value: Any) -> str:
     if isinstance(value, str):
-        return value
+        return value if len(value) < _DIGEST else value[:12]
     if value is None or value == math.inf:
         return "infinite"
     if isinstance(value, int):

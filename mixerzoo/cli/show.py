@@ -79,7 +79,7 @@ def _print(entry: MixerEntry) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from mixerzoo.cli.options import yaml_value
+    from mixerzoo.yaml_text import one_line
 
     card = entry.mixer.card
     found, recipe = _options(entry)
@@ -109,7 +109,7 @@ def _print(entry: MixerEntry) -> None:
         listing = table("Name", "Type", "Default", "Description")
         listing.columns[0].no_wrap = True
         for option in found:
-            default = "required" if option.required else yaml_value(option.default)
+            default = "required" if option.required else one_line(option.default)
             listing.add_row(option.name, option.type, default, option.description)
         out.print(listing)
     else:

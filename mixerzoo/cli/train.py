@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json
+from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json, rank_of
 from mixerzoo.cli.results import print_result
 from mixerzoo.errors import RunError
 
@@ -26,6 +25,13 @@ def command(
         bool, typer.Option("--resume", help="Continue the run in the directory from its newest checkpoint.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory.")] = False,
+    save_on_interrupt: Annotated[
+        bool,
+        typer.Option(
+            "--save-on-interrupt/--no-save-on-interrupt",
+            help="Whether Ctrl-C and SIGTERM save a checkpoint; a second one ends at once.",
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train the decoder of a recipe.
@@ -44,6 +50,7 @@ def command(
     if overwrite and Path(recipe).resolve().is_relative_to(directory.resolve()):
         raise RunError(f"the recipe {recipe} lies in {directory}, which --overwrite would replace; copy it elsewhere")
     from mixerzoo.cli.progress import BarReporter
+    from mixerzoo.interrupts import Terminated
     from mixerzoo.training import train
 
     reporter = BarReporter()
@@ -54,15 +61,16 @@ def command(
                 directory,
                 resume=resume,
                 overwrite=overwrite,
+                save_on_interrupt=save_on_interrupt,
                 command=shlex.join(["mixerzoo", *sys.argv[1:]]),
                 reporter=reporter,
             )
-    except KeyboardInterrupt:
-        if reporter.last_step is not None:
+    except (KeyboardInterrupt, Terminated) as error:
+        if reporter.last_step is not None and rank_of() == 0:
             again = ["mixerzoo", "train", recipe, *(overrides or ()), "--out", str(directory), "--resume"]
             _say_how_to_go_on(directory, reporter.last_step, shlex.join(again))
-        raise
-    if int(os.environ.get("RANK", "0")) != 0:
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 143) from error
+    if rank_of() != 0:
         return
     if as_json:
         print_json(result)
@@ -72,7 +80,8 @@ def command(
 
 
 def _say_how_to_go_on(directory: Path, step: int, command: str) -> None:
-    from mixerzoo.runs import RunDirectory, complete_checkpoints
+    from mixerzoo.run_checkpoints import complete_checkpoints
+    from mixerzoo.runs import RunDirectory
 
     saved = complete_checkpoints(RunDirectory(directory).checkpoints)
     start = f"after step {saved[-1][0]}, the newest checkpoint" if saved else "at the beginning: no checkpoint yet"

@@ -22,7 +22,9 @@ from mixerzoo.data.prepare import default_cache_dir, prepare
 from mixerzoo.data.progress import Progress
 from mixerzoo.data.sources import Corpus, read_documents
 from mixerzoo.data.split import SplitCorpus, split_documents
-from mixerzoo.data.tokenizer import TextTokenizer, TokenStream
+from mixerzoo.data.streaming import TokenStream
+from mixerzoo.data.text_format import TextFormat
+from mixerzoo.data.tokenizer import TextTokenizer
 from mixerzoo.data.yardsticks import yardsticks
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ __all__ = [
     "Progress",
     "SplitCorpus",
     "StdlibSource",
+    "TextFormat",
     "TextSource",
     "TextTokenizer",
     "TokenSplit",

@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+#: Bytes or documents: what a file system and a 64-bit counter hold.
+_MAX_COUNT = 2**53
+
 BYTES_VOCAB_SIZE = 257
 """The 256 byte values and one end-of-text token."""
 
@@ -30,16 +33,23 @@ class StdlibSource(_Config):
     max_bytes: int | None = Field(
         None,
         ge=1,
+        le=_MAX_COUNT,
         description="Keep at most this many bytes of text, as a sample spread over the whole library.",
     )
 
 
 class TextSource(_Config):
-    """Local UTF-8 files. A ``.jsonl`` file is one document a line, any other file is one document."""
+    """Local UTF-8 files, packed (``.gz``, ``.bz2``, ``.xz``, ``.zst``) or not.
+
+    A ``.jsonl`` file is one document a line, a ``.parquet`` file one a row, any other file is one document.
+    """
 
     name: Literal["text"] = Field("text", description="Which source this is.")
     paths: _Strings = Field(description="Files or glob patterns ('**' crosses directories).")
-    field: str = Field("text", description="The key that holds the text in each line of a .jsonl file.")
+    field: str = Field(
+        "text",
+        description="The key of the text in each line of a .jsonl file, or its column in a .parquet file.",
+    )
     validation_paths: _Strings | None = Field(
         None,
         description="Files or glob patterns to validate on. Without them, validation_fraction of the "
@@ -70,9 +80,11 @@ class HfSource(_Config):
         description="Branch, tag or commit on the hub. With a full commit hash, text that was prepared "
         "before is found without the network.",
     )
-    max_documents: int | None = Field(None, ge=1, description="Stop after this many documents of each split.")
+    max_documents: int | None = Field(
+        None, ge=1, le=_MAX_COUNT, description="Stop after this many documents of each split."
+    )
     max_bytes: int | None = Field(
-        None, ge=1, description="Stop before each split would exceed this many bytes of text."
+        None, ge=1, le=_MAX_COUNT, description="Stop before each split would exceed this many bytes of text."
     )
 
 
@@ -93,6 +105,7 @@ class BpeTokenizer(_Config):
     name: Literal["bpe"] = Field("bpe", description="Which tokenizer this is.")
     vocab_size: int = Field(
         ge=BYTES_VOCAB_SIZE,
+        le=2**24,
         description="Number of tokens, with the 256 bytes and the end-of-text token. A small text may fill fewer.",
     )
 
@@ -129,10 +142,10 @@ class DataConfig(_Config):
 
     source: Source = Field(description="Where the text comes from.")
     tokenizer: TokenizerConfig = Field(description="How text becomes tokens.")
-    sequence_length: int = Field(ge=1, description="Tokens in one training sequence.")
+    sequence_length: int = Field(ge=1, le=2**24, description="Tokens in one training sequence.")
     validation_fraction: float = Field(
         0.05,
-        gt=0.0,
+        ge=1e-6,
         le=0.5,
         description="Share of the documents held out for validation, where the source names no validation "
         "text of its own.",

@@ -1,4 +1,4 @@
-"""Reads documents from local text and JSON-lines files."""
+"""Reads documents from local text, JSON-lines and Parquet files."""
 
 from __future__ import annotations
 
@@ -7,75 +7,117 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mixerzoo.data.formats import check_name, damage, first_few, open_file, read_column, unpacked_name
 from mixerzoo.errors import DataError, did_you_mean
+
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 def read_files(paths: Iterable[Path], field: str) -> Iterator[str]:
-    """The documents of UTF-8 files: one per line of a ``.jsonl`` file, else one per file.
+    """The documents of files: one per line of ``.jsonl``, one per row of ``.parquet``, else one per file.
 
-    Line endings stay as they are; empty documents and blank lines are left out.
+    Text is UTF-8, and may be packed (``.gz``, ``.bz2``, ``.xz``, ``.zst``). It stays as it is, line endings and a
+    byte-order mark included; empty documents and blank lines are left out.
 
     Args:
         paths: files, read in this order.
-        field: the key of the text in a line of a ``.jsonl`` file.
+        field: the key of the text in a line, or the column.
 
     Raises:
-        DataError: a file cannot be read, is not UTF-8, or has a line without text under ``field``.
+        DataError: a file cannot be read, is damaged, is not UTF-8, or has a line without text under ``field``.
     """
     for path in paths:
+        check_name(path)
         try:
-            if path.suffix == ".jsonl":
-                yield from _read_jsonl(path, field)
-            elif text := _decode(path.read_bytes(), str(path), 0):
-                yield text
+            yield from filter(None, _documents(path, field))
+        except damage() as error:
+            raise DataError(f"{path} is damaged: {error}") from error
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def expand(patterns: tuple[str, ...]) -> list[Path]:
     """The files that the patterns name: in the order of the patterns, sorted within each, none twice.
 
     Raises:
-        DataError: a file is missing, a pattern matches no file, or a path is a directory.
+        DataError: a file is missing, a pattern matches no file, or a path names something else than a file.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            raise DataError(f"{pattern} is a directory: name its files, as in '{pattern.rstrip('/')}/**/*.txt'")
-        # A file may have the characters of a pattern in its name.
-        matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
-        files = sorted((match for match in matches if match.is_file()), key=Path.as_posix)
-        if not files:
-            problem = "no file matches" if glob.has_magic(pattern) else "no such file:"
-            raise DataError(f"{problem} {pattern} (looked in {Path.cwd()})")
-        for file in files:
-            found.setdefault(file.resolve(), file)
+        try:
+            path = Path(pattern).expanduser()
+        except RuntimeError as error:
+            raise DataError(f"{pattern}: there is no home directory of that user") from error
+        try:
+            for file in _matches(pattern, path):
+                found.setdefault(file.resolve(), file)
+        except (OSError, ValueError) as error:  # too long, or characters that no path has
+            words = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"cannot look for {pattern!r}: {words}") from error
     return list(found.values())
+
+
+def _matches(pattern: str, path: Path) -> list[Path]:
+    if path.is_dir():
+        raise DataError(f"{pattern} is a directory: name its files, as in '{pattern.rstrip('/')}/**/*.txt'")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{pattern} is a pipe, socket or device: text is read more than once, so give a regular file")
+    # A file may have the characters of a pattern in its name.
+    matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+    files = sorted((match for match in matches if match.is_file()), key=Path.as_posix)
+    if not files:
+        problem = "no such file:"
+        if path.is_symlink():
+            problem = "a link to nothing or to itself:"
+        elif glob.has_magic(pattern):
+            problem = "no file matches"
+        raise DataError(f"{problem} {pattern} (looked in {Path.cwd()})")
+    return files
+
+
+def _documents(path: Path, field: str) -> Iterator[str]:
+    name = unpacked_name(path).name.lower()
+    if name.endswith((".jsonl", ".ndjson")):
+        yield from _read_jsonl(path, field)
+    elif name.endswith(".parquet"):
+        if name != path.name.lower():
+            raise DataError(f"{path}: a .parquet file is packed inside: unpack it")
+        for value, where in read_column(path, field):
+            yield check_text(value, where)
+    else:
+        with open_file(path) as file:
+            yield _decode(file.read(), str(path), 0)
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[str]:
     offset = 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path}:{number}"
-                if text := _field_of(_decode(line, where, offset), field, where):
-                    yield text
+                yield _field_of(_decode(line, where, offset), field, where)
             offset += len(line)
 
 
 def _field_of(line: str, field: str, where: str) -> str:
+    if line.startswith(_BYTE_ORDER_MARK):
+        raise DataError(f"{where}: not JSON: it begins with a byte-order mark; save the file as UTF-8 without one")
     try:
-        record = json.loads(line)
+        # Only the text is used: no number is too large to pass over.
+        record = json.loads(line, parse_int=_any_integer)
+    except RecursionError as error:
+        raise DataError(f"{where}: JSON that is nested too deep") from error
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object with the key {field!r}, got {line.strip()[:40]}")
     if field not in record:
-        keys = ", ".join(map(repr, record)) or "none"
-        raise DataError(f"{where}: no key {field!r}{did_you_mean(field, record)}; its keys: {keys}")
+        raise DataError(f"{where}: no key {field!r}{did_you_mean(field, record)}; its keys: {first_few(record)}")
     return check_text(record[field], f"{where}: {field!r}")
+
+
+def _any_integer(digits: str) -> int:
+    return 0
 
 
 def check_text(value: object, where: str) -> str:

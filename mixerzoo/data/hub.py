@@ -72,7 +72,7 @@ class HubDataset:
     def _records(self, split: str) -> Iterator[dict[str, Any]]:
         try:
             yield from self._builder.as_streaming_dataset(split)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # readers of all formats and the network share no narrower class
             raise self._problem(error) from error
 
     @cached_property
@@ -91,11 +91,11 @@ class HubDataset:
                 data_files=_lists(source.data_files),
                 revision=source.revision,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a script that is no longer run is a RuntimeError, a bad option a TypeError
             raise self._problem(error) from error
 
     def _problem(self, error: Exception) -> DataError:
-        return DataError(f"dataset {self._source.path!r}: {error}")
+        return DataError(f"dataset {self._source.path!r}: {str(error) or type(error).__name__}")
 
 
 def _lists(data_files: Any) -> Any:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixerzoo.data.config import BYTES_VOCAB_SIZE
+from mixerzoo.data.files import check_text
+from mixerzoo.data.pieces import SIZE, Cutter, Piece, words_apart
+from mixerzoo.data.streaming import TokenStream, byte_names
+from mixerzoo.data.tokenizer_files import (
+    END_OF_TEXT,
+    declared_end_of_text,
+    download_tokenizer,
+    in_words,
+    read_tokenizer,
+    special_tokens,
+    usual_end_of_text,
+)
 from mixerzoo.errors import DataError, did_you_mean
+from mixerzoo.files import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
-"""The end-of-text token of the tokenizers made here."""
-
-_USUAL_END_OF_TEXT = (
-    END_OF_TEXT,
-    "<|end_of_text|>",
-    "<｜end▁of▁sentence｜>",
-    "</s>",
-    "<eos>",
-    "<|eos|>",
-    "[EOS]",
-)
-
 _ANY_TEXT = "a"
-
-# Pre-tokenisers of byte-level BPE always cut between a letter or digit and a line break.
-_END_OF_WORD = re.compile(r"(?<=[^\W_])\n")
+# Text that is encoded at once: enough pieces for several cores, and encodings of about 200 MB.
+_BATCH_PIECES = 4
 
 
 class TextTokenizer:
@@ -41,7 +40,7 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, end_of_text: str) -> None:
-        """Takes ``tokenizer`` over (truncation and padding are switched off).
+        """Takes ``tokenizer`` over (truncation, padding and dropout of merges are switched off).
 
         Args:
             tokenizer: from the ``tokenizers`` library.
@@ -52,10 +51,12 @@ class TextTokenizer:
         """
         identifier = tokenizer.token_to_id(end_of_text)
         if identifier is None:
-            near = did_you_mean(end_of_text, _special_tokens(tokenizer))
+            near = did_you_mean(end_of_text, special_tokens(tokenizer))
             raise DataError(f"the tokenizer has no end-of-text token {end_of_text!r}{near}")
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None) is not None:
+            tokenizer.model.dropout = None
         # Not kept in tokenizer.json, so it is set here and not where a tokenizer is made.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
@@ -69,7 +70,7 @@ class TextTokenizer:
         """One token a byte: the ids are the values of the text's UTF-8 bytes, and 256 ends a text."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-        tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(_byte_names())}, merges=[]))
+        tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(byte_names())}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([END_OF_TEXT])
@@ -96,7 +97,7 @@ class TextTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
+        tokenizer.train_from_iterator((part for text in texts for part in words_apart(text)), trainer)
         return cls(tokenizer, END_OF_TEXT)
 
     @classmethod
@@ -115,12 +116,12 @@ class TextTokenizer:
         if local.is_dir():
             return cls.load(local, end_of_text)
         if local.is_file():
-            tokenizer = _read(local)
+            tokenizer = read_tokenizer(local)
         elif local.suffix == ".json" or path.startswith((".", "/", "~")):
             raise DataError(f"no such tokenizer: {path} (looked in {Path.cwd()})")
         else:
-            tokenizer = _download(path)
-        return cls(tokenizer, end_of_text or _usual_end_of_text(tokenizer, path))
+            tokenizer = download_tokenizer(path)
+        return cls(tokenizer, end_of_text or usual_end_of_text(tokenizer, path))
 
     @classmethod
     def load(cls, directory: str | Path, end_of_text: str | None = None) -> TextTokenizer:
@@ -134,9 +135,9 @@ class TextTokenizer:
             DataError: tokenizer.json is missing or damaged, or the end-of-text token is not known.
         """
         directory = Path(directory)
-        tokenizer = _read(directory / "tokenizer.json")
-        name = end_of_text or _declared_end_of_text(directory / "tokenizer_config.json")
-        return cls(tokenizer, name or _usual_end_of_text(tokenizer, str(directory)))
+        tokenizer = read_tokenizer(directory / "tokenizer.json")
+        name = end_of_text or declared_end_of_text(directory / "tokenizer_config.json")
+        return cls(tokenizer, name or usual_end_of_text(tokenizer, str(directory)))
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json, and a tokenizer_config.json with which transformers can load it.
@@ -151,25 +152,59 @@ class TextTokenizer:
             "eos_token": self.end_of_text,
             "clean_up_tokenization_spaces": False,
         }
-        (directory / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_text(directory / "tokenizer.json", self.to_json())
+        write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
     def to_json(self) -> str:
         """The text of tokenizer.json; equal for equal tokenizers."""
         return self._tokenizer.to_str(pretty=True)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``, without any special token."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """The ids of ``text``, without any special token.
+
+        Raises:
+            DataError: the tokenizer has no tokens for it and none for the unknown, or it has half of a surrogate pair.
+        """
+        check_text(text, "the text")
+        with in_words("the tokenizer cannot encode this text"):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` for several texts, on all cores."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        for text in texts:
+            check_text(text, "the text")
+        with in_words("the tokenizer cannot encode this text"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_text(self, text: str) -> list[int]:
         """``encode`` for a text of any length, cut as in ``pieces``."""
-        return [token for ids in self.encode_batch(list(pieces(text))) for token in ids]
+        ids: list[int] = []
+        batch: list[str] = []
+        for piece in self.pieces(text):
+            batch.append(piece.encoded)
+            if len(batch) == _BATCH_PIECES:
+                ids += [token for part in self.encode_batch(batch) for token in part]
+                batch.clear()
+        return ids + [token for part in self.encode_batch(batch) for token in part]
+
+    def pieces(self, text: str, size: int = SIZE) -> Iterator[Piece]:
+        """Cuts a long text so that encoding it takes little memory and all cores.
+
+        The ids of ``piece.encoded``, one piece after the other, are those of the whole text.
+
+        Args:
+            text: any text.
+            size: at least 1; a piece ends at the first good place after this many characters. Where there is none, as
+                in text without spaces and line breaks, it is longer.
+        """
+        if len(text) <= size:
+            return iter([Piece(text, text)])
+        return self._cutter.pieces(text, size)
+
+    @cached_property
+    def _cutter(self) -> Cutter:
+        return Cutter(self._tokenizer)
 
     @property
     def prefix(self) -> list[int]:
@@ -178,127 +213,34 @@ class TextTokenizer:
         ids = self._tokenizer.encode(_ANY_TEXT, add_special_tokens=True).ids
         return ids[: next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), 0)]
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The names of the special tokens, such as the end of text, and their ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in sorted(added.items()) if token.special}
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            ids: token ids.
+            ids: any integers. Those that name no token, as a model with more rows than the tokenizer has tokens may
+                give, stand for no text.
             skip_special_tokens: leave out special tokens such as the end of text.
         """
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        known = [token for token in ids if 0 <= token < 2**32]
+        with in_words("the tokenizer cannot decode these tokens"):
+            return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
 
-    def stream(self, *, skip_special_tokens: bool = True) -> TokenStream:
-        """Decodes ids one at a time; the parts join to what ``decode`` gives for all ids.
+    def stream(self, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> TokenStream:
+        """Decodes ids one at a time, as a continuation of a prompt.
+
+        ``"".join(map(stream.step, ids)) + stream.finish()`` is ``decode(prompt + ids)`` without ``decode(prompt)`` at
+        its beginning. Where the prompt ends within a character, so that the first does not begin with the second, it
+        is without the beginning that they share.
 
         Args:
+            prompt: the ids before the first step.
             skip_special_tokens: as in ``decode``.
         """
-        return TokenStream(self._tokenizer, skip_special_tokens)
-
-
-class TokenStream:
-    """Streaming decode; made by ``TextTokenizer.stream``."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._skip_special_tokens = skip_special_tokens
-        self._held_back: list[int] = []
-
-    def step(self, token: int) -> str:
-        """The text that ``token`` completes; ``""`` inside a character of several tokens."""
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
-            self._held_back.append(token)
-            return ""
-        self._held_back.clear()
-        return text
-
-    def finish(self) -> str:
-        """The text of tokens held back at the end: U+FFFD for a character cut short, else ``""``."""
-        text = self._tokenizer.decode(self._held_back, skip_special_tokens=self._skip_special_tokens)
-        self._held_back.clear()
-        return text
-
-
-def pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
-    """Cuts a long text so that encoding it takes little memory and all cores.
-
-    The pieces are cut between the end of a word and a line break, where byte-level BPE cuts anyway: their ids
-    are the ids of the whole. (A pretrained tokenizer of another family may give other ids right at a cut.)
-
-    Args:
-        text: any text.
-        size: at least 1; a piece ends at the first such place after this many characters.
-    """
-    start = 0
-    while found := _END_OF_WORD.search(text, start + size):
-        yield text[start : found.start()]
-        start = found.start()
-    yield text[start:]
-
-
-def _byte_names() -> list[str]:
-    """The character by which byte-level BPE names each byte value, in the order of the values.
-
-    Printable bytes of Latin-1 name themselves; the others take the characters from U+0100 on.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(value if value in printable else next(others)) for value in range(256)]
-
-
-def _special_tokens(tokenizer: Tokenizer) -> list[str]:
-    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-
-
-def _usual_end_of_text(tokenizer: Tokenizer, where: str) -> str:
-    for name in _USUAL_END_OF_TEXT:
-        if tokenizer.token_to_id(name) is not None:
-            return name
-    special = ", ".join(map(repr, _special_tokens(tokenizer))) or "none"
-    raise DataError(
-        f"tokenizer {where}: which token ends a text? Say so with end_of_text (its special tokens: {special})"
-    )
-
-
-def _declared_end_of_text(path: Path) -> str | None:
-    """``eos_token`` of a tokenizer_config.json, which is a string or a serialised AddedToken."""
-    if not path.exists():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    token = config.get("eos_token") if isinstance(config, dict) else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _read(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"no tokenizer at {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read tokenizer {path}: {error}") from error
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise DataError(f"tokenizer {path} is damaged: {error}") from error
-
-
-def _download(name: str) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_pretrained(name)
-    except Exception as error:  # network, hub and file faults share no narrower class
-        raise DataError(
-            f"tokenizer {name!r}: no such file, and the Hugging Face hub does not give it: {error}"
-        ) from error
+        printed = self.decode(prompt, skip_special_tokens=skip_special_tokens) if len(prompt) else ""
+        return TokenStream(self._tokenizer, prompt, skip_special_tokens, printed)

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mixerzoo.data.entry import SideCounts
-from mixerzoo.data.tokenizer import TextTokenizer, pieces
+from mixerzoo.data.pieces import Piece
+from mixerzoo.data.tokenizer import TextTokenizer
 from mixerzoo.data.yardsticks import BOUNDARY, count_bigrams
 
 if TYPE_CHECKING:
     import numpy as np
 
-# Text held before it is encoded: enough pieces for several cores, and encodings of a few hundred MB at most.
-_BATCH_CHARACTERS = 4 << 20
+# Text held before it is encoded: enough pieces for several cores, and encodings of about 200 MB.
+_BATCH_CHARACTERS = 1 << 20
 
 
 @contextmanager
@@ -49,16 +50,16 @@ class SideWriter:
         self._text = text
         self._tokenizer = tokenizer
         self._dtype = dtype
-        self._batch: list[str | None] = []  # pieces of documents; None ends a document
+        self._batch: list[Piece | None] = []  # pieces of documents; None ends a document
         self._batch_size = 0
         self._last_byte = BOUNDARY
         self._num_tokens = self._num_bytes = self._num_documents = 0
 
     def add(self, document: str) -> None:
         """Takes one document."""
-        for piece in pieces(document):
+        for piece in self._tokenizer.pieces(document):
             self._batch.append(piece)
-            self._batch_size += len(piece)
+            self._batch_size += len(piece.text)
             if self._batch_size >= _BATCH_CHARACTERS:
                 self.flush()
         self._batch.append(None)
@@ -68,7 +69,7 @@ class SideWriter:
         """Writes what was taken so far."""
         import numpy as np
 
-        texts = [piece for piece in self._batch if piece is not None]
+        texts = [piece.encoded for piece in self._batch if piece is not None]
         encoded = iter(self._tokenizer.encode_batch(texts))
         ids: list[int] = []
         for piece in self._batch:
@@ -76,7 +77,7 @@ class SideWriter:
         self._ids.write(np.array(ids, dtype=self._dtype).tobytes())
         self._num_tokens += len(ids)
 
-        data = [None if piece is None else piece.encode() for piece in self._batch]
+        data = [None if piece is None else piece.text.encode() for piece in self._batch]
         if self._text is not None:
             self._text.writelines(filter(None, data))
         self._num_bytes += sum(map(len, filter(None, data)))

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixerzoo.attention import attention_with_depth
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.configuration import MixerZooConfig
+from mixerzoo.hf.keywords import use_pages
 from mixerzoo.latent_attention import LatentAttention, LatentFunctions
 from mixerzoo.layers import Attention, Rotary, compute_dtype
 from mixerzoo.mixer import AttentionInputs, DepthEntries, Site, State
@@ -127,6 +129,7 @@ class MixerZooAttention(Attention):
         turn: Turn,
         attention_mask: Any = None,
         past_key_values: Cache | None = None,
+        pages: PagedAttentionCache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, State, KeysAndValues]:
         """The output [B, T, D], the weights if the attention implementation gives them, and what `Stack.attend` gives.
@@ -150,12 +153,14 @@ class MixerZooAttention(Attention):
         key, value = turn.borrowed.beside(key, value)
         read = KeysAndValues(key, value)
         key, value = key.to(query.dtype), value.to(query.dtype)
+        if pages is not None:
+            key, value = use_pages(pages, key, value, turn.site.step, kwargs)
         attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
         weights = None
         if depth is not None:
-            output = eager_attention_with_depth(self, query, key, value, attention_mask, depth, **kwargs)
+            output = eager_attention_with_depth(self, query, key, value, attention_mask, depth, pages)
         elif turn.later_run is not None:
             output, weights = turn.later_run(query, key, value, attention_mask, **kwargs)
         else:
@@ -226,6 +231,7 @@ class MixerZooLatentAttention(LatentAttention):
         turn: Turn,
         attention_mask: Any = None,
         past_key_values: Cache | None = None,
+        pages: PagedAttentionCache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, State, KeysAndValues]:
         """As `MixerZooAttention.forward`."""
@@ -234,10 +240,12 @@ class MixerZooLatentAttention(LatentAttention):
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             nonlocal weights
-            if "cache" in kwargs:
+            if pages is not None:
                 # Pages have one width.
                 value = F.pad(value, (0, key.size(-1) - width))
             key, value = (x.expand(-1, self.num_heads, -1, -1) for x in (key, value))
+            if pages is not None:
+                key, value = use_pages(pages, key, value, turn.site.step, kwargs)
             attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention
             )
@@ -248,7 +256,7 @@ class MixerZooLatentAttention(LatentAttention):
                     self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
                 )
             per_head: Tensor = heads.reshape(query.size(0), query.size(2), self.num_heads, -1).transpose(1, 2)
-            return per_head[..., :width] if "cache" in kwargs else per_head
+            return per_head if pages is None else per_head[..., :width]
 
         def weigh(query: Tensor, latents: Tensor) -> Tensor:
             nonlocal weights
@@ -316,14 +324,14 @@ def eager_attention_with_depth(
     value: Tensor,
     attention_mask: Tensor | None,
     depth: DepthEntries,
-    **kwargs: Any,
+    pages: PagedAttentionCache | None,
 ) -> Tensor:
     """The same with entries along depth, [B, T, H, d]; other arguments as there.
 
     Raises:
         MixerError: the keys and values of the past are not in a `transformers.Cache`.
     """
-    if module.config._attn_implementation != "eager" or "cache" in kwargs:
+    if module.config._attn_implementation != "eager" or pages is not None:
         raise MixerError(
             f"mixer {module.config.mixer['name']!r} joins entries along depth to the softmax, which the attention "
             f"implementation {module.config._attn_implementation!r} does not compute; use 'eager', and no paged cache"

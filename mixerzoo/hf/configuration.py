@@ -33,7 +33,7 @@ class MixerZooConfig(PreTrainedConfig):
     """
 
     model_type = "mixerzoo"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  as transformers declares it
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  as transformers declares it
 
     vocab_size: int = 257
     hidden_size: int = 256

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, initialization
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from mixerzoo.checkpoints import INDEX_FILE, WEIGHTS_FILE
+from mixerzoo.checkpoint_files import INDEX_FILE, WEIGHTS_FILE
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn, hold_nothing
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
+from mixerzoo.hf.keywords import PAST, check_keywords, chosen, find_past, split_loss_keywords
 from mixerzoo.latent_attention import attend_to_latents
 from mixerzoo.layers import Layer, RMSNorm, Rotary
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site, State
@@ -42,6 +44,7 @@ class _Shared(NamedTuple):
     rotary: Rotary
     masks: dict[str, Any]
     cache: Cache | None
+    pages: PagedAttentionCache | None
     kwargs: dict[str, Any]
 
 
@@ -52,7 +55,7 @@ class MixerZooPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]  # noqa: RUF012  as transformers declares it
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -256,7 +259,8 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        cache: Cache | PagedAttentionCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Normed hidden states.
@@ -269,18 +273,32 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             past_key_values: what came before.
             inputs_embeds: [B, T, D] in place of ``input_ids``; a mixer that looks tokens up refuses them.
             use_cache: make a cache if none is given.
-            output_hidden_states: give what each step's attention reads before its norm, and the last output.
+            output_hidden_states: give what each step's attention reads before its norm, and the last output; or
+                those with such numbers alone, with None in place of the others.
+            cache: what came before, by the name that transformers gives it from 5.24 on.
             kwargs: passed on to the attention function.
+
+        Raises:
+            MixerError: there are two pasts, or one of an unknown kind; or nothing reads one of ``kwargs``.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
+        past, pages = find_past(past_key_values, cache)
+        from_positions = position_ids is not None and attention_mask is None and past is None
+        check_keywords(
+            kwargs,
+            str(self.config._attn_implementation),
+            pages=pages is not None,
+            packed=from_positions or isinstance(attention_mask, dict),
+            depth=self.config.needs_eager if self.mixer.defines("depth_kv") else None,
+        )
         x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and past is None and pages is None:
+            past = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = _positions(x, attention_mask, past_key_values)
-        masks = self._masks(x, attention_mask, past_key_values, position_ids)
-        shared = _Shared(self.rotary(position_ids, x), masks, past_key_values, kwargs)
+            position_ids = _positions(x, attention_mask, past)
+        masks = self._masks(x, attention_mask, past, position_ids)
+        shared = _Shared(self.rotary(position_ids, x), masks, past, pages, {**kwargs, "position_ids": position_ids})
         observed: list[Tensor] = []
 
         def watch(state: State, site: Site) -> None:
@@ -289,7 +307,8 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        recompute = self.gradient_checkpointing and self.training and past_key_values is None
+        observe = output_hidden_states is not None and output_hidden_states is not False
+        recompute = self.gradient_checkpointing and self.training and past is None
         x = self.walk(
             x,
             Context(input_ids),
@@ -297,13 +316,14 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             # Early exit shortens the configuration.
             num_steps=self.config.num_hidden_layers,
             recompute=self._recompute if recompute else None,
-            watch=watch if output_hidden_states else None,
+            watch=watch if observe else None,
         )
         x = self.norm(x)
+        kept: dict[str, Any] = {PAST: None if not use_cache else pages if past is None else past}
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=(*observed, x) if output_hidden_states else None,
+            hidden_states=chosen((*observed, x), output_hidden_states) if observe else None,
+            **kept,
         )
 
     def attend(
@@ -335,6 +355,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             ),
             attention_mask=shared.masks[kind],
             past_key_values=shared.cache,
+            pages=shared.pages,
             sliding_window=self.config.sliding_window if kind == SLIDING else None,
             **shared.kwargs,
         )
@@ -350,8 +371,8 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
                 config=self.config,
                 inputs_embeds=x,
                 attention_mask=mask,
-                past_key_values=cache,
                 position_ids=positions,
+                **{PAST: cache},
             )
             for kind in dict.fromkeys(self.config.layer_types)
         }
@@ -396,6 +417,7 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | PagedAttentionCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where there are labels.
@@ -409,8 +431,13 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             labels: [B, T], shifted here; -100 is ignored.
             use_cache: as there.
             logits_to_keep: compute those of so many last positions, or of these positions; 0: all.
+            cache: as there.
             kwargs: for the loss and the attention function.
+
+        Raises:
+            MixerError: as there; or something is for a loss, and there are no labels.
         """
+        for_loss, kwargs = split_loss_keywords(kwargs, self.loss_function, labels=labels is not None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -418,19 +445,20 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{PAST: getattr(outputs, PAST)},
         )
 
     def _get_static_cache_init_shape(self) -> None:

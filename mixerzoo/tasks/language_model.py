@@ -6,6 +6,8 @@ A window is the most tokens that the decoder is called with to score a text. Win
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,8 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mixerzoo.data import TextTokenizer
 from mixerzoo.decoder import Decoder
+from mixerzoo.errors import DataError
 from mixerzoo.generation import stream
 from mixerzoo.tasks.writing import Generation, Writing
+
+logger = logging.getLogger(__name__)
 
 
 class _Piece(NamedTuple):
@@ -80,19 +85,62 @@ class DecoderLM(TemplateLM):
         return [*([] if add_special_tokens is False else self._prefix), *self._tokenizer.encode(string)]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation in nats, and whether greedy decoding would write it."""
-        scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return scored
+        """Log-likelihood of each continuation in nats, and whether greedy decoding would write it.
+
+        As in lm-eval's own model, context and continuation are encoded together, and the tokens after as many as the
+        context has alone are scored. Where a token spans the join, these are not the tokens of the continuation's
+        whole text; a warning counts such requests.
+
+        Raises:
+            DataError: that leaves a continuation without tokens (lm-eval's own model stops there too), or the model
+                gives a likelihood that is not a number.
+        """
+        encoded = [self._encoded(*request.args) for request in requests]
+        joined = sum(joined for *_, joined in encoded)
+        if joined:
+            logger.warning(
+                "%d of %d continuations begin within a token that their context has a part in; as in lm-eval's own "
+                "model, only the tokens after it are scored",
+                joined,
+                len(requests),
+            )
+        return self._sums([(context, tokens) for context, tokens, _ in encoded])
+
+    def _encoded(self, context: str, continuation: str) -> tuple[list[int], list[int], bool]:
+        """Ids of a context, those that are scored after it, and whether a token spans the join."""
+        if context == "":
+            tokens = self.tok_encode(continuation, add_special_tokens=False)
+            # A text that brings its own beginning gets no second one.
+            before = tokens[:1] if tokens[1:] and tokens[0] == self._start_token else []
+            before, scored, joined = before or [self._start_token], tokens[len(before) :], False
+        else:
+            # Spaces at its end are the continuation's, as most tokenizers join them to the word that follows.
+            whole, before = self.tok_encode(context + continuation), self.tok_encode(context.rstrip())
+            scored, joined = whole[len(before) :], whole[: len(before)] != before
+        if not scored:
+            why = "both together have no more tokens than the context alone" if joined else "it has none by itself"
+            raise DataError(
+                f"no token is left to score for the continuation {_shown(continuation)} of {_shown(context[-40:])}: "
+                f"{why}, so its likelihood would be an empty sum, and certain"
+            )
+        # A context of spaces only has given them to its continuation.
+        return before or [self._start_token], scored, joined
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        # A context of spaces only has given them to its continuation.
         return self._sums([(context or [self._start_token], tokens) for _, context, tokens in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood of each text in nats: every token once, windows as in `mixerzoo.evaluate.score`."""
+        """Log-likelihood of each text in nats: every token once, windows as in `mixerzoo.evaluate.score`.
+
+        Raises:
+            DataError: a text has no tokens, or the model gives a likelihood that is not a number.
+        """
         texts = [self._tokenizer.encode_text(request.args[0]) for request in requests]
+        for request, tokens in zip(requests, texts, strict=True):
+            if not tokens:
+                raise DataError(f"the text {_shown(request.args[0])} has no tokens, so there is nothing to score")
         return [likelihood for likelihood, _ in self._sums([([self._start_token], tokens) for tokens in texts])]
 
     def _sums(self, requests: Iterable[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -135,7 +183,12 @@ class DecoderLM(TemplateLM):
         taken = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0].double()
         greedy = logits.argmax(-1) == targets
         for part, right in zip(torch.split(taken, lengths), torch.split(greedy, lengths), strict=True):
-            yield float(part.sum()), bool(right.all())
+            likelihood = float(part.sum())
+            if math.isnan(likelihood):
+                raise DataError(
+                    "the decoder's logits are not numbers, so nothing can be scored; a wider --dtype may help"
+                )
+            yield likelihood, bool(right.all())
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The text that follows each context, up to a stop text, the end of text, or the most tokens."""
@@ -180,3 +233,8 @@ class DecoderLM(TemplateLM):
             if all(row.ended for row in rows):
                 break
         return [row.finish() for row in rows]
+
+
+def _shown(text: str) -> str:
+    """A text in quotes, cut where it is long."""
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")

@@ -1,19 +1,23 @@
-"""What a task says about generation, and one text as it is written."""
+"""What a task says about generation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from mixerzoo.data import TextTokenizer
 from mixerzoo.errors import DataError
+from mixerzoo.sampling import check_sampling
+from mixerzoo.writing import Writing
+
+__all__ = ["MAX_NEW_TOKENS", "Generation", "Writing"]
 
 #: Tokens that are written where a task does not say how many.
 MAX_NEW_TOKENS = 256
-_MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens")
+_MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _KNOWN = ("until", *_MOST_TOKENS, "do_sample", "temperature", "top_k", "top_p")
 #: Options that change nothing at this value.
 _IDLE = {"num_beams": 1}
+_Number = TypeVar("_Number", int, float)
 
 
 class Generation(NamedTuple):
@@ -39,6 +43,7 @@ class Generation(NamedTuple):
 
         Raises:
             DataError: the task asks for more than `mixerzoo.generate` can do.
+            MixerzooError: a number is out of its range.
         """
         unknown = [f"{k}={v!r}" for k, v in options.items() if k not in _KNOWN and (k, v) not in _IDLE.items()]
         if unknown:
@@ -46,48 +51,32 @@ class Generation(NamedTuple):
                 f"the task wants its text with {', '.join(unknown)}, which mixerzoo cannot do; known options: "
                 f"{', '.join(_KNOWN)}"
             )
-        until = options.get("until") or ()
-        lengths = [int(options[key]) for key in _MOST_TOKENS if options.get(key) is not None]
-        samples = options.get("do_sample", "temperature" in options)
-        return cls(
-            until=(until,) if isinstance(until, str) else tuple(until),
-            max_new_tokens=lengths[0] if lengths else MAX_NEW_TOKENS,
-            temperature=float(options.get("temperature", 1.0)) if samples else 0.0,
+        lengths = [options[key] for key in _MOST_TOKENS if options.get(key) is not None]
+        samples = options.get("do_sample")
+        if samples is None:
+            samples = options.get("temperature") is not None
+        found = cls(
+            until=_stops(options.get("until")),
+            max_new_tokens=_number("a most of tokens", int, lengths[0]) if lengths else MAX_NEW_TOKENS,
+            temperature=_number("temperature", float, options.get("temperature", 1.0)) if samples else 0.0,
             top_k=options.get("top_k"),
             top_p=options.get("top_p"),
         )
+        check_sampling(found.max_new_tokens, found.temperature, found.top_k, found.top_p)
+        return found
 
 
-class Writing:
-    """A text that grows by tokens.
+def _stops(until: object) -> tuple[str, ...]:
+    """Texts that end another; an empty one ends nothing, as for lm-eval's own models."""
+    given: list[Any] = [] if until is None else list(until) if isinstance(until, list | tuple) else [until]
+    for stop in given:
+        if not isinstance(stop, str):
+            raise DataError(f"the task wants its text until {stop!r}; only a text can end it")
+    return tuple(stop for stop in given if stop)
 
-    Args:
-        tokenizer: decodes them.
-        until: texts that end it; they are not part of it.
 
-    Attributes:
-        ended: whether it has met its end.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer, until: tuple[str, ...]) -> None:
-        self.ended = False
-        self._end_of_text = tokenizer.end_of_text_id
-        self._stream = tokenizer.stream()
-        self._until = until
-        self._text = ""
-
-    def add(self, token: int) -> None:
-        """Take the next token, unless the text has ended."""
-        if self.ended:
-            return
-        if token == self._end_of_text:
-            self.ended = True
-        else:
-            self._text += self._stream.step(token)
-            self.ended = any(stop in self._text for stop in self._until)
-
-    def finish(self) -> str:
-        """The text, without what ended it."""
-        text = self._text + self._stream.finish()
-        ends = [text.find(stop) for stop in self._until if stop in text]
-        return text[: min(ends)] if ends else text
+def _number(what: str, kind: type[_Number], value: Any) -> _Number:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"the task wants its text with {what} of {value!r}, which is no number") from error

@@ -1,0 +1,132 @@
+"""Reads tokenizers that others made, and puts what the ``tokenizers`` library raises into words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixerzoo.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+"""The end-of-text token of the tokenizers made here."""
+
+_USUAL_END_OF_TEXT = (
+    END_OF_TEXT,
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "[EOS]",
+)
+# What other libraries keep a tokenizer in.
+_OTHER_FORMATS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+
+
+@contextmanager
+def in_words(problem: str) -> Iterator[None]:
+    """Turns whatever the library raises into a DataError that begins with ``problem``.
+
+    It raises bare ``Exception`` for most faults, and a panic of its Rust code is no ``Exception`` at all.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{problem}: {error}") from error
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json.
+
+    Raises:
+        DataError: it is missing, cannot be read, or is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"no tokenizer at {path}{_instead(path.parent)}") from error
+    except OSError as error:
+        raise DataError(f"cannot read tokenizer {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"tokenizer {path} is damaged: not UTF-8: {error}") from error
+    with in_words(f"tokenizer {path} is damaged"):
+        return Tokenizer.from_str(text)
+
+
+def download_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a model on the Hugging Face hub.
+
+    Raises:
+        DataError: there is none, or the hub is out of reach.
+    """
+    from tokenizers import Tokenizer
+
+    with in_words(f"tokenizer {name!r}: no such file, and the Hugging Face hub does not give it"):
+        return Tokenizer.from_pretrained(name)
+
+
+def usual_end_of_text(tokenizer: Tokenizer, where: str) -> str:
+    """The first of the usual names of an end-of-text token that the tokenizer has.
+
+    Args:
+        tokenizer: from the ``tokenizers`` library.
+        where: names it in the error.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    for name in _USUAL_END_OF_TEXT:
+        if tokenizer.token_to_id(name) is not None:
+            return name
+    special = ", ".join(map(repr, special_tokens(tokenizer))) or "none"
+    raise DataError(
+        f"tokenizer {where}: which token ends a text? Say so with end_of_text (its special tokens: {special})"
+    )
+
+
+def special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """The names of the tokens that were added to the vocabulary."""
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+
+
+def declared_end_of_text(path: Path) -> str | None:
+    """``eos_token`` of a tokenizer_config.json, which is a string or a serialised AddedToken; None without one.
+
+    Raises:
+        DataError: the file cannot be read or is damaged.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    token = config.get("eos_token") if isinstance(config, dict) else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _instead(directory: Path) -> str:
+    """What lies there in place of a tokenizer.json, and how one is made of it."""
+    found = [name for name in _OTHER_FORMATS if (directory / name).exists()]
+    if not found:
+        return ""
+    return (
+        f": there is only {found[0]}, another format; transformers makes a tokenizer.json of it: "
+        f"AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
+    )

@@ -1,0 +1,132 @@
+"""Which token comes next: the most likely one, or one that is drawn."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixerzoo.errors import MixerzooError
+
+#: Positions are computed in float32, which tells no more of them apart.
+MOST_TOKENS = 2**24
+#: A smaller temperature has a reciprocal beyond float64, and no other token than the most likely one to choose.
+_COLDEST = sys.float_info.min
+MOST_SEED = 2**64 - 1
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse what no text can be written with.
+
+    Args:
+        max_new_tokens: from 0 to `MOST_TOKENS`.
+        temperature: 0, or positive and finite.
+        top_k: at least 1.
+        top_p: above 0 and at most 1.
+
+    Raises:
+        MixerzooError: an argument is out of its range, or no number.
+    """
+    for name, value, kind, words in (
+        ("max_new_tokens", max_new_tokens, int, "a whole number"),
+        ("temperature", temperature, int | float, "a number"),
+        ("top_k", 1 if top_k is None else top_k, int, "a whole number"),
+        ("top_p", 1.0 if top_p is None else top_p, int | float, "a number"),
+    ):
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise MixerzooError(f"{name} is {value!r}; it must be {words}")
+    if max_new_tokens < 0:
+        raise MixerzooError(f"max_new_tokens is {max_new_tokens}; it must not be negative")
+    if max_new_tokens > MOST_TOKENS:
+        raise MixerzooError(
+            f"max_new_tokens is {max_new_tokens}; it must be at most {MOST_TOKENS}: beyond, positions are not exact"
+        )
+    # Compared, and not asked of math, which cannot hold every whole number.
+    if not 0 <= temperature <= sys.float_info.max:
+        raise MixerzooError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
+    if top_k is not None and top_k < 1:
+        raise MixerzooError(f"top_k is {top_k}; it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise MixerzooError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Args:
+        seed: from 0 to `MOST_SEED`.
+
+    Raises:
+        MixerzooError: it is out of that range.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise MixerzooError(f"seed is {seed}; it must be from 0 to {MOST_SEED}")
+
+
+def choose(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> Tensor:
+    """The next token of every row.
+
+    Args:
+        logits: [B, V]; −inf rules a token out.
+        temperature: 0 takes the most likely token. Towards 0 the distribution is that too, and with growing
+            temperature it becomes uniform.
+        top_k: draw among the k most likely tokens only; of equally likely ones the first are taken.
+        top_p: draw among the fewest tokens whose probability reaches p only.
+        generator: source of randomness on the device of the logits.
+
+    Returns:
+        int64 [B].
+
+    Raises:
+        MixerzooError: the logits of a row have no largest number, since one is NaN or infinite or none is possible.
+    """
+    largest = logits.amax(-1, keepdim=True)
+    if not bool(largest.isfinite().all()):
+        raise MixerzooError(
+            "the decoder's logits are not finite, so no token can be chosen: its weights are damaged, or too large for "
+            "the dtype (float32 reaches further than float16)"
+        )
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.double()
+    if top_k is not None and top_k < logits.size(-1):
+        logits = logits.masked_fill(~_first_k(logits, top_k), -math.inf)
+    # The largest is 0 before the division, so nothing overflows: e⁰ is one of the terms.
+    probabilities = ((logits - largest) / max(temperature, _COLDEST)).softmax(-1)
+    if top_p is not None and top_p < 1:
+        # By logits, which differ even where a high temperature makes the probabilities equal.
+        index = logits.sort(dim=-1, descending=True, stable=True).indices
+        ordered = probabilities.gather(-1, index)
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered.masked_fill(before >= top_p, 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def _first_k(logits: Tensor, k: int) -> Tensor:
+    """Where the k largest are, bool [B, V]; of equal ones the first."""
+    threshold = logits.topk(k).values[:, -1:]
+    above, equal = logits > threshold, logits == threshold
+    return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+
+
+def end_ids(end_of_text: int | Sequence[int] | None, vocab_size: int) -> list[int]:
+    """The ids that end a text.
+
+    Args:
+        end_of_text: none, one or several.
+        vocab_size: V.
+
+    Raises:
+        MixerzooError: one is no id below V.
+    """
+    given = [] if end_of_text is None else [end_of_text] if isinstance(end_of_text, int) else list(end_of_text)
+    for each in given:
+        if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each < vocab_size:
+            raise MixerzooError(f"end_of_text is {each!r}; it must be a token's id, from 0 to {vocab_size - 1}")
+    return given

@@ -1,0 +1,142 @@
+"""The environment of a process changes nothing that a recipe computes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from mixerzoo.environment import ALONE, Launch, launch, notices, recipe_decides
+from mixerzoo.errors import RunError
+from mixerzoo.training import Reporter, train
+from runs import fingerprint, tiny_recipe
+
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch):
+    """Sets variables, with none of a launcher's there before."""
+    for name in LAUNCH:
+        monkeypatch.delenv(name, raising=False)
+
+    def set_all(variables: dict[str, str]) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"RANK": ""},
+        {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""},
+        {"RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"LOCAL_RANK": "0"},
+        {"LOCAL_RANK": "-1"},
+        {"MASTER_ADDR": "somewhere", "MASTER_PORT": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": ""},
+    ],
+)
+def test_alone(variables, environment):
+    environment(variables)
+    assert launch() == ALONE
+    with recipe_decides():
+        assert not any(name in os.environ for name in LAUNCH)
+    assert {name: os.environ[name] for name in variables} == variables
+
+
+def test_under_torchrun(environment):
+    environment(TORCHRUN)
+    assert launch() == Launch(3, 1, 4)
+    with recipe_decides():
+        assert {name: os.environ[name] for name in TORCHRUN} == TORCHRUN
+    environment({**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    assert launch() == ALONE
+    with recipe_decides():
+        assert os.environ["LOCAL_RANK"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "1"}, r"RANK=1 is set, but not .*LOCAL_RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, r"RANK=0, WORLD_SIZE=4 are set, but not LOCAL_RANK"),
+        ({"LOCAL_RANK": "2"}, r"LOCAL_RANK=2 is set, but not "),
+        ({"RANK": "first"}, r"variable RANK is 'first'; expected a whole number"),
+        ({"LOCAL_RANK": "-2"}, r"variable LOCAL_RANK is '-2'"),
+        ({"WORLD_SIZE": "9" * 5000}, r"variable WORLD_SIZE is '9+'; expected"),
+        ({**TORCHRUN, "RANK": "4"}, r"RANK=4, LOCAL_RANK=1, WORLD_SIZE=4 cannot be"),
+        ({**TORCHRUN, "MASTER_PORT": ""}, r"but not MASTER_ADDR and MASTER_PORT"),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, r"but not MASTER_ADDR and MASTER_PORT"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, r"OMPI_COMM_WORLD_SIZE=2 is set: processes of mpirun would train apart"),
+        ({"PMI_SIZE": "2"}, r"PMI_SIZE=2 is set"),
+        ({"DNNL_DEFAULT_FPMATH_MODE": "BF16"}, r"DNNL_DEFAULT_FPMATH_MODE=BF16 is set, which changes"),
+        ({"ATEN_CPU_CAPABILITY": "default"}, r"ATEN_CPU_CAPABILITY=default is set"),
+    ],
+)
+def test_what_is_refused(variables, words, environment, tmp_path):
+    environment(variables)
+    with pytest.raises(RunError, match=words), recipe_decides():
+        pass
+    with pytest.raises(RunError, match=words):
+        train(tiny_recipe(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_compiler(environment):
+    environment({"TORCHINDUCTOR_CACHE_DIR": "x", "TORCHINDUCTOR_COMPILE_THREADS": "1"})
+    assert notices(compiled=True) == []
+    environment({"TORCHDYNAMO_DISABLE": "1"})
+    assert notices(compiled=False) == []
+    with pytest.raises(RunError, match="TORCHDYNAMO_DISABLE is set, which would change"):
+        notices(compiled=True)
+
+
+def test_precision_of_products(environment):
+    before = torch.get_float32_matmul_precision()
+    environment({"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"})
+    with recipe_decides():
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert notices(compiled=False)[0].endswith(": TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+    assert torch.get_float32_matmul_precision() == before
+    assert notices(compiled=False) == []
+
+
+class _Heard(Reporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_run_is_the_same_bits_whatever_is_set(environment, tmp_path):
+    recipe = tiny_recipe("train.steps=2", "train.checkpoint_interval=2", "data.source.max_bytes=100000")
+    train(recipe, tmp_path / "plain")
+    environment(
+        {
+            "ACCELERATE_MIXED_PRECISION": "bf16",
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+            "ACCELERATE_USE_FSDP": "true",
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DYNAMO_BACKEND": "eager",
+            "ACCELERATE_TORCH_DEVICE": "meta",
+            "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+            "PARALLELISM_CONFIG_TP_SIZE": "2",
+            "FSDP_VERSION": "2",
+            "RANK": "",
+            "LOCAL_RANK": "0",
+            "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+        }
+    )
+    heard = _Heard()
+    train(recipe, tmp_path / "set", reporter=heard)
+    assert fingerprint(tmp_path / "set") == fingerprint(tmp_path / "plain")
+    assert any("ACCELERATE_MIXED_PRECISION" in text for text in heard.said)
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
