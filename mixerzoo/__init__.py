@@ -7,9 +7,13 @@ so that `import mixerzoo` costs nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+# Not taken from `typing`: nothing but what the interpreter has loaded itself may be imported here, for under
+# ``python -m mixerzoo`` the working directory is still first on the path.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mixerzoo import ops
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint

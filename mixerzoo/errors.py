@@ -1,8 +1,9 @@
-"""Errors that a user can act on, and the nearest-name suggestion that they share."""
+"""Errors that a user can act on, and how their words are made: the nearest name, and text of others made visible."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -55,3 +56,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+#: What a terminal obeys instead of showing it: control characters but tab and line feed, line and paragraph
+#: separators, marks that turn the direction of text, and halves of surrogate pairs, which cannot be written at all.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def visible(text: str) -> str:
+    r"""Text of others as a terminal may be given it: control characters written out, such as ``\x1b``.
+
+    Args:
+        text: of any origin; tabs and line feeds stay.
+    """
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -14,6 +14,7 @@ from mixerzoo.config_json import HF_KEYS, MOST, check_carried, check_sizes, vali
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer import Mixer, MixerConfig, ReferenceReading
 from mixerzoo.model_config import ModelConfig
+from mixerzoo.plugin_guard import guarded
 from mixerzoo.registry import load_registry
 from mixerzoo.rope import SCALINGS
 from mixerzoo.validation import shown
@@ -220,7 +221,8 @@ def _recognise(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> tuple[type
     found = {}
     for name, entry in entries.items():
         try:
-            reading = entry.mixer.read_reference(raw, shapes)
+            with guarded(entry.plugin, "reading a configuration"):
+                reading = entry.mixer.read_reference(raw, shapes)
         except Exception as error:  # a plugin may fail in any way; the message names its mixer
             raise CheckpointError(f"{path}: mixer {name!r} cannot read this configuration: {error!r}") from error
         if reading is not None:

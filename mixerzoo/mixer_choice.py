@@ -9,8 +9,9 @@ from annotated_types import Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
-from mixerzoo.errors import MixerError
+from mixerzoo.errors import MixerError, PluginError
 from mixerzoo.mixer import MixerConfig
+from mixerzoo.plugin_guard import guarded
 from mixerzoo.registry import load_registry
 from mixerzoo.validation import Problem, problems, shown
 
@@ -57,16 +58,19 @@ def check_mixer(value: Mapping[str, Any]) -> MixerChoice | list[Problem]:
     if len(name) > _MAX_NAME:
         return [Problem(("name",), f"no mixer has a name of {len(name):,} characters")]
     try:
-        config = load_registry().get(name).mixer.Config
+        entry = load_registry().get(name)
     except MixerError as error:
         return [Problem(("name",), str(error))]
+    config = entry.mixer.Config
     found = [problem for key, option in options.items() for problem in _unbounded(config, key, option)]
     if not found:
         try:
-            return MixerChoice.model_construct(name=name, options=config.model_validate(options))
+            with guarded(entry.plugin, "checking its options"):
+                checked = config.model_validate(options)
+            return MixerChoice.model_construct(name=name, options=checked)
         except ValidationError as error:
             found = [_of(name, problem) for problem in problems(error, config, options)]
-        except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError, PluginError) as error:
             # What a plugin's own validator raises beside ValueError.
             reason = f"{type(error).__name__}: {error}"
             found = [Problem((), f"the options of mixer {name!r} cannot be checked: {reason}")]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,13 +17,21 @@ import pluggy
 from pydantic import PydanticUserError
 
 from mixerzoo import hookspecs
-from mixerzoo.errors import MixerError, MixerzooError, PluginError, did_you_mean
+from mixerzoo.errors import MixerError, MixerzooError, PluginError, did_you_mean, visible
 from mixerzoo.mixer import API_VERSION, Mixer, MixerCard, MixerConfig
+from mixerzoo.plugin_guard import guarded
+
+logger = logging.getLogger(__name__)
 
 #: Stands for the distribution of an entry point that has none.
 _UNKNOWN = "unknown"
+#: The distribution whose mixers keep their names, whoever else wants them.
+_BUILT_IN = hookspecs.PROJECT
 #: What a mixer may be called: the name is typed in recipes and commands and becomes part of file names.
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+#: What a distribution and its version may be called.
+_PROJECT = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]{,98}[A-Z0-9]", re.ASCII | re.IGNORECASE)
+_RELEASE = re.compile(r"[A-Z0-9.!+_-]{,98}", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -65,40 +74,57 @@ class Registry:
             ``mixerzoo.hookimpl``.
 
     Attributes:
-        entries: the mixers whose names are theirs alone.
+        entries: the mixers that can be asked for.
         clashes: those that share a name; none of them can be asked for.
+        overshadowed: those that have the name of a built-in one, which stays what it is.
         broken: the plugins that could not be loaded.
+        changes: of each plugin that changed something of the process while it was loaded, what that was, in words.
     """
 
     def __init__(self, points: Iterable[EntryPoint]) -> None:
         self.entries: dict[str, MixerEntry] = {}
         self.clashes: dict[str, list[MixerEntry]] = {}
+        self.overshadowed: dict[str, list[MixerEntry]] = {}
         self.broken: list[BrokenPlugin] = []
+        self.changes: dict[str, list[str]] = {}
+        self._offers: dict[str, list[MixerEntry]] = {}
+        self._told: set[str] = set()
         self._modules: dict[tuple[str, str], str] = {}
         # The same distribution can be seen twice on sys.path (an editable install and its build folder).
         unique = {(_distribution(point)[0], point.name, point.value): point for point in points}
         for _, point in sorted(unique.items()):
             self._load(point)
+        for name, offers in self._offers.items():
+            self._decide(name, offers)
 
     def _load(self, point: EntryPoint) -> None:
         distribution, version = _distribution(point)
-        plugin = f"{distribution}:{point.name}"
+        plugin = f"{distribution}:{visible(point.name)}"
+        changes: list[str] = []
         try:
-            self._check_point(point, distribution, plugin)
-            offered = _offered(point.load(), plugin)
+            with guarded(plugin, "being loaded", changes):
+                self._check_point(point, distribution, plugin)
+                offered = _offered(point.load(), plugin)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  a plugin may fail in any way; the others must work on
-            self.broken.append(BrokenPlugin(plugin, one_line(error), "".join(traceback.format_exception(error))))
+            self.broken.append(broken_plugin(plugin, error))
             return
+        finally:
+            if changes:
+                self.changes[plugin] = changes
         for mixer in offered:
-            entry = MixerEntry(mixer, distribution, version, plugin)
-            if mixer.name in self.entries:
-                self.clashes[mixer.name] = [self.entries.pop(mixer.name)]
-            if mixer.name in self.clashes:
-                self.clashes[mixer.name].append(entry)
-            else:
-                self.entries[mixer.name] = entry
+            self._offers.setdefault(mixer.name, []).append(MixerEntry(mixer, distribution, version, plugin))
+
+    def _decide(self, name: str, offers: list[MixerEntry]) -> None:
+        """Whose a name is: that of the only one who offers it, or of the built-in mixer."""
+        built_in = [entry for entry in offers if entry.distribution == _BUILT_IN]
+        if len(offers) > 1 and len(built_in) != 1:
+            self.clashes[name] = offers
+            return
+        self.entries[name] = (built_in or offers)[0]
+        if len(offers) > 1:
+            self.overshadowed[name] = [entry for entry in offers if entry not in built_in]
 
     def _check_point(self, point: EntryPoint, distribution: str, plugin: str) -> None:
         module, colon, inner = (part.strip() for part in point.value.partition(":"))
@@ -119,12 +145,17 @@ class Registry:
     def get(self, name: str) -> MixerEntry:
         """The entry of a mixer.
 
+        Where plugins offer another one under the name of a built-in mixer, that is logged as a warning, once.
+
         Raises:
             MixerError: no installed plugin offers it; says the nearest name and which plugins failed.
             PluginError: several plugins offer it.
         """
         entry = self.entries.get(name)
         if entry is not None:
+            if name in self.overshadowed and name not in self._told:
+                self._told.add(name)
+                logger.warning("%s", self.clash(name))
             return entry
         if name in self.clashes:
             raise PluginError(self.clash(name))
@@ -147,13 +178,16 @@ class Registry:
             MixerError: it is not installed; says what to install.
             PluginError: several plugins offer it.
         """
+        origin = plugin if isinstance(plugin, dict) else {}
+        distribution, release = origin.get("distribution"), origin.get("version")
+        if any(entry.distribution == distribution for entry in self.overshadowed.get(name, ())):
+            raise PluginError(f"the mixer {name!r} comes from the plugin {distribution}, but {self.clash(name)}")
         try:
             return self.get(name)
         except MixerError as error:
-            origin = plugin if isinstance(plugin, dict) else {}
-            distribution, release = origin.get("distribution"), origin.get("version", "")
-            if not isinstance(distribution, str) or not distribution.strip() or distribution == _UNKNOWN:
+            if not isinstance(distribution, str) or distribution == _UNKNOWN or not _PROJECT.fullmatch(distribution):
                 raise MixerError(f"{error}; which plugin it came from is not recorded") from error
+            release = release if isinstance(release, str) and _RELEASE.fullmatch(release) else ""
             came = f"the mixer {name!r} comes from the plugin {distribution} {release}".strip()
             try:
                 installed = metadata.version(distribution)
@@ -164,7 +198,13 @@ class Registry:
             raise MixerError(f"{came}, and version {installed} is installed here, but: {error}") from error
 
     def clash(self, name: str) -> str:
-        """What is wrong with a name in `clashes`, and what would put it right."""
+        """What is wrong with a name in `clashes` or `overshadowed`, and what would put it right."""
+        if name in self.overshadowed:
+            others = " and ".join(entry.plugin for entry in self.overshadowed[name])
+            return (
+                f"{name!r} is the built-in mixer; the one of this name that is offered by {others} cannot be used; "
+                "rename it"
+            )
         entries = self.clashes[name]
         plugins = " and ".join(entry.plugin for entry in entries)
         one_package = len({entry.distribution for entry in entries}) == 1
@@ -180,12 +220,18 @@ def one_line(error: BaseException) -> str:
         text = f"{type(error).__name__}: {error}"  # with file and line
     else:
         text = traceback.format_exception_only(error)[0]  # which survives an error that cannot be printed
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
+
+
+def broken_plugin(plugin: str, error: BaseException) -> BrokenPlugin:
+    """A plugin that failed with an error."""
+    return BrokenPlugin(plugin, one_line(error), visible("".join(traceback.format_exception(error))))
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     # What is left of a half-removed package has neither name nor version.
-    return (point.dist and point.dist.name) or _UNKNOWN, (point.dist and point.dist.version) or "0"
+    name, version = (point.dist and point.dist.name) or _UNKNOWN, (point.dist and point.dist.version) or "0"
+    return visible(name), visible(version)
 
 
 def _offered(module: ModuleType, plugin: str) -> list[type[Mixer]]:
@@ -277,12 +323,51 @@ def _check_card(mixer: type[Mixer]) -> None:
         if kind is str and not isinstance(value, str):
             raise PluginError(f"{wrong}; it must be text")
         if kind is Mapping and not (
-            isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values())
+            isinstance(value, Mapping) and all(isinstance(text, str) for text in (*value, *value.values()))
         ):
             raise PluginError(f"{wrong}; it must map names to text")
+    shown = {key: _shown(getattr(card, key)) for key in (field.name for field in fields(MixerCard))}
+    if any(shown[key] != getattr(card, key) for key in shown):
+        # Whoever prints a card may print it as it is.
+        mixer.card = replace(card, **shown)
+
+
+def _shown(value: Any) -> Any:
+    """An entry of a card with its control characters written out."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(key): _shown(text) for key, text in value.items()}
+    return value
 
 
 @functools.cache
 def load_registry() -> Registry:
     """The mixers installed in this environment, loaded once."""
-    return Registry(entry_points(group=hookspecs.PROJECT))
+    points, unreadable = _installed()
+    registry = Registry(points)
+    registry.broken += unreadable
+    return registry
+
+
+def _installed() -> tuple[list[EntryPoint], list[BrokenPlugin]]:
+    """Our entry points of all distributions, and the distributions whose entry points cannot be read.
+
+    `importlib.metadata.entry_points` reads all at once, and fails with the first that is damaged.
+    """
+    points: list[EntryPoint] = []
+    unreadable: list[BrokenPlugin] = []
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        name = distribution.name or ""
+        normal = re.sub(r"[-_.]+", "-", name).lower()
+        # The first on the path is the one that is imported.
+        if normal and normal in seen:
+            continue
+        seen.add(normal)
+        try:
+            points += distribution.entry_points.select(group=hookspecs.PROJECT)
+        except Exception as error:  # noqa: BLE001  what is damaged there may fail in any way
+            if f"[{hookspecs.PROJECT}]" in (distribution.read_text("entry_points.txt") or ""):
+                unreadable.append(broken_plugin(f"{visible(name) or _UNKNOWN}:entry_points.txt", error))
+    return points, unreadable

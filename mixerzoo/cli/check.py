@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
-from mixerzoo.errors import MixerzooError
+from mixerzoo.errors import MixerzooError, visible
 
 if TYPE_CHECKING:
     from mixerzoo.registry import MixerEntry
@@ -65,6 +65,7 @@ def command(
     For each failure the smallest case that was found is printed as Python that runs it again. The exit code is
     0 if no clause is broken, 1 if one is, and 2 if nothing ran.
     """
+    from mixerzoo.plugin_guard import output_to_stderr
     from mixerzoo.registry import load_registry
 
     entry = load_registry().get(name)
@@ -77,10 +78,12 @@ def command(
             'the conformance kit needs the extra `testing`, which is not installed: pip install "mixerzoo[testing]"'
         ) from error
     profile: Profile = "thorough" if thorough else "quick"
-    held_against = None if reference is None else _reference(reference)
-    overrides = _overrides(name, options or ())
     started = time.monotonic()
-    results = _run(entry, profile, held_against, overrides, seconds, only or None)
+    # What a mixer or its reference prints would spoil the table, and the JSON.
+    with output_to_stderr():
+        held_against = None if reference is None else _reference(reference)
+        overrides = _overrides(name, options or ())
+        results = _run(entry, profile, held_against, overrides, seconds, only or None)
     elapsed = time.monotonic() - started
     if as_json:
         print_json(_to_dict(entry, profile, results, elapsed))
@@ -233,7 +236,7 @@ def _print(entry: MixerEntry, results: Sequence[Result], elapsed: float) -> None
         listing.add_row(result.check.clause, result.check.name, outcome, f"{result.seconds:.1f}")
     out.print(listing)
     if failures := failures_text(results):
-        out.print(f"\n{failures}", soft_wrap=True)
+        out.print(f"\n{visible(failures)}", soft_wrap=True)
     skipped: dict[str, list[str]] = {}
     for result in results:
         if result.outcome == "skipped":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.errors import BackendError, MixerzooError, RecipeError, RunError
+from mixerzoo.errors import CONTROL, BackendError, MixerzooError, RecipeError, RunError, visible
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def rank_of(*, every_machine: bool = True) -> int:
 
 def print_error(error: MixerzooError | OSError) -> None:
     """Print an error to stderr as it is: no markup, no wrapping, at most a screenful of lines."""
-    text = _system_error(error) if isinstance(error, OSError) else str(error)
+    text = visible(_system_error(error) if isinstance(error, OSError) else str(error))
     lines = text.splitlines() or [type(error).__name__]
     typer.secho("Error:", fg="red", bold=True, nl=False, err=True)
     typer.echo(" " if len(lines) == 1 else "\n", nl=False, err=True)
@@ -93,7 +93,9 @@ def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
     # A stream that cannot carry every letter would spoil them.
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=not unicode))
+    text = json.dumps(value, indent=2, ensure_ascii=not unicode)
+    # JSON lets pass what a terminal obeys; escaped it is the same JSON.
+    typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def console() -> Console:

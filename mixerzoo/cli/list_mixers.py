@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type
 import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
-from mixerzoo.errors import MixerError, PluginError
+from mixerzoo.errors import MixerError, PluginError, visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mixerzoo.mixer import DecoderShape, Mixer
     from mixerzoo.registry import MixerEntry, Registry
 
@@ -59,7 +61,10 @@ class Row(NamedTuple):
 def command(
     as_json: JsonOption = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 2 if a plugin or a mixer fails, or names clash.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit with 2 if a plugin or a mixer fails, names clash, or a plugin changes the process."
+        ),
     ] = False,
 ) -> None:
     """List the installed mixers.
@@ -75,10 +80,11 @@ def command(
         print_json(_to_dict(registry, rows))
     else:
         _print(registry, rows)
-    wrong = [registry.clash(name) for name in registry.clashes]
+    wrong = [registry.clash(name) for name in (*registry.clashes, *registry.overshadowed)]
     if registry.broken:
         wrong.append(f"plugins that cannot be loaded: {', '.join(b.plugin for b in registry.broken)}")
     wrong += [f"mixer {row.entry.mixer.name!r} of {_origin(row.entry)} fails: {row.reason}" for row in _failing(rows)]
+    wrong += [f"plugin {plugin} changed {'; '.join(found)}" for plugin, found in registry.changes.items()]
     if strict and wrong:
         raise PluginError("\n".join(wrong))
 
@@ -95,16 +101,18 @@ def _sorted(registry: Registry) -> list[MixerEntry]:
 
 
 def _row(entry: MixerEntry) -> Row:
+    from mixerzoo.plugin_guard import guarded
     from mixerzoo.registry import one_line
 
     try:
-        return Row(entry, _figures(entry.mixer))
+        with guarded(entry.plugin, "being compared"):
+            return Row(entry, _figures(entry.mixer))
     except KeyboardInterrupt:
         raise
     except MixerError as error:
         return Row(entry, None, one_line(error))
     except BaseException as error:  # noqa: BLE001  a mixer may fail in any way; the others are listed all the same
-        return Row(entry, None, one_line(error), "".join(traceback.format_exception(error)))
+        return Row(entry, None, one_line(error), visible("".join(traceback.format_exception(error))))
 
 
 def _figures(mixer_class: type[Mixer]) -> Figures:
@@ -183,11 +191,21 @@ def _to_dict(registry: Registry, rows: list[Row]) -> dict[str, Any]:
         )
     broken = [{"plugin": b.plugin, "reason": b.reason, "details": b.details} for b in registry.broken]
     clashes = [{"name": name, "plugins": [e.plugin for e in found]} for name, found in registry.clashes.items()]
+    overshadowed = [
+        {"name": name, "plugins": [e.plugin for e in found]} for name, found in registry.overshadowed.items()
+    ]
     failing = [
         {"name": row.entry.mixer.name, "plugin": row.entry.plugin, "reason": row.reason, "details": row.details}
         for row in _failing(rows)
     ]
-    return {"mixers": mixers, "broken_plugins": broken, "failing_mixers": failing, "clashes": clashes}
+    return {
+        "mixers": mixers,
+        "broken_plugins": broken,
+        "failing_mixers": failing,
+        "clashes": clashes,
+        "overshadowed": overshadowed,
+        "changes": [{"plugin": plugin, "changed": found} for plugin, found in registry.changes.items()],
+    }
 
 
 def _print(registry: Registry, rows: list[Row]) -> None:
@@ -230,6 +248,11 @@ def _print(registry: Registry, rows: list[Row]) -> None:
         "one hidden state. `mixerzoo show NAME` has the formulas."
         + ("" if wide else " Below each name: its family, its paper, and the package that it comes from.")
     )
+    _print_wrong(out, registry, rows)
+
+
+def _print_wrong(out: Console, registry: Registry, rows: list[Row]) -> None:
+    """What cannot be used, below the table."""
     if registry.broken:
         out.print(f"\nCould not be loaded ({len(registry.broken)}); `mixerzoo list --json` has the tracebacks:")
         for broken in registry.broken:
@@ -242,6 +265,10 @@ def _print(registry: Registry, rows: list[Row]) -> None:
     if registry.clashes:
         out.print("\nCannot be used, because the name is not theirs alone:")
         for name in registry.clashes:
+            out.print(f"  {registry.clash(name)}", soft_wrap=True)
+    if registry.overshadowed:
+        out.print("\nCannot be used, because a built-in mixer has the name:")
+        for name in registry.overshadowed:
             out.print(f"  {registry.clash(name)}", soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_jsonable_python
 
+from mixerzoo.errors import visible
 from mixerzoo.yaml_text import one_line
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def options(mixer: type[Mixer]) -> list[Option]:
             default=None
             if field.is_required()
             else to_jsonable_python(field.get_default(call_default_factory=True, validated_data={})),
-            description=field.description or "",
+            description=visible(field.description or ""),
         )
         for name, field in mixer.Config.model_fields.items()
     ]

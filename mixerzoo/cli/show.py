@@ -37,10 +37,12 @@ def _options(entry: MixerEntry) -> tuple[list[Option], str]:
         PluginError: they cannot be told from its ``Config``.
     """
     from mixerzoo.cli.options import options, snippet
+    from mixerzoo.plugin_guard import guarded
     from mixerzoo.registry import one_line
 
     try:
-        return options(entry.mixer), snippet(entry.mixer)
+        with guarded(entry.plugin, "showing its options"):
+            return options(entry.mixer), snippet(entry.mixer)
     except Exception as error:  # a plugin's Config may fail in any way; the message names the plugin
         raise PluginError(
             f"{entry.plugin}: the options of mixer {entry.mixer.name!r} cannot be shown: {one_line(error)}"
