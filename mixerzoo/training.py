@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mixerzoo.decoder import Decoder
 from mixerzoo.environment import launch, notices, recipe_decides
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.evaluate import Score, accounting, score
+from mixerzoo.feasibility import check_data, check_size
 from mixerzoo.files import sha256
 from mixerzoo.hf.trainer import MixerZooTrainer
 from mixerzoo.model_card import CARD_FILE, model_card
@@ -93,13 +95,11 @@ def train(
         raise RunError("--resume and --overwrite exclude each other")
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
-    for text in notices(compiled=recipe.train.compile):
-        reporter.notice(text)
+    _say(reporter, notices(compiled=recipe.train.compile))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
     check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
-    if recipe.model.vocab_size is not None or recipe.data.vocab_size is not None:
-        build(recipe, device="meta")
+    _say(reporter, check_size(recipe))
     run = RunDirectory(directory.resolve())
     if not main:
         return _train(recipe, run, resume, command, reporter, main)
@@ -108,6 +108,11 @@ def train(
     with run.claimed():
         check()  # another process may have begun and ended a run since
         return _train(recipe, run, resume, command, reporter, main)
+
+
+def _say(reporter: Reporter, texts: Iterable[str]) -> None:
+    for text in texts:
+        reporter.notice(text)
 
 
 def _train(
@@ -125,6 +130,7 @@ def _train(
         if run.finished:
             reporter.notice(f"{run.path} is already finished; its figures:")
             return run.result()
+    _say(reporter, check_data(recipe, data))
     checkpoints = complete_checkpoints(run.checkpoints) if resume else []
     first_step, newest = checkpoints[-1] if checkpoints else (0, None)
     initial = None
