@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from mixerzoo.decoder import Decoder
 from mixerzoo.environment import launch, notices, recipe_decides
 from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
 from mixerzoo.evaluate import accounting
+from mixerzoo.feasibility import check_data, check_size
 from mixerzoo.files import sha256, write_text
 from mixerzoo.hf.trainer import MixerZooTrainer, learning_rates
 from mixerzoo.interrupts import Interrupts
@@ -37,9 +38,6 @@ from mixerzoo.runs import GENERATION_FILE, RunDirectory
 from mixerzoo.yaml_source import YamlSource
 
 __all__ = ["Reporter", "evaluate_run", "train"]
-
-#: Times that the training text may be seen without a word: up to about four, repetition costs next to nothing.
-_EPOCHS = 4
 
 
 @recipe_decides()
@@ -86,13 +84,11 @@ def train(
     recipe = _read(recipe)
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
-    for text in notices(compiled=recipe.train.compile):
-        reporter.notice(text)
+    _say(reporter, notices(compiled=recipe.train.compile))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
     check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
-    if recipe.model.vocab_size is not None or recipe.data.vocab_size is not None:
-        build(recipe, device="meta")
+    _say(reporter, check_size(recipe))
     run = RunDirectory(Path(directory).resolve())
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""
     with Interrupts(hold=save_on_interrupt, say=say) as interrupts, _memory_in_words():
@@ -104,6 +100,11 @@ def train(
         with run.claimed():
             check()  # another process may have begun and ended a run since
             return work.train(resume)
+
+
+def _say(reporter: Reporter, texts: Iterable[str]) -> None:
+    for text in texts:
+        reporter.notice(text)
 
 
 def _read(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
@@ -175,9 +176,9 @@ class _Work:
                 reporter.notice(f"{run.path} is already finished; its figures:")
                 return run.result()
             start = self._newest(longer)
+        _say(reporter, (*data.notices, *check_data(self.recipe, data)))
         decoder = self._begin(data, start, resume)
         windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length)
-        self._notices(data, len(windows))
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
         trainer.add_callback(
@@ -239,17 +240,6 @@ class _Work:
             for mended in run.go_on(self.recipe, data, start.checkpoint):
                 self.reporter.notice(mended)
         return decoder
-
-    def _notices(self, data: PreparedData, num_windows: int) -> None:
-        for text in data.notices:
-            self.reporter.notice(text)
-        train = self.recipe.train
-        epochs = train.steps * train.batch_size * train.accumulation * launch().world_size / max(1, num_windows)
-        if epochs > _EPOCHS:
-            self.reporter.notice(
-                f"{train.steps:,} steps see the training text {epochs:,.1f} times; beyond about {_EPOCHS} times, "
-                "repetition teaches less and less: more text would serve better"
-            )
 
     def _validation_missing(self, start: _Start) -> bool:
         """Whether a validation is due at the step that training goes on from.

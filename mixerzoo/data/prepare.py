@@ -13,7 +13,6 @@ from pathlib import Path
 
 from mixerzoo.data.config import (
     BpeTokenizer,
-    BytesTokenizer,
     DataConfig,
     HfSource,
     PretrainedTokenizer,
@@ -103,16 +102,11 @@ def _notices(config: DataConfig, prepared: PreparedData) -> Iterator[str]:
             f"{share:.2%} of the text is held out for validation, by bytes, and validation_fraction asks for "
             f"{asked:.2%}: {_WHOLE[config.source.name]}"
         )
-    size, num_tokens = prepared.tokenizer.vocab_size, len(prepared.train.tokens)
+    size = prepared.tokenizer.vocab_size
     if isinstance(config.tokenizer, BpeTokenizer) and size < 0.9 * config.tokenizer.vocab_size:
         yield (
             f"the tokenizer was asked for {config.tokenizer.vocab_size:,} tokens, and the text fills {size:,}: the "
             "other rows of the embedding are never trained; set data.tokenizer.vocab_size lower"
-        )
-    elif not isinstance(config.tokenizer, BytesTokenizer) and size > num_tokens:
-        yield (
-            f"the tokenizer has {size:,} tokens, and the training text is {num_tokens:,} tokens long: most rows of the "
-            "embedding are never trained; use a smaller tokenizer or more text"
         )
 
 
