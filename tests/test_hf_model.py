@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers.utils.hub import PushToHubMixin, create_and_tag_model_card
 import hf_models
 import zoo
 from hf_models import fresh, model_of, shared
-from mixerzoo import load_checkpoint, save_checkpoint
+from mixerzoo import TextTokenizer, load_checkpoint, save_checkpoint
 from mixerzoo.config_json import HF_KEYS, OWN_KEYS
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.hf import MixerZooConfig, MixerZooForCausalLM, MixerZooModel
@@ -171,12 +172,40 @@ model.save_pretrained({str(tmp_path / "again")!r})
 torch.save(model(torch.arange(6)[None]).logits.detach(), {str(tmp_path / "logits")!r})
 assert type(AutoModel.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True)).__name__ == "MixerZooModel"
 """
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    # Else PyTorch tells transformers of mixerzoo.
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, env=environment, capture_output=True)
     assert_close(torch.load(tmp_path / "logits"), decoder(torch.arange(6)[None]))
     # The second save is like the first: no code is copied beside it.
     assert sorted(p.name for p in (tmp_path / "again").glob("*.py")) == ["modeling_mixerzoo.py"]
     assert_close(load_checkpoint(tmp_path / "again")(torch.arange(6)[None]), decoder(torch.arange(6)[None]))
+
+
+def test_where_mixerzoo_is_installed_transformers_knows_it_and_asks_nothing(tmp_path: Path) -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["entry-points"]["torch.backends"] == {"mixerzoo": "mixerzoo.autoload:register"}
+    save_checkpoint(zoo.make(DEPTH, vocab_size=257), tmp_path)
+    TextTokenizer.for_bytes().save(tmp_path)
+    script = f"""
+import sys, torch
+from mixerzoo.autoload import register
+register()  # as PyTorch does at the end of its import
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+heavy = ("transformers.modeling_utils", "mixerzoo.hf")
+assert not any(name in sys.modules for name in heavy)
+tokens = AutoTokenizer.from_pretrained({str(tmp_path)!r})("def ", return_tensors="pt")
+print(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r}).generate(**tokens, max_new_tokens=1).shape[1])
+print(type(AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)).__module__)
+print(type(AutoConfig.for_model("mixerzoo", hidden_size=32)).__module__)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["5", "mixerzoo.hf.modeling", "mixerzoo.hf.configuration"]
+    assert "custom code" not in done.stderr
 
 
 def test_registered_classes_are_found_without_trust(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def run(*arguments: str, where: Path) -> str:
         [sys.executable, *STRICT, *arguments], cwd=where, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said = [line for line in (done.stdout + done.stderr).splitlines() if LOGGED.search(line)]
+    lines = (done.stdout + done.stderr).splitlines()
+    # Pipelines and assistants of older versions say it of themselves, whatever the model.
+    said = [line for line in lines if LOGGED.search(line) and "Passing `generation_config` together" not in line]
     assert not said, said
     return done.stdout
 
