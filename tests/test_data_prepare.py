@@ -351,15 +351,6 @@ class TestNotices:
             (notice,) = (notice for notice in prepared.notices if "tokenizer" in notice)
             assert f"asked for 50,304 tokens, and the text fills {prepared.tokenizer.vocab_size}:" in notice
 
-    def test_a_pretrained_vocabulary_larger_than_the_text(self, corpus: str, tmp_path: Path) -> None:
-        from tokenizers import Tokenizer, models
-
-        words = {"[UNK]": 70_000, "</s>": 1}
-        Tokenizer(models.WordLevel(words, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-        tokenizer = PretrainedTokenizer(path=str(tmp_path / "tokenizer.json"))
-        prepared = prepare(config(corpus, tokenizer=tokenizer))
-        assert any("has 70,001 tokens" in notice for notice in prepared.notices)
-
 
 SCRIPT = """
 import os, signal, sys
