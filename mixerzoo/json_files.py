@@ -50,7 +50,7 @@ def read_object(path: Path, error: type[MixerzooError], advice: str = "", most: 
     except OSError as reason:
         raise error(f"{path}: cannot be read: {reason.strerror or reason}{end}") from reason
     if not data.strip(b"\0 \t\r\n"):
-        raise error(f"{path}: is empty{end}")
+        raise error(f"{path}: damaged: it is empty{end}")
     try:
         content = json.loads(data.decode("utf-8"))
     except ValueError as reason:

@@ -280,7 +280,7 @@ def test_a_damaged_companion_is_refused_before_anything_is_written(
     name: str, content: str, saved: Path, tmp_path: Path
 ) -> None:
     (saved / name).write_text(content)
-    with pytest.raises(CheckpointError, match=f"{name}: (damaged|is empty)"):
+    with pytest.raises(CheckpointError, match=f"{name}: damaged"):
         import_checkpoint(saved, tmp_path / "deep" / "new")
     assert not (tmp_path / "deep").exists()
 

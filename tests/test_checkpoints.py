@@ -187,7 +187,12 @@ def test_a_truncated_file(saved: Path, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "damaged: "), (b"", "is empty"), (b"[1]", "damaged: expected a JSON object"), (b"\xff\xfe", "damaged: ")],
+    [
+        (b"{", "damaged: "),
+        (b"", "damaged: it is empty"),
+        (b"[1]", "damaged: expected a JSON object"),
+        (b"\xff\xfe", "damaged: "),
+    ],
 )
 def test_a_corrupt_config(saved: Path, content: bytes, message: str) -> None:
     (saved / "config.json").write_bytes(content)

@@ -257,9 +257,7 @@ def test_weights_and_logits_beyond_a_range(llama: Path, tmp_path: Path) -> None:
     tensors = load_file(llama / "model.safetensors")
     tensors["lm_head.weight"][0, 0] = 1e6
     save_file(tensors, tmp_path / "source" / "model.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"lm_head.weight has .* finite: they are beyond the range of float16; cho"
-    ):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is beyond the range of float16; choose another dtype"):
         import_checkpoint(tmp_path / "source", tmp_path / "ours", dtype="float16")
     tensors["lm_head.weight"][:] = 3e38
     save_file(tensors, tmp_path / "source" / "model.safetensors")
