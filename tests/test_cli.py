@@ -541,3 +541,23 @@ def test_generate_refuses_a_tokenizer_that_does_not_belong(checkpoint: Path) -> 
     message = error_of("generate", checkpoint)
     assert "the tokenizer has" in message
     assert "the decoder only 257" in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "residual", "--seconds", "nan"],
+        ["check", "residual", "--seconds", "inf"],
+        ["check", "residual", "--seconds", "-1"],
+        ["import", "nowhere", "--out", "x", "--seed", "18446744073709551616"],
+        ["import", "nowhere", "--out", "x", "--seed", "-1"],
+        ["eval", "nowhere", "--limit", "1" + "0" * 30],
+        ["eval", "nowhere", "--window", "1" + "0" * 30],
+        ["eval", "nowhere", "--fewshot", "1" + "0" * 30],
+        ["eval", "nowhere", "--batch-size", "1" + "0" * 30],
+    ],
+)
+def test_numbers_of_options_are_bounded(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[-2]}'" in result.stderr

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, console, print_json, table
+from mixerzoo.cli.common import JsonOption, console, finite, print_json, table
 from mixerzoo.errors import MixerzooError, visible
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def command(
             "--seconds",
             metavar="S",
             min=0,
+            max=1e9,
+            callback=finite,
             help="Time budget: checks that would start after it are skipped.",
             show_default=False,
         ),

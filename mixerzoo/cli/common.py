@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -119,6 +120,17 @@ def table(*columns: str) -> Table:
         # A long formula goes on in the next line; the default would cut it off.
         made.add_column(column, overflow="fold")
     return made
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse "nan" as an option's value, which passes every bound.
+
+    Raises:
+        typer.BadParameter: it is not a number.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number")
+    return value
 
 
 def pick_device(name: str | None) -> torch.device:

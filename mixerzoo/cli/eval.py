@@ -32,7 +32,7 @@ def command(
         bool, typer.Option("--validation", help="Score validation text too, where --text or --tasks are given.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="Questions of each task at most.")
+        int | None, typer.Option("--limit", metavar="N", min=1, max=1 << 53, help="Questions of each task at most.")
     ] = None,
     fewshot: Annotated[
         int | None,

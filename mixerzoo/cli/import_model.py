@@ -48,7 +48,9 @@ def command(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of the weights, e.g. float32; default: as the source stores them.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the mixer's initial values.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", min=0, max=2**32 - 1, help="Of the mixer's initial values.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Make a checkpoint of a pretrained model, with its tokenizer.
