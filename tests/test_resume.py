@@ -21,7 +21,7 @@ from mixerzoo.cli import app
 from mixerzoo.errors import RunError
 from mixerzoo.interrupts import Interrupts, Terminated
 from mixerzoo.manifest import MANIFEST_FILE, write_manifest
-from mixerzoo.run_checkpoints import complete_checkpoints
+from mixerzoo.run_checkpoints import complete_checkpoints, prune
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import Reporter, train
 from runs import OVERRIDES, QUICKSTART, fingerprint, tiny_recipe
@@ -225,6 +225,14 @@ def test_what_a_finished_run_keeps(finished, tmp_path):
     assert complete_checkpoints(tmp_path / "run" / "checkpoints") == []
     with pytest.raises(RunError, match=r"no checkpoint left to go on from \(train\.keep_checkpoints: 0\)"):
         train(tiny_recipe(*none, "train.steps=8"), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("keep", range(5))
+def test_the_newest_are_kept(keep, tmp_path):
+    for step in (4, 8, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    prune(tmp_path, keep)
+    assert [step for step, _ in complete_checkpoints(tmp_path)] == [4, 8, 12][max(0, 3 - keep) :]
 
 
 # Files that are not what the run wrote.
