@@ -146,7 +146,7 @@ def prune(directory: Path, keep: int) -> None:
         OSError: one cannot be removed.
     """
     found = complete_checkpoints(directory)
-    for _, old in found[: len(found) - keep]:
+    for _, old in found[: max(0, len(found) - keep)]:
         files.remove_directory(old)
 
 

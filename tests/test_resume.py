@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from mixerzoo.cli import app
 from mixerzoo.errors import RunError
 from mixerzoo.interrupts import Interrupts, Terminated
 from mixerzoo.manifest import MANIFEST_FILE, write_manifest
-from mixerzoo.run_checkpoints import complete_checkpoints
+from mixerzoo.run_checkpoints import complete_checkpoints, prune
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import Reporter, train
 from runs import OVERRIDES, QUICKSTART, fingerprint, tiny_recipe
@@ -149,6 +151,33 @@ def test_a_signal_that_is_ignored_stays_so():
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
+def test_several_processes_stop_at_the_same_step(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, signal, sys\nsys.path.insert(0, sys.argv[1])\nfrom mixerzoo.training import Reporter, train\n"
+        "from runs import tiny_recipe\n"
+        "class At(Reporter):\n"
+        "    def step(self, step, loss, tokens_per_second):\n"
+        "        if step == 5 and sys.argv[3] == 'stop': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "if __name__ == '__main__':\n"
+        "    train(tiny_recipe(), sys.argv[2], resume=sys.argv[3] == 'resume', reporter=At())\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    for what in ("go", "stop", "resume"):
+        directory = tmp_path / ("alone" if what == "go" else "run")
+        done = subprocess.run(
+            [*launch, str(Path(__file__).parent), str(directory), what], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode == 0) == (what != "stop"), done.stderr
+        if what == "stop":
+            assert complete_checkpoints(directory / "checkpoints")[-1][0] == 5
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "alone")
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(RunError, match="saved by a run of 2 processes, and this one has 1"):
+        train(tiny_recipe(), tmp_path / "run", resume=True)
+
+
 # More steps.
 
 
@@ -196,6 +225,14 @@ def test_what_a_finished_run_keeps(finished, tmp_path):
     assert complete_checkpoints(tmp_path / "run" / "checkpoints") == []
     with pytest.raises(RunError, match=r"no checkpoint left to go on from \(train\.keep_checkpoints: 0\)"):
         train(tiny_recipe(*none, "train.steps=8"), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("keep", range(5))
+def test_the_newest_are_kept(keep, tmp_path):
+    for step in (4, 8, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    prune(tmp_path, keep)
+    assert [step for step, _ in complete_checkpoints(tmp_path)] == [4, 8, 12][max(0, 3 - keep) :]
 
 
 # Files that are not what the run wrote.

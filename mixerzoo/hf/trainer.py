@@ -235,7 +235,6 @@ class MixerZooTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        self._check_processes(folder)
         check_trainer_state(folder, _step_of(folder))
         self.load_weights(folder)
 
@@ -246,6 +245,7 @@ class MixerZooTrainer(Trainer):
             CheckpointError: they cannot be read, or are not those of this decoder.
             RunError: the rest of it cannot be read.
         """
+        self._check_processes(folder)
         saved = load_checkpoint(folder)
         try:
             self.decoder.load_state_dict(saved.state_dict())
