@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from mixerzoo import ops
     from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
     from mixerzoo.data import TextFormat, TextTokenizer
@@ -111,6 +112,8 @@ _HOME = {
     "results": ("metrics_frame", "read_metrics", "read_results", "results_frame"),
     "training": ("evaluate_run", "train"),
 }
+#: Exported whole.
+_MODULES = ("ops",)
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022  grouped by who uses them
@@ -169,10 +172,13 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "Site",
     "State",
     "hookimpl",
+    "ops",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mixerzoo.{name}")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'mixerzoo' has no attribute {name!r}")

@@ -9,7 +9,9 @@ tokens, S tokens that attention sees (past and new).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +28,12 @@ class KVCache:
     (allocated in full, of constant shape, as compiled decoding needs it). Slots with a window keep only
     their most recent tokens.
 
+    Fixed storage is written in place for its whole life: by appending, cropping, reordering to as many rows and
+    resetting. Its tensors are marked as static for the compiler, so that a compiled decoding step can be one CUDA
+    graph, also over `reset`.
+
     With gradients enabled, appended tensors that require them stay in the graph; the storage is then
-    replaced instead of written in place.
+    replaced instead of written in place, until the next `reset`.
 
     Args:
         plan: who owns which slot, and the windows.
@@ -72,7 +78,7 @@ class KVCache:
         # A fixed cache counts in a tensor, so that a compiled decoding step is one graph for all lengths.
         self._length: int | Tensor = 0
         if max_length is not None:
-            self._length = torch.zeros((), dtype=torch.long, device=self.device)
+            self._length = _static(torch.zeros, (), dtype=torch.long, device=self.device)
         steps = range(len(plan.order))
         self._keys = {step: self._empty(step, *plan.k_size(shape)) for step in steps if plan.owns_k(step)}
         self._values = {step: self._empty(step, *plan.v_size(shape, step)) for step in steps if plan.owns_v(step)}
@@ -134,7 +140,7 @@ class KVCache:
     def advance(self, num_new: int) -> None:
         """Count ``num_new`` appended tokens as past."""
         if isinstance(self._length, Tensor):
-            self._length = _writable(self._length).add_(num_new)
+            self._length.add_(num_new)
         else:
             self._length += num_new
 
@@ -169,7 +175,7 @@ class KVCache:
                 kept = data[:, :, : max(0, data.size(2) - dropped)]
                 if self.max_length is not None:
                     kept = torch.cat([torch.zeros_like(data[:, :, kept.size(2) :]), kept], dim=2)
-                storage[step] = kept
+                storage[step] = self._replaced(data, kept)
         self.advance(-dropped)
 
     def reorder(self, rows: Tensor) -> None:
@@ -185,30 +191,33 @@ class KVCache:
         if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= self.batch_size:
             raise CacheError(f"rows must be a vector of numbers from 0 to {self.batch_size - 1}, got {rows.tolist()}")
         for step, storage, _ in self._slots():
-            storage[step] = storage[step].index_select(0, rows)
+            storage[step] = self._replaced(storage[step], storage[step].index_select(0, rows))
         self.batch_size = len(rows)
 
     def copy(self) -> KVCache:
         """An independent cache of the same content (one prefix, many continuations)."""
+        clone = torch.clone if self.max_length is None else partial(_static, torch.clone)
         twin = copy.copy(self)
         if isinstance(self._length, Tensor):
-            twin._length = self._length.clone()
+            twin._length = clone(self._length)
         twin._oldest = dict(self._oldest)
-        twin._keys = {step: data.clone() for step, data in self._keys.items()}
-        twin._values = {step: data.clone() for step, data in self._values.items()}
+        twin._keys = {step: clone(data) for step, data in self._keys.items()}
+        twin._values = {step: clone(data) for step, data in self._values.items()}
         return twin
 
     def reset(self) -> None:
         """Forget everything; fixed storage stays allocated."""
         if isinstance(self._length, Tensor):
-            self._length = _writable(self._length).zero_()
+            self._length.zero_()
         else:
             self._length = 0
         self._oldest = {}
         for step, storage, _ in self._slots():
             data = storage[step]
-            fresh = self.max_length is None
-            storage[step] = self._empty(step, data.size(1), data.size(3)) if fresh else torch.zeros_like(data)
+            if self.max_length is None or data.requires_grad:
+                storage[step] = self._empty(step, data.size(1), data.size(3))
+            else:
+                data.zero_()
 
     @property
     def bytes_per_token(self) -> int:
@@ -268,7 +277,22 @@ class KVCache:
         else:
             capacity = self._window_storage(window)
         # Zeros, because attention weighs unfilled storage with an exact 0, and 0 × NaN is NaN.
-        return torch.zeros((self.batch_size, heads, capacity, width), dtype=self.dtype, device=self.device)
+        size = (self.batch_size, heads, capacity, width)
+        if self.max_length is None:
+            return torch.zeros(size, dtype=self.dtype, device=self.device)
+        return _static(torch.zeros, size, dtype=self.dtype, device=self.device)
+
+    def _replaced(self, data: Tensor, new: Tensor) -> Tensor:
+        """Storage with the content ``new``: that of ``data`` where it is fixed, has room and is no part of a graph."""
+        if self.max_length is None:
+            # A copy, so that the dropped past does not stay alive behind a view.
+            return new.clone()
+        if data.requires_grad or new.requires_grad:
+            return new
+        if data.size() != new.size():
+            return _static(torch.clone, new)
+        data.copy_(new)
+        return data
 
     def _span(self, num_new: int) -> int:
         """S of a slot without window: a compiled graph over fixed storage sees all of it."""
@@ -287,9 +311,7 @@ class KVCache:
         window = self.plan.windows[slot]
         if window is not None:
             seen = torch.cat([data, new], dim=2)
-            kept = self._window_storage(window)
-            # A copy, so that the dropped past does not stay alive behind a view.
-            storage[slot] = seen[:, :, -kept:].clone()
+            storage[slot] = self._replaced(data, seen[:, :, -self._window_storage(window) :])
             return seen
         span = self._span(num_new)
         in_graph = torch.is_grad_enabled() and (new.requires_grad or data.requires_grad)
@@ -301,7 +323,10 @@ class KVCache:
                 data[:, :, self.length : span] = new
         else:
             positions = self._length + torch.arange(num_new, device=self.device)
-            data = data.index_copy(2, positions, new) if in_graph else _writable(data).index_copy_(2, positions, new)
+            if in_graph:
+                data = data.index_copy(2, positions, new)
+            else:
+                data.index_copy_(2, positions, new)
         storage[slot] = data
         return data[:, :, :span]
 
@@ -321,6 +346,16 @@ def _clear(data: Tensor, start: int, stop: int) -> Tensor:
     data = _writable(data)
     data[:, :, start:stop] = 0
     return data
+
+
+def _static(make: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+    """A tensor made by ``make`` that stays where it is: writable in every mode, and known to the compiler as such."""
+    # Made in inference mode it would be read-only outside of it.
+    with torch.inference_mode(mode=False):
+        made = make(*arguments, **options)
+    # Without a guard, so that other caches of the same sizes are served by the same compiled code.
+    torch._dynamo.mark_static_address(made, guard=False)
+    return made
 
 
 def _writable(data: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mixerzoo.errors import CheckpointError
+from mixerzoo.json_files import read_object
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -24,7 +24,6 @@ INDEX_FILE = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 #: Far beyond what any checkpoint has, and still quickly read.
 _MOST_BYTES = 32 << 20
-_MOST_LEVELS = 32
 
 
 def is_file(path: Path) -> bool:
@@ -62,34 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent}: no such directory")
     if not is_file(path):
         raise CheckpointError(f"{path.parent}: not a checkpoint: it has no {path.name}")
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
-    if len(data) > _MOST_BYTES:
-        raise CheckpointError(f"{path}: has more than {_MOST_BYTES >> 20} MiB, which no such file of a checkpoint has")
-    try:
-        content = json.loads(data.decode("utf-8"))
-    except RecursionError as error:
-        raise CheckpointError(f"{path}: damaged: nested more than {_MOST_LEVELS} levels deep") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: damaged: expected a JSON object")
-    _refuse_deep(content, path)
-    return content
-
-
-def _refuse_deep(content: Any, path: Path) -> None:
-    """Refuse what functions that call themselves could not walk through."""
-    level = [content]
-    for _ in range(_MOST_LEVELS):
-        parts = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [inner for part in parts for inner in part if isinstance(inner, dict | list)]
-        if not level:
-            return
-    raise CheckpointError(f"{path}: damaged: nested more than {_MOST_LEVELS} levels deep")
+    return read_object(path, CheckpointError, most=_MOST_BYTES)
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.files import replacing, write_text
 from mixerzoo.foreign import Foreign, Shapes, read_foreign
+from mixerzoo.manifest import MANIFEST_FILE, check_files
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model_config import ModelConfig
 from mixerzoo.placement import DTYPES, find_device, find_dtype
@@ -82,6 +83,7 @@ def save_weights(decoder: Decoder, directory: Path) -> None:
             save_file(tensors, partial, metadata={"format": "pt"})
         except SafetensorError as error:
             raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    (directory / MANIFEST_FILE).unlink(missing_ok=True)  # of other weights
     remove_shards(directory)
 
 
@@ -131,6 +133,7 @@ def load_checkpoint(
     directory = Path(path)
     wanted, where = None if dtype is None else find_dtype(dtype), find_device(device)
     check_backend(attention_backend, where)
+    check_files(directory, (CONFIG_FILE, WEIGHTS_FILE))
     raw = read_json(directory / CONFIG_FILE)
     update: dict[str, Any] = {"attention_backend": attention_backend}
     if k_norm is not None:

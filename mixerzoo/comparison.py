@@ -15,7 +15,7 @@ import torch
 
 from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
 from mixerzoo.checkpoints import load_checkpoint, load_config
-from mixerzoo.data import TextTokenizer
+from mixerzoo.data import TextFormat, TextTokenizer
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import CheckpointError, DataError
 from mixerzoo.evaluate import Progress, Score, accounting, score
@@ -78,7 +78,7 @@ class Checkpoint:
 
     Raises:
         CheckpointError: it is no checkpoint that can be read, or the tokenizer does not belong to it.
-        DataError: there is no tokenizer.
+        DataError: there is no tokenizer, or a file names ends of a text that are none.
         RunError: the recipe beside it cannot be read.
     """
 
@@ -96,8 +96,9 @@ class Checkpoint:
                 f"{directory}: the tokenizer has {self.tokenizer.vocab_size} tokens, but the decoder only "
                 f"{vocab_size}; they do not belong together"
             )
+        self._format = TextFormat.load(home, self.tokenizer)
         #: Ids before every text. The texts of a run begin after an end of text, whatever its tokenizer does elsewhere.
-        self.prefix = self.tokenizer.prefix if self._recipe is None else []
+        self.prefix = list(self._format.prefix) if self._recipe is None else []
         own_window = min(WINDOW, longest or WINDOW) if self._recipe is None else self._recipe.data.sequence_length
         self.window = settings.window or own_window
         own_batch = _batch_size(self.window, vocab_size) if self._recipe is None else self._recipe.eval.batch_size
@@ -134,7 +135,7 @@ class Checkpoint:
 
         return DecoderLM(
             decoder,
-            self.tokenizer,
+            self._format,
             window=self.window,
             prefix=self.prefix,
             batch_size=self.batch_size,

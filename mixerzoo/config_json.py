@@ -42,8 +42,6 @@ OWN_KEYS = {
 CARRIED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 #: Positions are int64, and what is counted in them must be too.
 MOST = 2**62
-#: Steps beyond which no decoder is built: each is a pass through a layer.
-MOST_STEPS = 4096
 #: Leads transformers to the model's classes where nobody has imported mixerzoo (``trust_remote_code=True``).
 SHIM_FILE = "modeling_mixerzoo.py"
 
@@ -176,19 +174,11 @@ def check_sizes(config: ModelConfig, shapes: Mapping[str, Sequence[int]], path: 
         path: what errors call the file.
 
     Raises:
-        CheckpointError: there are more layers than tensors, more steps than any decoder has, or a size is longer than
-            every side of every tensor.
+        CheckpointError: there are more layers than tensors, or a size is longer than every side of every tensor.
     """
     if config.num_layers > len(shapes):
         raise CheckpointError(
             f"{path}: {HF_KEYS['num_layers']} is {config.num_layers}, more than there are tensors ({len(shapes)})"
-        )
-    looped = config.num_layers - config.loop.prelude - config.loop.coda
-    steps = config.num_layers + looped * (config.loop.count - 1)
-    if steps > MOST_STEPS:
-        raise CheckpointError(
-            f"{path}: {config.num_layers} layers with loop.count {config.loop.count} make {steps} steps; more than "
-            f"{MOST_STEPS} are not computed"
         )
     longest = max(side for shape in shapes.values() for side in (0, *shape))
     for field in ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from mixerzoo.decoder import Decoder
+from mixerzoo.environment import launch
 from mixerzoo.errors import RecipeError
+from mixerzoo.feasibility import TrainingMemory, remembered, sense, tokens_of_run, training_memory
 from mixerzoo.layers import Layer
 from mixerzoo.mixer import DecoderShape
 from mixerzoo.picture import picture
-from mixerzoo.recipe import Recipe, build
+from mixerzoo.recipe import Recipe, build, in_words
 from mixerzoo.registry import load_registry
 
 __all__ = ["BASELINE", "Costs", "Description", "count_costs", "describe", "flops_per_token", "picture"]
@@ -51,6 +53,40 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class TrainingCosts:
+    """What the whole run takes.
+
+    Attributes:
+        tokens: that it trains on: steps × batch × accumulation × sequence × devices.
+        tokens_per_step: that one optimiser step sees.
+        devices: 1, or the processes of torchrun.
+        text_tokens: of the training text when it was last trained on here; None where it never was.
+        epochs: how often the run reads its text; None where that is not known.
+        memory: of each device.
+        notices: what is odd about the run, if anything.
+    """
+
+    tokens: int
+    tokens_per_step: int
+    devices: int
+    text_tokens: int | None
+    epochs: float | None
+    memory: TrainingMemory
+    notices: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON holds it."""
+        memory = {
+            "weights_bytes": self.memory.weights,
+            "gradients_bytes": self.memory.gradients,
+            "optimizer_bytes": self.memory.optimizer,
+            "activations_bytes_estimate": self.memory.activations,
+            "total_bytes_estimate": self.memory.total,
+        }
+        return {**asdict(self), "memory": memory, "notices": list(self.notices)}
+
+
+@dataclass(frozen=True)
 class Description:
     """A recipe's decoder, what it costs, and what a plain residual one of the same sizes costs.
 
@@ -62,6 +98,7 @@ class Description:
         costs: with the recipe's mixer.
         baseline: with plain residual addition.
         picture: who reads whom, see `picture`.
+        training: what the run takes.
     """
 
     mixer: dict[str, Any]
@@ -71,6 +108,7 @@ class Description:
     costs: Costs
     baseline: Costs
     picture: str
+    training: TrainingCosts
 
     def extra_percent(self) -> dict[str, float | None]:
         """For each cost, by how many percent it exceeds the baseline's; None where that is 0."""
@@ -87,6 +125,7 @@ class Description:
             **asdict(self.costs),
             BASELINE: asdict(self.baseline),
             "extra_percent": self.extra_percent(),
+            "training": self.training.to_dict(),
             "picture": self.picture,
         }
 
@@ -110,6 +149,8 @@ def describe(recipe: Recipe) -> Description:
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     length = recipe.data.sequence_length
     decoder = build(recipe, device="meta")
+    with in_words(recipe.mixer.name):
+        costs, drawn, training = count_costs(decoder, length, dtype), picture(decoder), _training(recipe, decoder)
     with torch.device("meta"):
         plain = Decoder(decoder.config, load_registry().get(BASELINE).mixer)
     return Description(
@@ -117,9 +158,24 @@ def describe(recipe: Recipe) -> Description:
         shape=decoder.shape,
         sequence_length=length,
         dtype=dtype,
-        costs=count_costs(decoder, length, dtype),
+        costs=costs,
         baseline=count_costs(plain, length, dtype),
-        picture=picture(decoder),
+        picture=drawn,
+        training=training,
+    )
+
+
+def _training(recipe: Recipe, decoder: Decoder) -> TrainingCosts:
+    devices = launch().world_size
+    tokens, text = tokens_of_run(recipe, devices), remembered(recipe.data)
+    return TrainingCosts(
+        tokens=tokens,
+        tokens_per_step=tokens // recipe.train.steps,
+        devices=devices,
+        text_tokens=text,
+        epochs=None if text is None else tokens / text,
+        memory=training_memory(recipe, decoder),
+        notices=() if text is None else tuple(sense(recipe, text, decoder.shape.vocab_size, devices)),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from mixerzoo.data import TokenFile
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import DataError
 
@@ -63,7 +64,7 @@ class Score:
 @torch.inference_mode()
 def score(
     decoder: Decoder,
-    tokens: np.ndarray[Any, Any],
+    tokens: np.ndarray[Any, Any] | TokenFile,
     *,
     sequence_length: int,
     start_token: int,
@@ -139,7 +140,7 @@ def accounting(decoder: Decoder) -> dict[str, Any]:
 
 
 def _windows(
-    tokens: np.ndarray[Any, Any], batch: list[int], length: int, start_token: int
+    tokens: np.ndarray[Any, Any] | TokenFile, batch: list[int], length: int, start_token: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     targets = np.stack([tokens[i * length : (i + 1) * length] for i in batch]).astype(np.int64)
     before = [start_token if i == 0 else int(tokens[i * length - 1]) for i in batch]

@@ -6,11 +6,13 @@ holds the name afterwards, so that a power cut leaves the old or the new, never 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +77,25 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with replacing(path) as partial:
         partial.write_bytes(data)
+
+
+def read_bytes(path: Path, most: int = 1 << 30) -> bytes:
+    """What a file holds; it never waits, whatever lies there.
+
+    Args:
+        path: the file; links are followed.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no file (a pipe, a device), or is larger.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Is a pipe, a socket or a device, and no file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"Is larger than {most >> 20} MiB, which no such file is", str(path))
+        return file.read(most)
 
 
 def check_writable(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias, overload
 
 import torch
@@ -147,7 +148,7 @@ def generate(
     top_k: int | None = ...,
     top_p: float | None = ...,
     generator: torch.Generator | None = ...,
-    end_of_text: int | Sequence[int] | None = ...,
+    end_of_text: int | Collection[int] | None = ...,
 ) -> str: ...
 @overload
 def generate(
@@ -160,7 +161,7 @@ def generate(
     top_k: int | None = ...,
     top_p: float | None = ...,
     generator: torch.Generator | None = ...,
-    end_of_text: int | Sequence[int] | None = ...,
+    end_of_text: int | Collection[int] | None = ...,
 ) -> list[str]: ...
 @overload
 def generate(
@@ -174,7 +175,7 @@ def generate(
     top_p: float | None = ...,
     generator: torch.Generator | None = ...,
     left_padding: Tensor | None = ...,
-    end_of_text: int | Sequence[int] | None = ...,
+    end_of_text: int | Collection[int] | None = ...,
     cache: KVCache | None = ...,
 ) -> Tensor: ...
 def generate(
@@ -187,7 +188,7 @@ def generate(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
     left_padding: Tensor | None = None,
-    end_of_text: int | Sequence[int] | None = None,
+    end_of_text: int | Collection[int] | None = None,
     cache: KVCache | None = None,
     tokenizer: TextTokenizer | TextFormat | None = None,
 ) -> Tensor | str | list[str]:
@@ -219,7 +220,7 @@ def generate(
     texts = _texts(tokens)
     form = None if tokenizer is None and texts is None else _format(tokenizer)
     if end_of_text is None and form is not None:
-        end_of_text = sorted(form.end_ids)
+        end_of_text = form.end_ids
     prompts: list[list[int]] = []
     if texts is None:
         ids = _checked(decoder, tokens)
@@ -328,10 +329,10 @@ def _rows(tokens: object, vocab_size: int) -> list[list[int]]:
     rows = tokens if tokens and all(isinstance(row, list | tuple) for row in tokens) else [tokens]
     for row in rows:
         for token in row:
-            if not isinstance(token, int) or isinstance(token, bool):
+            if not isinstance(token, Integral) or isinstance(token, bool):
                 raise MixerzooError(f"the prompt has {token!r} where an id should be; ids are whole numbers")
-            if not 0 <= token < vocab_size:
-                raise _beyond(token, vocab_size)
+            if not 0 <= int(token) < vocab_size:
+                raise _beyond(int(token), vocab_size)
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise MixerzooError(
@@ -340,7 +341,7 @@ def _rows(tokens: object, vocab_size: int) -> list[list[int]]:
         )
     if lengths == [0]:
         raise MixerzooError(f"the prompt must be [batch, at least one token], got {[len(rows), 0]}")
-    return [list(row) for row in rows]
+    return [[int(token) for token in row] for row in rows]
 
 
 def _beyond(token: int, vocab_size: int) -> MixerzooError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mixerzoo import files
 from mixerzoo.checkpoint_files import is_file, read_json
+from mixerzoo.data.tokenizer_files import read_tokenizer
 from mixerzoo.errors import CheckpointError
 
 #: What transformers writes beside the weights: the tokenizer, and how to generate.
@@ -23,18 +24,25 @@ _COMPANIONS = (
     "chat_template.jinja",
     "generation_config.json",
 )
+#: Several times what the largest vocabularies take.
+_MOST_BYTES = 256 << 20
 #: Those of them whose content is an object of a few levels; a tokenizer and a vocabulary may be larger.
 _OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 
 
 def check_new(directory: Path) -> None:
-    """Refuse a path that is taken.
+    """Refuse a path that is taken or that nobody could write to, before minutes are spent on what would go there.
 
     Raises:
         CheckpointError: something is there.
+        OSError: its directory, or the nearest one above that there is, cannot be written.
     """
     if directory.exists() or directory.is_symlink():
         raise CheckpointError(f"{directory} exists already, and nothing is overwritten; choose another with --out")
+    above = next(path for path in directory.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise CheckpointError(f"{directory}: {above} is a file; choose another place with --out")
+    files.check_writable(above / directory.name)
 
 
 @contextmanager
@@ -73,12 +81,15 @@ def find_companions(source: Path) -> list[str]:
 
     Raises:
         CheckpointError: one is no file, is damaged, or is a link to something outside.
+        DataError: the tokenizer is damaged.
     """
     found = [name for name in _COMPANIONS if is_file(source / name)]
     for name in found:
         _refuse_link_outside(source, name)
         if name in _OBJECTS:
             read_json(source / name)
+        elif name == "tokenizer.json":
+            read_tokenizer(source / name)
     return found
 
 
@@ -93,12 +104,12 @@ def copy_companions(source: Path, target: Path) -> list[str]:
         The names of those that there are.
 
     Raises:
-        CheckpointError: as `find_companions`.
+        CheckpointError, DataError: as `find_companions`.
         OSError: one cannot be read or written.
     """
     found = find_companions(source)
     for name in found:
-        files.write_bytes(target / name, (source / name).read_bytes())
+        files.write_bytes(target / name, files.read_bytes(source / name, _MOST_BYTES))
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.data.config import DataConfig
 from mixerzoo.decoder import Decoder, materialize
-from mixerzoo.errors import CheckpointError, RecipeError
+from mixerzoo.errors import CheckpointError, MixerError, MixerzooError, RecipeError
 from mixerzoo.mixer import MixerConfig
 from mixerzoo.mixer_choice import MixerChoice, check_mixer
 from mixerzoo.model_config import ModelConfig
@@ -310,7 +312,7 @@ def build(
     if recipe.data.vocab_size is not None:
         recipe = recipe.with_vocab_size(recipe.data.vocab_size)
     mixer = load_registry().get(recipe.mixer.name).mixer
-    with torch.device("meta"):
+    with in_words(recipe.mixer.name), torch.device("meta"):
         decoder = Decoder(recipe.model.decoder_config(), mixer, recipe.mixer.options)
     if where.type == "meta":
         return decoder.to(dtype)
@@ -322,6 +324,32 @@ def build(
             raise RecipeError("\n".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in differing))
         return remix(source, mixer, recipe.mixer.options, seed=recipe.seed, config=recipe.model.decoder_config())
     return materialize(decoder, recipe.seed, device=where, dtype=dtype)
+
+
+@contextmanager
+def in_words(mixer: str) -> Iterator[None]:
+    """Say of whatever a mixer's code raises while it is built or counted that it is the mixer's.
+
+    Args:
+        mixer: its name.
+
+    Raises:
+        MixerError: something was raised.
+    """
+    try:
+        yield
+    except MixerzooError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {shown_text(error)} ({Path(last.filename).name}:{last.lineno})"
+        raise MixerError(f"mixer {mixer!r} cannot be built with these options on this decoder: {reason}") from error
+
+
+def shown_text(error: Exception) -> str:
+    """The first line of an error's own words, cut short."""
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else ""
 
 
 def json_schema() -> dict[str, Any]:

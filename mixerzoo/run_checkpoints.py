@@ -108,7 +108,7 @@ def _why_not(folder: Path, step: int, run: str) -> Iterator[str]:
         yield str(error)
         return
     if manifest.get("run") != run:
-        yield f"{folder} belongs to another run (by its {MANIFEST_FILE})"
+        yield f"{folder} belongs to another run (its {MANIFEST_FILE} has another run_id than run.json)"
     if manifest.get("step") != step:
         yield f"{folder} was taken after step {manifest.get('step')} (by its {MANIFEST_FILE}), and was renamed"
     entries = manifest["files"]
@@ -199,3 +199,7 @@ def remove_leftovers(directory: Path) -> None:
     for path, name in files.unfinished_in(directory):
         if _COMPLETE.fullmatch(name.removesuffix(_DAMAGED)):
             files.remove(path)
+    for _, folder in complete_checkpoints(directory):
+        for path, name in files.unfinished_in(folder):
+            if name == MANIFEST_FILE:
+                files.remove(path)

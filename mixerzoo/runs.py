@@ -33,7 +33,7 @@ from mixerzoo import files
 from mixerzoo.data import PreparedData
 from mixerzoo.errors import MixerError, RecipeError, RunError
 from mixerzoo.json_files import read_object, to_json
-from mixerzoo.manifest import MANIFEST_FILE, write_manifest
+from mixerzoo.manifest import MANIFEST_FILE, check_files, write_manifest
 from mixerzoo.model_card import CARD_FILE
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.registry import load_registry
@@ -288,9 +288,8 @@ class RunDirectory:
             lines = [f"  {key}: {how}" for key, how in differing.items()]
             hint = "\ntrain.steps can only grow" if "train.steps" in differing else ""
             raise RunError(
-                f"{self.path} was started with another recipe, so it cannot be resumed with this one:\n"
-                + "\n".join(lines)
-                + hint
+                f"{self.path} was started with another recipe (its {RECIPE_FILE}), so it cannot be resumed with this "
+                "one:\n" + "\n".join(lines) + hint
             )
         self.check_data(fingerprint)
 
@@ -303,7 +302,7 @@ class RunDirectory:
         if self._record().get("data_fingerprint") != fingerprint:
             raise RunError(
                 f"{self.path}: the data changed since the run was started (other files, or another Python for "
-                "the source 'stdlib'), so its text and its tokenizer are no longer the run's"
+                f"the source 'stdlib'), so its text and its tokenizer are no longer those of its {RUN_FILE}"
             )
 
     def check_initial(self, fingerprint: str | None) -> None:
@@ -313,7 +312,9 @@ class RunDirectory:
             RunError: the checkpoint of the recipe's ``model.init_from`` changed.
         """
         if self._record().get("initial_weights") != fingerprint:
-            raise RunError(f"{self.path}: the weights of model.init_from changed since the run was started")
+            raise RunError(
+                f"{self.path}: the weights of model.init_from changed since the run was started (by its {RUN_FILE})"
+            )
 
     def check_there(self) -> None:
         """Refuse to write into a directory that was removed while training.
@@ -385,6 +386,18 @@ def home_of(checkpoint: Path) -> Path:
     whole = checkpoint.resolve()
     shared = whole.parent.name == CHECKPOINTS and not (checkpoint / "tokenizer.json").exists()
     return whole.parent.parent if shared else checkpoint
+
+
+def check_tokenizer(checkpoint: Path) -> None:
+    """Refuse a tokenizer, or ends of text, other than the run wrote beside a checkpoint.
+
+    Args:
+        checkpoint: a run, a checkpoint within one, or any other, which passes.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    check_files(home_of(checkpoint), (*_TOKENIZER, GENERATION_FILE))
 
 
 def _blank(path: Path) -> bool:

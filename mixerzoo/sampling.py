@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +33,10 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, t
         MixerzooError: an argument is out of its range, or no number.
     """
     for name, value, kind, words in (
-        ("max_new_tokens", max_new_tokens, int, "a whole number"),
-        ("temperature", temperature, int | float, "a number"),
-        ("top_k", 1 if top_k is None else top_k, int, "a whole number"),
-        ("top_p", 1.0 if top_p is None else top_p, int | float, "a number"),
+        ("max_new_tokens", max_new_tokens, Integral, "a whole number"),
+        ("temperature", temperature, Real, "a number"),
+        ("top_k", 1 if top_k is None else top_k, Integral, "a whole number"),
+        ("top_p", 1.0 if top_p is None else top_p, Real, "a number"),
     ):
         if not isinstance(value, kind) or isinstance(value, bool):
             raise MixerzooError(f"{name} is {value!r}; it must be {words}")
@@ -44,13 +46,19 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, t
         raise MixerzooError(
             f"max_new_tokens is {max_new_tokens}; it must be at most {MOST_TOKENS}: beyond, positions are not exact"
         )
-    # Compared, and not asked of math, which cannot hold every whole number.
-    if not 0 <= temperature <= sys.float_info.max:
+    if not (temperature >= 0 and _is_finite(temperature)):
         raise MixerzooError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
     if top_k is not None and top_k < 1:
         raise MixerzooError(f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise MixerzooError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond float64
+        return False
 
 
 def check_seed(seed: int) -> None:
@@ -95,9 +103,9 @@ def choose(
         return logits.argmax(-1)
     logits = logits.double()
     if top_k is not None and top_k < logits.size(-1):
-        logits = logits.masked_fill(~_first_k(logits, top_k), -math.inf)
+        logits = logits.masked_fill(~_first_k(logits, int(top_k)), -math.inf)
     # The largest is 0 before the division, so nothing overflows: e⁰ is one of the terms.
-    probabilities = ((logits - largest) / max(temperature, _COLDEST)).softmax(-1)
+    probabilities = ((logits - largest) / max(float(temperature), _COLDEST)).softmax(-1)
     if top_p is not None and top_p < 1:
         # By logits, which differ even where a high temperature makes the probabilities equal.
         index = logits.sort(dim=-1, descending=True, stable=True).indices
@@ -115,7 +123,7 @@ def _first_k(logits: Tensor, k: int) -> Tensor:
     return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
-def end_ids(end_of_text: int | Sequence[int] | None, vocab_size: int) -> list[int]:
+def end_ids(end_of_text: int | Collection[int] | None, vocab_size: int) -> list[int]:
     """The ids that end a text.
 
     Args:
@@ -125,8 +133,10 @@ def end_ids(end_of_text: int | Sequence[int] | None, vocab_size: int) -> list[in
     Raises:
         MixerzooError: one is no id below V.
     """
-    given = [] if end_of_text is None else [end_of_text] if isinstance(end_of_text, int) else list(end_of_text)
+    given: list[Any] = [] if end_of_text is None else [end_of_text]
+    if isinstance(end_of_text, list | tuple | set | frozenset):
+        given = list(end_of_text)
     for each in given:
-        if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each < vocab_size:
+        if not isinstance(each, Integral) or isinstance(each, bool) or not 0 <= int(each) < vocab_size:
             raise MixerzooError(f"end_of_text is {each!r}; it must be a token's id, from 0 to {vocab_size - 1}")
-    return given
+    return [int(each) for each in given]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from mixerzoo import __version__
 from mixerzoo.attention import check_backend
 from mixerzoo.checkpoint_files import weights_fingerprint
 from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
@@ -22,24 +21,23 @@ from mixerzoo.decoder import Decoder
 from mixerzoo.environment import launch, notices, recipe_decides
 from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
 from mixerzoo.evaluate import accounting
+from mixerzoo.feasibility import check_data, check_size
 from mixerzoo.files import sha256, write_text
 from mixerzoo.hf.trainer import MixerZooTrainer, learning_rates
 from mixerzoo.interrupts import Interrupts
 from mixerzoo.json_files import to_json
 from mixerzoo.manifest import check_files
-from mixerzoo.model_card import CARD_FILE, model_card
+from mixerzoo.model_card import CARD_FILE
 from mixerzoo.recipe import Recipe, build, load_recipe, parse_recipe
 from mixerzoo.reporter import Reporter
 from mixerzoo.run_callback import RunCallback, check_finite, score_validation, tokens_per_second
+from mixerzoo.run_card import run_card
 from mixerzoo.run_checkpoints import newest_whole, tidy
 from mixerzoo.run_log import METRICS_FILE, read_metrics_file
 from mixerzoo.runs import GENERATION_FILE, RunDirectory
 from mixerzoo.yaml_source import YamlSource
 
 __all__ = ["Reporter", "evaluate_run", "train"]
-
-#: Times that the training text may be seen without a word: up to about four, repetition costs next to nothing.
-_EPOCHS = 4
 
 
 @recipe_decides()
@@ -86,13 +84,11 @@ def train(
     recipe = _read(recipe)
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
-    for text in notices(compiled=recipe.train.compile):
-        reporter.notice(text)
+    _say(reporter, notices(compiled=recipe.train.compile))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
     check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
-    if recipe.model.vocab_size is not None or recipe.data.vocab_size is not None:
-        build(recipe, device="meta")
+    _say(reporter, check_size(recipe))
     run = RunDirectory(Path(directory).resolve())
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""
     with Interrupts(hold=save_on_interrupt, say=say) as interrupts, _memory_in_words():
@@ -104,6 +100,11 @@ def train(
         with run.claimed():
             check()  # another process may have begun and ended a run since
             return work.train(resume)
+
+
+def _say(reporter: Reporter, texts: Iterable[str]) -> None:
+    for text in texts:
+        reporter.notice(text)
 
 
 def _read(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
@@ -175,9 +176,9 @@ class _Work:
                 reporter.notice(f"{run.path} is already finished; its figures:")
                 return run.result()
             start = self._newest(longer)
+        _say(reporter, (*data.notices, *check_data(self.recipe, data)))
         decoder = self._begin(data, start, resume)
         windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length)
-        self._notices(len(windows))
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
         trainer.add_callback(
@@ -239,15 +240,6 @@ class _Work:
             for mended in run.go_on(self.recipe, data, start.checkpoint):
                 self.reporter.notice(mended)
         return decoder
-
-    def _notices(self, num_windows: int) -> None:
-        train = self.recipe.train
-        epochs = train.steps * train.batch_size * train.accumulation * launch().world_size / max(1, num_windows)
-        if epochs > _EPOCHS:
-            self.reporter.notice(
-                f"{train.steps:,} steps see the training text {epochs:,.1f} times; beyond about {_EPOCHS} times, "
-                "repetition teaches less and less: more text would serve better"
-            )
 
     def _validation_missing(self, start: _Start) -> bool:
         """Whether a validation is due at the step that training goes on from.
@@ -384,25 +376,3 @@ def evaluate_run(
         final = score_validation(decoder, recipe, data, None, reporter.final_validation)
     text = {"validation_text": sha256(data.directory / "validation.txt")}
     return {**final.to_dict(), **_yardsticks(data, reporter), **accounting(decoder), **text}
-
-
-def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
-    """The README.md of a run directory."""
-    start = "" if recipe.model.init_from is None else f", from the weights of `{recipe.model.init_from}`"
-    figures = {
-        "bits per byte": (result["bits_per_byte"], ".4f"),
-        "perplexity per token": (result["perplexity"], ".3f"),
-        "byte-bigram model, bits per byte": (result["bigram_bits_per_byte"], ".4f"),
-        "xz, bits per byte": (result["xz_bits_per_byte"], ".4f"),
-        "KV cache, bytes per token": (result["kv_bytes_per_token"], ","),
-        "in flight, bytes per token": (result["in_flight_bytes_per_token"], ","),
-    }
-    rows = "\n".join(f"| {name} | {value:{form}} |" for name, (value, form) in figures.items() if value is not None)
-    origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source
-`{recipe.data.source.name}`{start}. The recipe is in `recipe.yaml`, the versions and the
-data's fingerprint in `run.json`.
-
-| validation | |
-|---|---|
-{rows}"""
-    return model_card(recipe.mixer.name, result["parameters"], origin=origin)

@@ -51,6 +51,8 @@ _INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?")
 #: What other readers take for a boolean.
 _OLD_BOOL = re.compile(r"y|n|yes|no|on|off", re.IGNORECASE)
+#: Text that no reader takes for something else, unless it is a word or a number, which the library knows.
+_PLAIN = re.compile(r"[\w./ +-]*")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 #: Line breaks to the library, and to YAML 1.1, but not to YAML 1.2.
 _OLD_BREAK = re.compile("[\x85\u2028\u2029]")
@@ -312,7 +314,8 @@ class _Representer(SafeRepresenter):
     """Writes what readers of YAML 1.1 read as the same."""
 
     def represent_text(self, value: str) -> Any:
-        return self.represent_scalar(_TAG + "str", value, style="'" if _OLD_BOOL.fullmatch(value) else None)
+        plain = _PLAIN.fullmatch(value) and not _OLD_BOOL.fullmatch(value)
+        return self.represent_scalar(_TAG + "str", value, style=None if plain else "'")
 
     def represent_number(self, value: float) -> Any:
         text = repr(value)

@@ -568,3 +568,43 @@ def test_a_plain_plan() -> None:
     plan = Plan.plain((0, 1, 1, 2))
     assert plan == Plan(order=(0, 1, 1, 2), k_slot=(0, 1, 2, 3), v_slot=(0, 1, 2, 3), windows=(None,) * 4)
     assert all(plan.owns_k(step) and plan.owns_v(step) for step in range(4))
+
+
+@given(
+    windows=st.lists(st.sampled_from([None, 1, 3]), min_size=1, max_size=3),
+    doings=st.lists(st.sampled_from(["append", "crop", "reorder", "reset"]), max_size=12),
+    inference=st.booleans(),
+)
+def test_fixed_storage_stays_where_it_is(windows: list[int | None], doings: list[str], inference: bool) -> None:
+    with torch.inference_mode(mode=inference):
+        cache = new_cache(windowed(*windows), 2, max_length=24, max_rollback=4)
+        twin = cache.copy()
+    addresses = [[data.data_ptr() for data in _tensors(one)] for one in (cache, twin)]
+    for one, before in zip((cache, twin), addresses, strict=True):
+        for doing in doings:
+            # Whatever mode it was made in.
+            with torch.inference_mode(mode=not inference):
+                if doing == "append":
+                    feed(one, numbered(2, 2))
+                elif doing == "crop":
+                    one.crop(max(0, one.length - 1))
+                elif doing == "reorder":
+                    one.reorder(torch.tensor([1, 0]))
+                else:
+                    one.reset()
+        assert [data.data_ptr() for data in _tensors(one)] == before
+        assert all(data._dynamo_static_input_type for data in _tensors(one))  # type: ignore[attr-defined]
+    assert not {*addresses[0]} & {*addresses[1]}
+
+
+def test_gradients_leave_no_trace_in_fixed_storage_that_is_reset() -> None:
+    cache = new_cache(windowed(None, 2), max_length=8)
+    feed(cache, numbered(1, 3).requires_grad_())
+    cache.reset()
+    assert not any(data.requires_grad for data in _tensors(cache))
+    feed(cache, numbered(1, 3))
+
+
+def _tensors(cache: KVCache) -> list[Tensor]:
+    assert isinstance(cache._length, Tensor)
+    return [cache._length, *cache._keys.values(), *cache._values.values()]

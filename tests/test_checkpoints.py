@@ -187,7 +187,7 @@ def test_a_truncated_file(saved: Path, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "damaged: "), (b"", "damaged: "), (b"[1]", "damaged: expected a JSON object"), (b"\xff\xfe", "damaged: ")],
+    [(b"{", "damaged: "), (b"", "is empty"), (b"[1]", "damaged: expected a JSON object"), (b"\xff\xfe", "damaged: ")],
 )
 def test_a_corrupt_config(saved: Path, content: bytes, message: str) -> None:
     (saved / "config.json").write_bytes(content)
@@ -719,15 +719,15 @@ def test_a_model_without_its_head(ours: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("num_hidden_layers", 10**12),
-        *((key, 10**18) for key in ("hidden_size", "intermediate_size", "vocab_size")),
-        ("num_attention_heads", 10**18),
-        ("head_dim", 10**18),
+        ("num_hidden_layers", 100),
+        *((key, 4096) for key in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "head_dim")),
     ],
 )
-def test_sizes_far_beyond_the_weights(key: str, value: int, saved: Path) -> None:
+def test_sizes_beyond_the_weights(key: str, value: int, saved: Path) -> None:
     rewrite_config(saved, **{key: value})
     assert f"{key} is {value}, " in refusal(saved)
+    rewrite_config(saved, **{key: 10**18})
+    assert f"{key}" in refusal(saved)
 
 
 @pytest.mark.parametrize(

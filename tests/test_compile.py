@@ -124,6 +124,66 @@ def test_prefill_and_steps_are_two_graphs_for_any_number_of_caches() -> None:
         assert counting.graphs == 2
 
 
+class MutatedInputs:
+    """A backend that finds what a graph writes to: where any of it may move, no CUDA graph can be made."""
+
+    def __init__(self) -> None:
+        self.inner = torch._dynamo.lookup_backend("aot_eager")
+        self.moving: list[list[str]] = []
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Tensor], **options: Any) -> Any:
+        written = {node.args[0] for node in module.graph.nodes if str(node.target).endswith("_") and node.args}
+        places = [node for node in module.graph.find_nodes(op="placeholder") if node in written]
+        assert places
+        static = [node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type") for node in places]
+        self.moving.append([node.name for node, kind in zip(places, static, strict=True) if kind is None])
+        return self.inner(module, inputs, **options)
+
+
+WINDOWED = zoo.planned_case((0, 1, 2, 3), (0, 1, 2, 3), 3, None, 3, None)
+
+
+@pytest.mark.parametrize("case", [Case("residual"), Case("depth_attention"), WINDOWED], ids=str)
+def test_a_step_writes_only_to_tensors_that_stay_where_they_are(case: Case) -> None:
+    decoder, seen = small(case), MutatedInputs()
+    compiled = torch.compile(decoder, fullgraph=True, backend=seen)
+    tokens, prompts = some_tokens(2, 8), some_tokens(2, 8, seed=1)
+    with torch.inference_mode():
+        cache = decoder.new_cache(2, 10)
+    addresses = _addresses(cache)
+    for mode in (torch.no_grad, torch.inference_mode):
+        for given in (tokens, prompts):
+            with mode():
+                logits = torch.cat([compiled(token, cache) for token in given.split(1, dim=1)], dim=1)
+                assert_close(logits, decoder(given))
+            assert _addresses(cache) == addresses
+            cache.reset()
+    # Inference mode has a graph of its own; a second prompt over the same cache has not.
+    assert seen.moving == [[], []]
+
+
+@torch.no_grad()
+def test_nothing_is_compiled_from_the_second_token_on() -> None:
+    decoder = small(Case("depth_attention"))
+    compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    cache = decoder.new_cache(2, 10)
+    first, *others = some_tokens(2, 9).split(1, dim=1)
+    compiled(first, cache)
+    before = dict(torch._dynamo.utils.counters["stats"])
+    for token in others:
+        compiled(token, cache)
+    for _ in range(2):
+        cache.reset()
+        compiled(first, cache)
+    assert dict(torch._dynamo.utils.counters["stats"]) == before
+    assert before["unique_graphs"] == 1
+
+
+def _addresses(cache: mixerzoo.KVCache) -> list[int]:
+    return [data.data_ptr() for data in (cache._length, *cache._keys.values(), *cache._values.values())]
+
+
 def test_generation_with_a_compiled_decoder() -> None:
     decoder, counting = small(Case("depth_attention")), Counting("aot_eager")
     compiled = torch.compile(decoder, fullgraph=True, backend=counting)

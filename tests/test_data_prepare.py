@@ -30,11 +30,15 @@ from mixerzoo.data import (
     TextTokenizer,
     TokenWindows,
     default_cache_dir,
+    entry,
     prepare,
     write,
+    yardsticks,
 )
-from mixerzoo.data.entry import new_entry, open_entry
+from mixerzoo.data.entry import DamagedEntry, new_entry, open_entry
+from mixerzoo.data.tokens import TokenFile
 from mixerzoo.errors import DataError
+from mixerzoo.files import sha256
 
 DOCUMENTS = [f"Document {number}.\n" + "Ünï words\n" * number for number in range(30)]
 
@@ -63,7 +67,7 @@ def config(pattern: str, **changes: object) -> DataConfig:
 
 
 def documents_of(prepared: PreparedData, side: str) -> list[str]:
-    tokens = getattr(prepared, side).tokens
+    tokens = np.asarray(getattr(prepared, side).tokens)
     ends = np.flatnonzero(tokens == prepared.tokenizer.end_of_text_id)
     parts = np.split(tokens, ends + 1)
     assert len(parts[-1]) == 0
@@ -79,9 +83,8 @@ def test_every_document_is_there(corpus: str, tokenizer: object) -> None:
     assert prepared.train.num_bytes == sum(len(text.encode()) for text in train)
     assert prepared.validation.num_bytes == sum(len(text.encode()) for text in validation)
     assert prepared.train.tokens.dtype == np.uint16
-    assert isinstance(prepared.train.tokens, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
-        prepared.train.tokens[0] = 1
+        prepared.train.tokens[:3][0] = 1
 
 
 def test_small_batches_change_nothing(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +186,11 @@ def empty_it(entry: Path) -> None:
     entry.mkdir()
 
 
+def replace_by_a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 def replace_it_by_a_file(entry: Path) -> None:
     shutil.rmtree(entry)
     entry.write_text("a file")
@@ -199,6 +207,13 @@ def replace_it_by_a_file(entry: Path) -> None:
         lambda entry: (entry / "meta.json").write_text("{"),
         lambda entry: (entry / "meta.json").write_text("[]"),
         lambda entry: (entry / "meta.json").write_text('{"files": {}}'),
+        lambda entry: (entry / "meta.json").write_text("[" * 100_000),
+        lambda entry: (entry / "train.bin").write_bytes(bytes((entry / "train.bin").stat().st_size)),
+        lambda entry: (entry / "validation.txt").write_bytes(bytes((entry / "validation.txt").stat().st_size)),
+        lambda entry: (entry / "meta.json").write_text((entry / "meta.json").read_text().replace("num_bytes", "n", 1)),
+        lambda entry: replace_by_a_pipe(entry / "meta.json"),
+        lambda entry: replace_by_a_pipe(entry / "train.bin"),
+        lambda entry: (entry / "train.bin").rename(entry / "bin") and (entry / "train.bin").mkdir(),
         empty_it,
         replace_it_by_a_file,
     ],
@@ -208,10 +223,142 @@ def test_a_damaged_entry_is_made_again(corpus: str, cache: Path, damage: Callabl
     first = prepare(settings)
     expected = np.array(first.train.tokens)
     damage(first.directory)
-    assert open_entry(first.directory) is None
+    with pytest.raises(DamagedEntry, match="damaged"):
+        open_entry(first.directory)
     again = prepare(settings)
+    assert any(f"{first.directory} is damaged" in notice and "it is made again" in notice for notice in again.notices)
     assert np.array_equal(again.train.tokens, expected)
     assert list(cache.iterdir()) == [again.directory]
+
+
+@given(st.data())
+def test_random_bytes_in_place_of_any_file(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("random")
+    settings = config(save(folder / "corpus", DOCUMENTS[:5]))
+    first = prepare(settings, cache_dir=folder / "cache")
+    expected = np.asarray(first.train.tokens), np.asarray(first.validation.tokens), yardsticks(first)
+    file = data.draw(st.sampled_from(sorted(first.directory.iterdir())))
+    content = bytearray(file.read_bytes())
+    if data.draw(st.booleans()):
+        content[:] = data.draw(st.binary(max_size=40) | st.binary(min_size=len(content), max_size=len(content)))
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    again = prepare(settings, cache_dir=folder / "cache")
+    found = np.asarray(again.train.tokens), np.asarray(again.validation.tokens), yardsticks(again)
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found[:2], expected[:2], strict=True))
+    assert found[2] == expected[2]
+    assert (again.train.num_bytes, again.validation.num_bytes) == (first.train.num_bytes, first.validation.num_bytes)
+
+
+def test_a_permission_is_not_damage(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(config(corpus))
+    stamp = (first.directory / "meta.json").stat().st_mtime_ns
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(first.directory / "meta.json"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mixerzoo.data.entry.read_sealed_json", refuse)
+        with pytest.raises(DataError, match=r"cannot read the prepared text in .*Permission denied .*meta\.json"):
+            prepare(config(corpus))
+    assert (prepare(config(corpus)).directory / "meta.json").stat().st_mtime_ns == stamp
+
+
+def test_checksums_are_computed_once_a_process(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = entry.sha256
+    monkeypatch.setattr(entry, "sha256", lambda file: hashed.append(file.name) or real(file))
+    first = prepare(config(corpus))
+    hashed.clear()
+    prepare(config(corpus))
+    assert not hashed
+    (first.directory / "train.bin").touch()
+    prepare(config(corpus))
+    assert sorted(set(hashed)) == sorted(file.name for file in first.directory.iterdir() if file.name != "meta.json")
+
+
+def test_checksums_are_computed_once_a_launch(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(config(corpus))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    script = (
+        "import sys; from pathlib import Path; from mixerzoo.data import entry; real = entry.sha256\n"
+        "entry.sha256 = lambda file: print(file.name) or real(file)\n"
+        "entry.open_entry(Path(sys.argv[1]))"
+    )
+    (directory,) = (tmp_path / "cache").iterdir()
+
+    def names_hashed(**variables: str) -> int:
+        run = subprocess.run(
+            [sys.executable, "-c", script, str(directory)],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return len(run.stdout.split())
+
+    launch = {"LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "1"}
+    assert [names_hashed(**launch), names_hashed(**launch)] == [6, 0]
+    assert names_hashed(**launch | {"MASTER_PORT": "2"}) == 6
+    assert [names_hashed(), names_hashed()] == [6, 6]
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(corpus: str) -> None:
+    prepared = prepare(config(corpus))
+    windows = TokenWindows(prepared.train.tokens, 8)
+    last = len(windows) - 1
+    expected = windows[last]["input_ids"].tolist()
+    os.truncate(prepared.directory / "train.bin", 20)
+    with pytest.raises(DataError, match=r"train\.bin has become shorter while it was in use"):
+        windows[last]
+    assert len(windows[0]["input_ids"]) == 8
+    again = prepare(config(corpus))
+    assert TokenWindows(again.train.tokens, 8)[last]["input_ids"].tolist() == expected
+
+
+def test_an_entry_that_is_deleted_is_still_read(corpus: str) -> None:
+    tokens = prepare(config(corpus)).train.tokens
+    expected = np.asarray(tokens)
+    shutil.rmtree(tokens.path.parent)
+    assert np.array_equal(tokens[:], expected)
+    with pytest.raises(DataError, match=r"cannot read .*train\.bin: No such file"):
+        pickle.loads(pickle.dumps(tokens))
+
+
+class TestNotices:
+    def test_none_where_all_is_as_asked(self, tmp_path: Path) -> None:
+        documents = [f"line {number}\n" * 400 for number in range(43)]
+        prepared = prepare(config(save(tmp_path / "a", documents), validation_fraction=0.05))
+        assert prepared.notices == ()
+        assert prepared.held_out == pytest.approx(0.05, rel=0.2)
+
+    def test_a_share_that_whole_documents_do_not_give(self, tmp_path: Path) -> None:
+        prepared = prepare(config(save(tmp_path / "a", ["a" * 40, "b" * 50, "c" * 60]), validation_fraction=0.05))
+        (notice,) = prepared.notices
+        assert f"{prepared.held_out:.2%} of the text is held out" in notice
+        assert "asks for 5.00%" in notice
+        named = TextSource(
+            paths=(str(tmp_path / "a" / "000.txt"),), validation_paths=(str(tmp_path / "a" / "001.txt"),)
+        )
+        assert prepare(config("", source=named)).notices == ()
+
+    def test_a_vocabulary_that_the_text_does_not_fill(self, tmp_path: Path) -> None:
+        corpus = save(tmp_path / "a", ["some words " * 300 + str(number) for number in range(9)])
+        settings = config(corpus, tokenizer=BpeTokenizer(vocab_size=50_304))
+        for prepared in (prepare(settings), prepare(settings)):
+            (notice,) = (notice for notice in prepared.notices if "tokenizer" in notice)
+            assert f"asked for 50,304 tokens, and the text fills {prepared.tokenizer.vocab_size}:" in notice
+
+    def test_a_pretrained_vocabulary_larger_than_the_text(self, corpus: str, tmp_path: Path) -> None:
+        from tokenizers import Tokenizer, models
+
+        words = {"[UNK]": 70_000, "</s>": 1}
+        Tokenizer(models.WordLevel(words, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+        tokenizer = PretrainedTokenizer(path=str(tmp_path / "tokenizer.json"))
+        prepared = prepare(config(corpus, tokenizer=tokenizer))
+        assert any("has 70,001 tokens" in notice for notice in prepared.notices)
 
 
 SCRIPT = """
@@ -228,7 +375,7 @@ def progress(stage, done, total):
 source = TextSource(paths=(sys.argv[1],))
 config = DataConfig(source=source, tokenizer=BytesTokenizer(), sequence_length=8, validation_fraction=0.2)
 prepared = prepare(config, cache_dir=Path(sys.argv[2]), progress=progress)
-print(prepared.fingerprint, int(prepared.train.tokens.astype(int).sum()))
+print(prepared.fingerprint, sum(map(int, prepared.train.tokens)))
 """
 
 
@@ -247,7 +394,7 @@ def test_processes_that_race_all_end_well(corpus: str, cache: Path, tmp_path: Pa
     answers = {racer.communicate()[0] for racer in racers}
     assert [racer.returncode for racer in racers] == [0, 0]
     prepared = prepare(config(corpus))
-    assert answers == {f"{prepared.fingerprint} {int(prepared.train.tokens.astype(int).sum())}\n"}
+    assert answers == {f"{prepared.fingerprint} {sum(map(int, prepared.train.tokens))}\n"}
     assert list(cache.iterdir()) == [prepared.directory]
 
 
@@ -304,6 +451,9 @@ def test_default_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert default_cache_dir() == tmp_path / "xdg" / "mixerzoo"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache_dir() == tmp_path / ".cache" / "mixerzoo"
+    monkeypatch.setenv("MIXERZOO_CACHE", "~nosuchuser0/cache")
+    with pytest.raises(DataError, match="no home directory of that user"):
+        default_cache_dir()
 
 
 def test_the_standard_library_can_be_prepared() -> None:
@@ -312,7 +462,7 @@ def test_the_standard_library_can_be_prepared() -> None:
     )
     prepared = prepare(settings)
     assert prepared.train.num_bytes + prepared.validation.num_bytes <= 300_000
-    assert int(prepared.train.tokens.max()) < 512
+    assert max(prepared.train.tokens) < 512
     assert not set(documents_of(prepared, "train")) & set(documents_of(prepared, "validation"))
 
 
@@ -349,10 +499,29 @@ class TestTokenWindows:
         copy = pickle.loads(pickle.dumps(TokenWindows(part, 4)))
         assert copy[0]["input_ids"].tolist() == part[:4].tolist()
 
+    @given(st.data())
+    def test_ids_in_a_file_are_an_array(self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+        ids = np.array(data.draw(st.lists(st.integers(0, 2**32 - 1), max_size=20)), dtype="<u4")
+        path = tmp_path_factory.mktemp("ids") / "ids.bin"
+        path.write_bytes(ids.tobytes())
+        tokens = TokenFile(path, "<u4", len(ids))
+        where = data.draw(st.slices(len(ids)))
+        assert tokens[where].tolist() == ids[where].tolist()
+        assert list(tokens) == ids.tolist()
+        assert (tokens.shape, tokens.dtype, tokens.nbytes, len(tokens)) == (ids.shape, ids.dtype, ids.nbytes, len(ids))
+        assert np.asarray(tokens, dtype=np.int64).tolist() == ids.tolist()
+        for place in range(-len(ids), len(ids)):
+            assert tokens[place] == ids[place]
+        for outside in (len(ids), -len(ids) - 1):
+            with pytest.raises(IndexError):
+                tokens[outside]
 
-def test_meta_names_the_sizes(corpus: str) -> None:
+
+def test_meta_names_sizes_and_checksums(corpus: str) -> None:
     prepared = prepare(config(corpus))
     meta = json.loads((prepared.directory / "meta.json").read_text())
     sizes = {file.name: os.path.getsize(file) for file in prepared.directory.iterdir()}
-    assert meta["files"] == {name: size for name, size in sizes.items() if name != "meta.json"}
+    written = {name: {"bytes": size, "sha256": sha256(prepared.directory / name)} for name, size in sizes.items()}
+    del written["meta.json"]
+    assert meta["files"] == written
     assert meta["train"]["num_tokens"] * 2 == sizes["train.bin"]

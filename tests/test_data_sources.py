@@ -293,13 +293,32 @@ class TestPathsThatAreOdd:
         (tmp_path / "up").symlink_to(tmp_path)
         with pytest.raises(DataError, match=r"a link to nothing or to itself: .*a\.txt"):
             read([tmp_path / "a.txt"])
+        # With two of them, ever longer paths would be looked at for ever.
+        (tmp_path / "again").symlink_to(tmp_path)
         write(tmp_path / "c.txt", "c")
-        assert read([tmp_path / "**" / "*.txt"]) == ["c"]
+        write(tmp_path / "deep" / "er" / "d.txt", "d")
+        write(tmp_path / ".hidden" / "e.txt", "e")
+        assert read([tmp_path / "**" / "*.txt"]) == ["c", "d"]
+        assert read([tmp_path / "d*" / "**"]) == ["d"]
+        assert read([tmp_path / "**" / "er" / "**" / "d.*"]) == ["d"]
 
     @pytest.mark.parametrize("name", ["a\0b", "a\0*", "a" * 5000, "*" + "a" * 5000, ""])
     def test_names_that_no_file_has(self, name: str) -> None:
         with pytest.raises(DataError):
             read([name])
+
+    def test_a_folder_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "deep" / "a.txt", "a")
+        real = os.scandir
+
+        def refuse(path: str) -> object:
+            if str(path).endswith("deep"):
+                raise PermissionError(13, "Permission denied", path)
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(DataError, match=r"cannot look for .*: Permission denied \(.*deep\)"):
+            read([tmp_path / "**" / "*.txt"])
 
     def test_a_file_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write(tmp_path / "a.txt", "a")

@@ -80,8 +80,8 @@ def share(documents: Sequence[str], fraction: float) -> float:
 long_documents = st.builds(
     lambda words, count: "".join(f"{word} {number}\n" for number in range(count) for word in words),
     st.lists(st.text("aé語 ", min_size=1, max_size=9), min_size=1, max_size=4),
-    st.integers(100, 3000),
-).filter(lambda text: len(text.encode()) > 1024)
+    st.integers(350, 3000),
+)
 
 
 @given(st.lists(long_documents, min_size=1, max_size=50), fractions)
@@ -102,6 +102,16 @@ def test_one_long_document_among_short_ones() -> None:
     for name in range(8):
         giant = f"{name}\n" * 500_000
         assert share([*documents, giant], 0.05) == pytest.approx(0.05, rel=0.2)
+
+
+def test_one_long_line_stays_whole() -> None:
+    for name in range(8):
+        documents = [*(f"short {number}" for number in range(7)), f"{name} " * 100_000]
+        train, validation = sides(documents, 0.05)
+        assert sorted(train + validation) == sorted(documents)
+        # The rest is too little, and the long line would be far too much.
+        assert documents[-1] in train
+        assert validation
 
 
 def test_near_shares_are_those_of_the_hashes_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,12 @@ class TestPretrained:
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(DataError, match=r"tokenizer .*tokenizer\.json"):
             TextTokenizer.load(tmp_path)
+
+    def test_odd_paths(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "tokenizer.json")
+        for path in (str(tmp_path), str(tmp_path / "tokenizer.json"), "~nosuchuser0/a", "/dev/null"):
+            with pytest.raises(DataError):
+                TextTokenizer.pretrained(path)
 
     def test_another_format_alone(self, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")

@@ -7,6 +7,7 @@ import json
 import lzma
 import math
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -83,12 +84,33 @@ def test_computed_once(prepared: PreparedData) -> None:
     assert yardsticks(prepared) == figures
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"bigram_bits_per_byte": null, "xz_bits_per_byte": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", "[" * 100_000, '{"bigram_bits_per_byte": 1, "xz_bits_per_byte": 1}', '{"sha256_of_the_rest": 1}'],
+)
 def test_a_damaged_file_is_computed_again(prepared: PreparedData, content: str) -> None:
     figures = yardsticks(prepared)
+    kept = (prepared.directory / "yardsticks.json").read_text()
     (prepared.directory / "yardsticks.json").write_text(content)
     assert yardsticks(prepared) == figures
-    assert json.loads((prepared.directory / "yardsticks.json").read_text()) == figures
+    assert (prepared.directory / "yardsticks.json").read_text() == kept
+
+
+def test_a_figure_that_was_changed_is_not_believed(prepared: PreparedData) -> None:
+    figures = yardsticks(prepared)
+    path = prepared.directory / "yardsticks.json"
+    path.write_text(path.read_text().replace("1", "2", 1))
+    assert yardsticks(prepared) == figures
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sys.modules["mixerzoo.data.yardsticks"], "write_text", refuse)
+    figures = yardsticks(prepared)
+    assert not (prepared.directory / "yardsticks.json").exists()
+    assert yardsticks(prepared) == figures
 
 
 def test_an_entry_that_is_gone(prepared: PreparedData) -> None:

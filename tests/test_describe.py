@@ -11,11 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixerzoo import Decoder, Mixer, ModelConfig, Plan, Recipe, Site, build, load_registry
+from mixerzoo.data import prepare
 from mixerzoo.describe import count_costs, describe, flops_per_token
-from mixerzoo.errors import RecipeError
+from mixerzoo.errors import MixerError, RecipeError
+from mixerzoo.feasibility import check_data, check_size, free_bytes
 from mixerzoo.picture import MAX_ROWS, picture
 from mixerzoo.recipe import parse_recipe
 from mixerzoo.yaml_source import YamlSource
+from runs import tiny_recipe
 
 #: hidden, MLP, layers, query heads, key/value heads, stride, parameters as the paper writes them.
 PAPER_SIZES = {
@@ -223,7 +226,7 @@ def test_to_dict_is_json_with_plain_keys() -> None:
     }
     assert set(found["residual"]) == set(found["extra_percent"]) == costs
     assert set(found) == costs | {
-        "mixer", "model", "sequence_length", "dtype", "residual", "extra_percent", "picture"
+        "mixer", "model", "sequence_length", "dtype", "residual", "extra_percent", "training", "picture"
     }  # fmt: skip
     assert (found["dtype"], found["sequence_length"]) == ("float32", SEQUENCE)
 
@@ -381,3 +384,94 @@ def test_grid_keeps_to_its_width_and_to_one_screen(mixer: dict[str, Any], width:
         # Rows grow: what comes later is blank.
         ends = [len(line) for line in grid[1:-1] if "more rows" not in line]
         assert all(a <= b + 1 for a, b in pairwise(ends))
+
+
+# The whole run.
+
+
+def test_tokens_of_the_run() -> None:
+    recipe = paper_recipe("360M", train={"steps": 30, "batch_size": 4, "accumulation": 2})
+    run = describe(recipe).training
+    assert (run.tokens, run.tokens_per_step, run.devices) == (30 * 4 * 2 * SEQUENCE, 4 * 2 * SEQUENCE, 1)
+
+
+def test_epochs_are_those_of_the_text_as_it_was_last_prepared(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path))
+    recipe = tiny_recipe("train.steps=2000", "data.source.max_bytes=50000")
+    before = describe(recipe).training
+    assert (before.text_tokens, before.epochs, before.notices) == (None, None, ())
+    data = prepare(recipe.data)
+    said = check_data(recipe, data)
+    found = describe(recipe).training
+    assert found.text_tokens == len(data.train.tokens)
+    assert found.epochs == pytest.approx(2000 * 8 * 32 / len(data.train.tokens))
+    assert list(found.notices) == said
+    assert said[0].startswith("The run reads its text ")
+    # Another length is the same text, another sample is not.
+    assert describe(tiny_recipe("data.source.max_bytes=50000", "data.sequence_length=16")).training.text_tokens
+    assert describe(tiny_recipe("data.source.max_bytes=60000")).training.text_tokens is None
+
+
+def test_memory_of_training(monkeypatch) -> None:
+    recipe = paper_recipe("360M", train={"batch_size": 4})
+    found = describe(recipe)
+    memory, parameters = found.training.memory, found.costs.parameters
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+    assert memory.logits == 4 * SEQUENCE * VOCAB * 8
+    assert memory.activations > memory.logits
+    lighter = describe(paper_recipe("360M", train={"batch_size": 4, "activation_checkpointing": True})).training.memory
+    assert lighter.activations < memory.activations
+    assert lighter.optimizer == memory.optimizer
+    # What surely does not fit is refused, what may not fit is said.
+    monkeypatch.setattr("mixerzoo.feasibility.free_bytes", lambda: (memory.least - 1, "this machine"))
+    with pytest.raises(RecipeError, match=r"training needs at least 8\.\d+ GiB \(weights 1\.3.* GiB, gradients"):
+        check_size(recipe)
+    monkeypatch.setattr("mixerzoo.feasibility.free_bytes", lambda: (memory.least, "this machine"))
+    assert check_size(recipe)[0].startswith("Training may need ")
+    monkeypatch.setattr("mixerzoo.feasibility.free_bytes", lambda: (memory.total, "this machine"))
+    assert check_size(recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.batch_size=5000"], r"train\.batch_size is 5000, but the training text is \d+ sequences of"),
+        (
+            ["data.tokenizer={name: bpe, vocab_size: 60000}"],
+            r"vocab_size is 60000, but the training text has \d+ bytes",
+        ),
+    ],
+)
+def test_what_does_not_go_with_the_text(overrides, words, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path))
+    recipe = tiny_recipe("data.source.max_bytes=50000", *overrides)
+    with pytest.raises(RecipeError, match=words):
+        check_data(recipe, prepare(recipe.data))
+
+
+def test_a_large_vocabulary_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path))
+    recipe = tiny_recipe("data.source.max_bytes=50000", "data.tokenizer={name: bpe, vocab_size: 20000}")
+    (large,) = check_data(recipe, prepare(recipe.data))
+    assert large.startswith("The vocabulary of ")
+
+
+def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch) -> None:
+    limit, used = tmp_path / "limit", tmp_path / "used"
+    monkeypatch.setattr("mixerzoo.feasibility._CGROUPS", ((limit, used), (tmp_path / "none", used)))
+    free = free_bytes()[0]
+    limit.write_text("3000000\n")
+    used.write_text("1000000\n")
+    assert free_bytes() == (2_000_000, "this machine")
+    limit.write_text("max\n")
+    assert free_bytes()[0] == pytest.approx(free, rel=0.5)
+
+
+def test_what_a_mixer_raises_while_it_is_built_ends_in_words(monkeypatch) -> None:
+    def breaks(self: Mixer, *_: Any, **__: Any) -> None:
+        raise OverflowError("int too large to convert")
+
+    recipe = paper_recipe("360M", {"name": "residual"})
+    monkeypatch.setattr(load_registry().get("residual").mixer, "__init__", breaks)
+    with pytest.raises(MixerError, match=r"mixer 'residual' cannot be built .*: OverflowError: int too large"):
+        describe(recipe)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.comparison import Checkpoint, Settings, compare
-from mixerzoo.data import TextTokenizer
+from mixerzoo.data import TextFormat, TextTokenizer
 from mixerzoo.errors import DataError
 from mixerzoo.evaluate import score
 from mixerzoo.recipe import build
@@ -33,6 +33,7 @@ from mixerzoo.tasks.local import LOCAL_TASKS, LocalTask
 from mixerzoo.tasks.questions import held_out_documents, last_names, next_lines
 from mixerzoo.tasks.writing import Generation
 from runs import tiny_recipe
+from text_files import chain, write
 
 # lm-eval is large, so CI does without it.
 pytestmark = pytest.mark.slow
@@ -175,6 +176,21 @@ def test_a_text_ends_before_the_first_stop():
     stops = [whole[9], whole[5:7]]
     [text] = model.generate_until(asked("generate_until", ("def ", {"until": stops, "max_gen_toks": 30})))
     assert text == whole[: min(whole.index(stop) for stop in stops)]
+
+
+def test_a_text_ends_at_any_end_that_the_checkpoint_names(tmp_path):
+    place = write(tmp_path / "it")
+    form = TextFormat.load(place)
+    end = form.special_tokens["<|im_end|>"]
+    decoder = chain(place, [*(form.tokenizer.encode(letter)[0] for letter in "abc"), end])
+    request = asked("generate_until", ("a", {"until": [], "max_gen_toks": 7}))
+
+    def answer():
+        return Checkpoint(place, Settings()).language_model(decoder, lambda *progress: None).generate_until(request)
+
+    assert answer() == ["bcabc"]  # the end is a special token, and skipped
+    (place / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    assert answer() == ["bc"]
 
 
 def test_options_of_generation():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import zoo
-from mixerzoo import Decoder, generate, stream
+from mixerzoo import Decoder, TextFormat, TextTokenizer, generate, stream
 from mixerzoo.errors import CacheError, MixerzooError
+from mixerzoo.sampling import choose
 from zoo import Case, some_tokens
 
 every_case = pytest.mark.parametrize("case", zoo.CASES, ids=str)
@@ -198,7 +201,184 @@ def test_samples_follow_the_distribution(options: dict[str, Any], expected: list
         assert abs(share - probability) <= 4 * (probability * (1 - probability) / num_samples) ** 0.5
 
 
+# At the limits.
+
+#: Logits with ties, tokens that are ruled out, and numbers of every size.
+ROWS = st.lists(st.sampled_from([0.0, -0.0, 1.0, 3.5, -1e4, 1e30, -1e30, 1e-30, -math.inf]), min_size=2, max_size=9)
+
+
+def chosen(logits: list[float], seed: int = 0, **options: Any) -> int:
+    row = torch.tensor([logits])
+    return int(choose(row, **{"temperature": 1.0, "top_k": None, "top_p": None, **options}, generator=seeded(seed)))
+
+
+@given(logits=ROWS, temperature=st.floats(5e-324, 1e-40), seed=st.integers(0, 9))
+def test_no_temperature_is_too_small(logits: list[float], temperature: float, seed: int) -> None:
+    assume(max(logits) > -math.inf)
+    assert logits[chosen(logits, seed, temperature=temperature)] == max(logits)
+
+
+@given(logits=ROWS, temperature=st.floats(1e60, 1.7e308), seed=st.integers(0, 9))
+def test_no_temperature_is_too_large(logits: list[float], temperature: float, seed: int) -> None:
+    assume(max(logits) > -math.inf)
+    possible = [place for place, value in enumerate(logits) if value > -math.inf]
+    rows = torch.tensor([logits]).expand(4000, -1)
+    found = choose(rows, temperature, None, None, seeded(seed))
+    shares = torch.bincount(found, minlength=len(logits)) / 4000
+    for place, share in enumerate(shares.tolist()):
+        expected = 1 / len(possible) if place in possible else 0
+        assert abs(share - expected) <= 5 * (expected * (1 - expected) / 4000) ** 0.5
+
+
+@given(logits=ROWS, options=st.sampled_from([{"top_k": 1}, {"top_p": 1e-300}, {"top_p": 1e-300, "top_k": 10**18}]))
+@pytest.mark.parametrize("temperature", [5e-324, 1.0, 1e300])
+def test_the_narrowest_choice_is_greedy_where_tokens_are_equally_likely(
+    logits: list[float], options: dict[str, Any], temperature: float
+) -> None:
+    assume(max(logits) > -math.inf)
+    assert chosen(logits, temperature=temperature, **options) == logits.index(max(logits))
+
+
+@given(logits=ROWS, top_k=st.integers(1, 12), seed=st.integers(0, 9))
+def test_top_k_never_takes_more_than_k(logits: list[float], top_k: int, seed: int) -> None:
+    assume(max(logits) > -math.inf)
+    allowed = sorted(range(len(logits)), key=lambda place: -logits[place])[:top_k]
+    assert chosen(logits, seed, temperature=1e300, top_k=top_k) in allowed
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 1}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize("logits", [[math.nan, 1.0], [1.0, math.inf], [-math.inf, -math.inf], [math.nan] * 3], ids=str)
+def test_logits_that_are_not_finite_are_refused(logits: list[float], options: dict[str, Any]) -> None:
+    with pytest.raises(MixerzooError, match="logits are not finite"):
+        chosen(logits, **options)
+
+
+def test_one_row_that_is_not_finite_is_enough() -> None:
+    with pytest.raises(MixerzooError, match="logits are not finite"):
+        choose(torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), 0.0, None, None, seeded(0))
+
+
+# Lists and texts.
+
+BYTES = TextTokenizer.for_bytes()
+WORDS = ["", "a", "the fox", "é🤷", "<|endoftext|>", "some longer text\n"]
+
+
+@pytest.fixture(scope="module")
+def talker() -> Decoder:
+    return zoo.make(DECODER, vocab_size=257)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_ids_can_be_of_any_integer_type_and_in_lists(dtype: torch.dtype) -> None:
+    decoder, prompt = zoo.shared(DECODER), some_tokens(2, 3)
+    expected = generate(decoder, prompt, max_new_tokens=4)
+    assert torch.equal(generate(decoder, prompt.to(dtype), max_new_tokens=4), expected)
+    assert torch.equal(generate(decoder, prompt.tolist(), max_new_tokens=4), expected)
+    assert torch.equal(generate(decoder, prompt[0].tolist(), max_new_tokens=4), expected[:1])
+    assert torch.equal(generate(decoder, tuple(prompt[0].tolist()), max_new_tokens=4), expected[:1])
+    steps = list(stream(decoder, prompt.tolist(), max_new_tokens=4))
+    assert torch.equal(torch.stack(steps, dim=1), expected[:, 3:])
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 3)
+    plain = generate(decoder, prompt, max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.5, end_of_text=7)
+    options = {
+        "temperature": np.float32(0.5),
+        "top_k": np.int64(4),
+        "top_p": np.float64(0.5),
+        "end_of_text": np.int32(7),
+    }
+    ids = [np.int64(token) for token in prompt[0].tolist()]
+    assert torch.equal(generate(decoder, ids, max_new_tokens=np.int8(3), **options), plain)
+
+
+@pytest.mark.parametrize("text", WORDS)
+@pytest.mark.parametrize("tokenizer", [BYTES, TextFormat(BYTES, end_ids=[10, 32])], ids=["tokenizer", "format"])
+def test_a_text_gives_a_text(text: str, tokenizer: Any, talker: Decoder) -> None:
+    form = TextFormat.of(tokenizer)
+    ids = form.encode_prompt(text)
+    whole = generate(talker, [ids], max_new_tokens=30, end_of_text=sorted(form.end_ids))[0].tolist()
+    ended = next((place for place in range(len(ids), len(whole)) if whole[place] in form.end_ids), len(whole))
+    found = generate(talker, text, max_new_tokens=30, tokenizer=tokenizer)
+    assert found == BYTES.decode(whole[:ended])
+    parts = list(stream(talker, text, max_new_tokens=30, tokenizer=tokenizer))
+    assert text + "".join(parts) == found
+    assert all(parts)
+
+
+@given(texts=st.lists(st.sampled_from(WORDS), min_size=1, max_size=5))
+def test_texts_of_any_lengths_are_each_what_they_are_alone(texts: list[str], talker: Decoder) -> None:
+    found = generate(talker, texts, max_new_tokens=8, tokenizer=BYTES)
+    assert found == [generate(talker, text, max_new_tokens=8, tokenizer=BYTES) for text in texts]
+
+
+def test_a_tokenizer_says_where_rows_of_ids_end() -> None:
+    decoder, prompt = zoo.make(DECODER, vocab_size=257), some_tokens(2, 3)
+    free = generate(decoder, prompt, max_new_tokens=6)
+    form = TextFormat(BYTES, end_ids=free[:, 4].tolist())
+    assert torch.equal(
+        generate(decoder, prompt, max_new_tokens=6, tokenizer=form),
+        generate(decoder, prompt, max_new_tokens=6, end_of_text=[256, *free[:, 4].tolist()]),
+    )
+
+
+@pytest.mark.parametrize("function", [generate, stream])
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        ("text", {}, "the prompt is text, so it takes a tokenizer"),
+        ("text", {"tokenizer": "gpt2"}, "the tokenizer is str; it must be"),
+        ("text", {"tokenizer": BYTES, "left_padding": torch.tensor([0])}, "left_padding goes with ids"),
+        (5, {}, "the prompt is int; it must be ids"),
+        (None, {}, "the prompt is NoneType; it must be ids"),
+        ([], {}, r"at least one token\], got \[1, 0\]"),
+        ([[1, 2], [3]], {}, "rows have 1 to 2 ids; pad the shorter"),
+        ([1, 2.5], {}, r"has 2\.5 where an id should be"),
+        ([True], {}, "has True where an id should be"),
+        ([1, -1], {}, "has the id -1; the decoder's vocabulary has the ids 0 to 18"),
+        ([10**30], {}, "has the id 10+; the decoder's vocabulary"),
+        (torch.tensor([[1, 29]]), {}, "has the id 29; the decoder's vocabulary"),
+        (torch.tensor([[1.0]]), {}, r"the prompt is torch\.float32; ids are whole numbers"),
+        (torch.tensor([[True]]), {}, r"the prompt is torch\.bool; ids are whole numbers"),
+        (torch.zeros(0, 3, dtype=torch.long), {}, "must be .*got .0, 3."),
+    ],
+    ids=str,
+)
+def test_prompts_that_are_none(function: Any, tokens: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MixerzooError, match=message):
+        function(zoo.shared(DECODER), tokens, max_new_tokens=2, **options)
+
+
+def test_lists_of_texts_and_other_things() -> None:
+    for tokens, message in ((["a", 1], "of texts and of something else"), (["a"], "it takes a tokenizer")):
+        with pytest.raises(MixerzooError, match=message):
+            generate(zoo.shared(DECODER), tokens, max_new_tokens=1)  # type: ignore[call-overload]
+    with pytest.raises(MixerzooError, match="a tokenizer has no use"):
+        stream(zoo.shared(DECODER), [1], max_new_tokens=1, tokenizer=BYTES)  # type: ignore[call-overload]
+
+
 # The end.
+
+
+def test_rows_end_at_any_of_several_ends() -> None:
+    decoder, prompt = zoo.shared(DECODER), some_tokens(4, 3)
+    free = generate(decoder, prompt, max_new_tokens=10)
+    ends = sorted({int(free[0, 5]), int(free[1, 6])})
+    stopped = generate(decoder, prompt, max_new_tokens=10, end_of_text=ends)
+    for row in range(4):
+        new = free[row, 3:].tolist()
+        length = next((place + 1 for place, token in enumerate(new) if token in ends), len(new))
+        assert stopped[row, 3 : 3 + length].tolist() == new[:length]
+        # What follows an end is that end.
+        assert set(stopped[row, 3 + length :].tolist()) <= {new[length - 1]}
+
+
+@pytest.mark.parametrize("end", [-1, 29, True, 1.0, [3, None], "a"], ids=str)
+def test_an_end_that_is_no_id(end: Any) -> None:
+    with pytest.raises(MixerzooError, match=r"end_of_text is .*; it must be a token.s id, from 0 to 18"):
+        generate(zoo.shared(DECODER), some_tokens(1, 3), max_new_tokens=2, end_of_text=end)
 
 
 def test_rows_end_on_their_own() -> None:
@@ -272,6 +452,14 @@ def test_stream_works_step_by_step() -> None:
         ({"top_p": 0.0}, r"top_p is 0\.0; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
         ({"top_p": float("nan")}, "top_p is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 10**400}, "temperature is 10+; it must be 0"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"temperature": None}, "temperature is None; it must be a number"),
+        ({"max_new_tokens": 10**9}, "max_new_tokens is 1000000000; it must be at most 16777216"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5; it must be a whole number"),
+        ({"top_k": 1.5}, r"top_k is 1\.5; it must be a whole number"),
+        ({"top_k": True}, "top_k is True; it must be a whole number"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

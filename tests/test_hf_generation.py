@@ -26,6 +26,7 @@ from zoo import Case, assert_close, some_tokens
 
 every_case = pytest.mark.parametrize("case", CHOSEN, ids=str)
 DEPTH = Case("depth_attention", {"stride": 1})
+YOCO = Case("yoco", {"window": 3})
 NUM_NEW = 6
 
 
@@ -64,6 +65,47 @@ def test_a_left_padded_batch_is_ours(case: Case) -> None:
     expected = generate(zoo.shared(case), tokens, max_new_tokens=NUM_NEW, left_padding=padding)
     for options in ({}, {"cache_implementation": "static", "disable_compile": True}):
         assert torch.equal(greedy(shared(case), tokens, attention_mask=mask, **options), expected)
+
+
+#: Ways to generate, and caches, each of which has made masks of its own at some time.
+PADDED_WAYS: tuple[dict[str, Any], ...] = (
+    {"num_beams": 2},
+    {"prefill_chunk_size": 3},
+    {"assistant": True},
+    {"prompt_lookup_num_tokens": 3},
+)
+PADDED_CACHES: tuple[dict[str, Any], ...] = (
+    {},
+    {"cache_implementation": "static", "disable_compile": True},
+    {"use_cache": False},
+)
+
+
+@pytest.mark.parametrize("case", [Case("residual"), DEPTH, Case("cla"), Case("residual", {}, LATENT), YOCO], ids=str)
+@pytest.mark.parametrize("way", PADDED_WAYS, ids=str)
+@pytest.mark.parametrize("cache", PADDED_CACHES, ids=str)
+def test_padding_on_the_left_changes_nothing_however_generated(
+    case: Case, way: dict[str, Any], cache: dict[str, Any]
+) -> None:
+    options = {**way, **cache}
+    drafts = bool({"assistant", "prompt_lookup_num_tokens"} & way.keys())
+    if drafts and cache and ("assistant" not in way or "use_cache" in cache or case is YOCO):
+        pytest.skip("over this cache transformers cannot take drafts back, whatever the model")
+    if drafts and cache and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("this transformers drafts over a dynamic cache alone")
+    if "prefill_chunk_size" in way and "use_cache" in cache:
+        pytest.skip("there is no cache to fill")
+    if drafts and Version(transformers.__version__) < Version("5.22") and (borrows(case) or case is YOCO):
+        pytest.skip("this transformers crops cache layers that hold nothing or have a window, and fails")
+    if options.pop("assistant", False):
+        options["assistant_model"] = shared(Case("residual"))
+    # A draft is of one text.
+    tokens, padding = some_tokens(1 if drafts else 3, 9), torch.tensor([4] if drafts else [0, 2, 5])
+    mask = (torch.arange(9) >= padding[:, None]).long()
+    padded = greedy(shared(case), tokens, attention_mask=mask, **options)
+    for row, start in enumerate(padding.tolist()):
+        alone = greedy(shared(case), tokens[row : row + 1, start:], **options)
+        assert torch.equal(padded[row, start:], alone[0])
 
 
 @every_case

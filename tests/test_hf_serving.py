@@ -194,7 +194,19 @@ def test_transformers_serves_completions(options: list[str], tmp_path: Path) -> 
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mixerzoo.hf", "serve", str(tmp_path), "--device", "cpu", "--port", str(port)]
+    # transformers says in FutureWarnings what it will take away.
+    command = [
+        sys.executable,
+        "-Werror::FutureWarning",
+        "-m",
+        "mixerzoo.hf",
+        "serve",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--port",
+        str(port),
+    ]
     server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     request = urllib.request.Request(
         f"http://localhost:{port}/v1/completions",

@@ -283,7 +283,10 @@ def test_without_a_terminal_there_are_lines(tmp_path):
     assert 6 < bits < 9  # near log2 of 257
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+def test_a_signal_says_how_to_go_on(number, code, word, tmp_path):
     directory = tmp_path / "a run"
     arguments = [str(QUICKSTART), *OVERRIDES, "train.steps=100000", "train.log_interval=4", "--out", str(directory)]
     with subprocess.Popen(
@@ -297,11 +300,12 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
         for line in process.stderr:
             if line.startswith("step 8/"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         last = process.stderr.read().splitlines()[-2:]
-        assert process.wait(60) == 130
-    assert last[0].startswith("Interrupted after step ")
+        assert process.wait(60) == code
+    assert last[0].startswith(f"{word} after step ")
     newest = complete_checkpoints(directory / "checkpoints")[-1][0]
+    assert last[0].startswith(f"{word} after step {newest}.")
     assert f"after step {newest}, the newest checkpoint" in last[0]
     assert last[1].startswith(f"  mixerzoo train {QUICKSTART} ")
     assert last[1].endswith(f"--out '{directory}' --resume")

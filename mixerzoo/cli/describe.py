@@ -53,7 +53,32 @@ def _print(recipe: str, found: Description) -> None:
             cells += [shown(base[key]), _percent(extra[key], own[key])]
         listing.add_row(label, *cells)
     out.print("", listing, "", sep="\n")
+    _print_training(found)
     out.print(found.picture, soft_wrap=True)
+
+
+def _print_training(found: Description) -> None:
+    run, out = found.training, console()
+    listing = table("Training", "")
+    listing.columns[1].justify = "right"
+    listing.columns[1].no_wrap = True
+    on = "" if run.devices == 1 else f" on {run.devices} devices"
+    listing.add_row(f"Tokens of the run{on}", _count(run.tokens))
+    listing.add_row("Tokens per step", _count(run.tokens_per_step))
+    if run.epochs is None or run.text_tokens is None:
+        listing.add_row("Readings of the text", "not known before its first run here")
+    else:
+        listing.add_row("Tokens of the text, as last prepared", _count(run.text_tokens))
+        listing.add_row("Readings of the text", f"{run.epochs:,.3g}")
+    listing.add_row("Memory of weights and gradients", _size(run.memory.weights + run.memory.gradients))
+    listing.add_row("Memory of AdamW's state", _size(run.memory.optimizer))
+    listing.add_row("Memory of activations, an estimate", _size(run.memory.activations))
+    listing.add_row("Memory in all, an estimate", _size(run.memory.total))
+    out.print(listing, "", sep="\n")
+    for text in run.notices:
+        out.print(f"Notice: {text}", soft_wrap=True)
+    if run.notices:
+        out.print()
 
 
 def _count(value: int) -> str:

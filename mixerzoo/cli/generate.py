@@ -85,7 +85,7 @@ def command(
     from mixerzoo.cli.prompts import read_prompts
     from mixerzoo.data.text_format import NO_TEMPLATE
     from mixerzoo.placement import find_dtype
-    from mixerzoo.runs import home_of
+    from mixerzoo.runs import check_tokenizer, home_of
     from mixerzoo.sampling import check_sampling, check_seed
 
     check_sampling(max_new_tokens, temperature, top_k, top_p)
@@ -102,6 +102,7 @@ def command(
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
     where = pick_device(device)
+    check_tokenizer(directory)
     form = TextFormat.load(home_of(directory))
     notices = Notices(form, options, trained_length(directory))
     if chat and form.chat_template is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mixerzoo.errors import CheckpointError
+from mixerzoo.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
     from mixerzoo.cli.chat import Options
@@ -54,13 +54,25 @@ def _tell(notice: str) -> None:
 
 
 def trained_length(directory: Path) -> int | None:
-    """Tokens that a decoder was trained on at once, where its run's recipe or its config.json says so."""
-    from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
-    from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
+    """Tokens that a decoder was trained on at once, where its run's recipe or its config.json says so.
 
-    home = home_of(directory)
-    if (home / RECIPE_FILE).exists():
-        return RunDirectory(home).recipe().data.sequence_length
+    Args:
+        directory: the checkpoint.
+
+    Raises:
+        CheckpointError: config.json cannot be read, or its ``max_position_embeddings`` is no length.
+    """
+    from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
+    from mixerzoo.runs import RunDirectory, home_of
+
+    run = RunDirectory(home_of(directory))
+    if run.begun:
+        try:
+            return run.recipe().data.sequence_length
+        except RunError as error:
+            # The weights are what counts here; a recipe of an older version may be one no more.
+            _tell(f"for which length the decoder was trained is not known: {str(error).splitlines()[-1]}")
+            return None
     length = read_json(directory / CONFIG_FILE).get("max_position_embeddings")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise CheckpointError(

@@ -68,7 +68,8 @@ def command(
     except (KeyboardInterrupt, Terminated) as error:
         if reporter.last_step is not None and rank_of() == 0:
             again = ["mixerzoo", "train", recipe, *(overrides or ()), "--out", str(directory), "--resume"]
-            _say_how_to_go_on(directory, reporter.last_step, shlex.join(again))
+            word = "Interrupted" if isinstance(error, KeyboardInterrupt) else "Terminated"
+            _say_how_to_go_on(directory, f"{word} after step {reporter.last_step}", shlex.join(again))
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 143) from error
     if rank_of() != 0:
         return
@@ -79,10 +80,10 @@ def command(
     typer.echo(f"\nSaved in {directory}. Try: mixerzoo generate {shlex.quote(str(directory))} --prompt 'def '")
 
 
-def _say_how_to_go_on(directory: Path, step: int, command: str) -> None:
+def _say_how_to_go_on(directory: Path, what: str, command: str) -> None:
     from mixerzoo.run_checkpoints import complete_checkpoints
     from mixerzoo.runs import RunDirectory
 
     saved = complete_checkpoints(RunDirectory(directory).checkpoints)
     start = f"after step {saved[-1][0]}, the newest checkpoint" if saved else "at the beginning: no checkpoint yet"
-    typer.echo(f"Interrupted after step {step}. This goes on {start}:\n  {command}", err=True)
+    typer.echo(f"{what}. This goes on {start}:\n  {command}", err=True)

@@ -25,6 +25,7 @@ from mixerzoo.data.split import SplitCorpus, split_documents
 from mixerzoo.data.streaming import TokenStream
 from mixerzoo.data.text_format import TextFormat
 from mixerzoo.data.tokenizer import TextTokenizer
+from mixerzoo.data.tokens import TokenFile
 from mixerzoo.data.yardsticks import yardsticks
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "TextFormat",
     "TextSource",
     "TextTokenizer",
+    "TokenFile",
     "TokenSplit",
     "TokenStream",
     "TokenWindows",

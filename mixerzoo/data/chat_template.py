@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixerzoo.data.files import check_text
 from mixerzoo.errors import DataError
+from mixerzoo.files import read_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -26,6 +27,8 @@ Message = Mapping[str, Any]
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 _DEFAULT = "default"
+# Far more than any template has.
+_MOST_BYTES = 32 << 20
 
 
 class ChatTemplate:
@@ -134,7 +137,7 @@ def _in_files(directory: Path) -> tuple[str, dict[str, str]]:
         if not path.is_file():
             raise DataError(f"{path}: is no file, and should hold a chat template")
         try:
-            found[name] = path.read_text(encoding="utf-8")
+            found[name] = read_bytes(path, _MOST_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: the chat template cannot be read: {error}") from error
     return str(single if _DEFAULT in files else folder), found

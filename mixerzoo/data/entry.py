@@ -6,32 +6,36 @@ An entry is a directory named by its fingerprint::
     tokenizer.json  tokenizer_config.json
     validation.txt  bigrams.npy  what the yardsticks are computed from
     yardsticks.json              appears when they have been
-    meta.json                    counts, and the size of every file above but the last
+    meta.json                    counts, and the size and SHA-256 of every file above but the last
 
-It is written in a directory beside it whose name begins with a dot, and moved into place when complete. After
-a killed process such a directory may stay behind; it is never read and can be deleted.
+It is written in a directory beside it whose name begins with a dot, synced, and moved into place when complete.
+After a killed process such a directory may stay behind; it is never read and can be deleted.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import secrets
 import shutil
-import uuid
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mixerzoo.data import verified
+from mixerzoo.data.sealed import read_sealed_json, to_sealed_json
 from mixerzoo.data.tokenizer import TextTokenizer
+from mixerzoo.data.tokens import TokenFile
 from mixerzoo.errors import DataError
+from mixerzoo.files import PARTIAL, publish, remove_directory, sha256, write_text
 
-if TYPE_CHECKING:
-    import numpy as np
-
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint: raise it when the layout or the making of an entry changes."""
+
+
+_META = "meta.json"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ class TokenSplit:
     """One side of the prepared text.
 
     Attributes:
-        tokens: memory-mapped ids, shape ``[num_tokens]``, read-only; each document ends with the end of text.
+        tokens: ids, shape ``[num_tokens]``, read from the disk as they are asked for; each document ends with the end
+            of text.
         num_bytes: UTF-8 bytes of the text itself, the denominator of bits per byte.
         num_documents: documents, which is also the number of end-of-text ids added.
     """
 
-    tokens: np.memmap[Any, Any]
+    tokens: TokenFile
     num_bytes: int
     num_documents: int
 
@@ -59,6 +64,7 @@ class PreparedData:
         tokenizer: made the ids, and turns them back into text.
         fingerprint: equal for equal text, split and tokenizer.
         directory: the cache entry that holds it all.
+        notices: what is worth a line to whoever trains on it.
     """
 
     train: TokenSplit
@@ -66,6 +72,16 @@ class PreparedData:
     tokenizer: TextTokenizer
     fingerprint: str
     directory: Path
+    notices: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> float:
+        """The share of the text, by bytes, that is held out for validation."""
+        return self.validation.num_bytes / (self.train.num_bytes + self.validation.num_bytes)
+
+
+class DamagedEntry(DataError):
+    """A cache entry does not hold what was written."""
 
 
 @dataclass(frozen=True)
@@ -86,35 +102,79 @@ def seal(directory: Path, dtype: str, train: SideCounts, validation: SideCounts)
         train: counts of the training side.
         validation: counts of the validation side.
     """
-    sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(directory.iterdir())}
     meta = {
         "format": FORMAT,
         "dtype": dtype,
         "train": asdict(train),
         "validation": asdict(validation),
-        "files": sizes,
+        "files": files,
     }
-    (directory / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / _META, to_sealed_json(meta))
 
 
 def open_entry(directory: Path) -> PreparedData | None:
-    """The entry in ``directory``; None where there is none, or where it is damaged."""
-    import numpy as np
+    """The entry in ``directory``; None where there is none.
 
+    Raises:
+        DamagedEntry: it does not hold what was written.
+        DataError: it cannot be read.
+    """
     try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        for name, size in meta["files"].items():
-            if (directory / name).stat().st_size != size:
-                return None
-        sides = []
-        for name in ("train", "validation"):
-            counts = SideCounts(**meta[name])
-            tokens = np.memmap(directory / f"{name}.bin", dtype=meta["dtype"], mode="r", shape=(counts.num_tokens,))
-            sides.append(TokenSplit(tokens, counts.num_bytes, counts.num_documents))
-        tokenizer = TextTokenizer.load(directory)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
-        return None  # each is a way in which a file can be missing or hold something else
-    return PreparedData(sides[0], sides[1], tokenizer, directory.name, directory)
+        os.lstat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+    try:
+        return _open(directory)
+    except DamagedEntry:
+        raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedEntry(
+            f"the prepared text in {directory} is damaged ({error.strerror}: {error.filename})"
+        ) from error
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+
+
+def _open(directory: Path) -> PreparedData:
+    def damaged(what: str) -> DamagedEntry:
+        return DamagedEntry(f"the prepared text in {directory} is damaged ({what})")
+
+    def verify() -> None:
+        for name, written in meta["files"].items():
+            if sha256(directory / name) != written["sha256"]:
+                raise damaged(f"the checksum of {name} is wrong")
+
+    _check_regular(directory / _META)
+    try:
+        meta: dict[str, Any] = read_sealed_json(directory / _META)
+    except ValueError as error:
+        raise damaged(f"{_META}: {error}") from error
+    for name, written in meta["files"].items():
+        size = _check_regular(directory / name)
+        if size != written["bytes"]:
+            raise damaged(f"{name} has {size} bytes, and had {written['bytes']}")
+    verified.once([directory / name for name in (_META, *meta["files"])], verify)
+    sides = []
+    for name in ("train", "validation"):
+        counts = SideCounts(**meta[name])
+        tokens = TokenFile(directory / f"{name}.bin", meta["dtype"], counts.num_tokens)
+        sides.append(TokenSplit(tokens, counts.num_bytes, counts.num_documents))
+    return PreparedData(sides[0], sides[1], TextTokenizer.load(directory), directory.name, directory)
+
+
+def _check_regular(file: Path) -> int:
+    """The size of a file; nothing is opened that could make a reader wait, such as a pipe."""
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(0, "no regular file", str(file))
+    return status.st_size
+
+
+def _unreadable(directory: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read the prepared text in {directory}: {error.strerror} ({error.filename})")
 
 
 @contextmanager
@@ -129,7 +189,7 @@ def new_entry(directory: Path) -> Iterator[Path]:
     Raises:
         DataError: the cache directory cannot be written. (What cannot be read is a DataError already.)
     """
-    scratch = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+    scratch = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         scratch.mkdir(parents=True)
         yield scratch
@@ -146,21 +206,25 @@ def new_entry(directory: Path) -> Iterator[Path]:
 def _install(scratch: Path, directory: Path) -> None:
     while True:
         try:
-            os.replace(scratch, directory)
+            publish(scratch, directory)
         except OSError:
             # A directory cannot replace one that holds files.
-            if not directory.exists():
+            if not os.path.lexists(directory):
                 raise
         else:
             return
-        if open_entry(directory) is not None:
-            return
-        damaged = directory.with_name(f"{scratch.name}.damaged")
         try:
-            os.replace(directory, damaged)
-        except FileNotFoundError:
-            continue  # another process has just cleared it away
-        if damaged.is_dir():
-            shutil.rmtree(damaged, ignore_errors=True)
+            if open_entry(directory) is not None:
+                return
+        except DamagedEntry:
+            _clear_away(directory)
+
+
+def _clear_away(damaged: Path) -> None:
+    try:
+        if damaged.is_dir() and not damaged.is_symlink():
+            remove_directory(damaged)
         else:
             damaged.unlink()
+    except FileNotFoundError:
+        pass  # another process has just done so

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -44,17 +45,26 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        try:
-            path = Path(pattern).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{pattern}: there is no home directory of that user") from error
+        path = expand_user(pattern)
         try:
             for file in _matches(pattern, path):
                 found.setdefault(file.resolve(), file)
         except (OSError, ValueError) as error:  # too long, or characters that no path has
-            words = error.strerror if isinstance(error, OSError) else error
+            words = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else error
             raise DataError(f"cannot look for {pattern!r}: {words}") from error
     return list(found.values())
+
+
+def expand_user(path: str) -> Path:
+    """The path, with ``~`` and ``~name`` replaced by home directories.
+
+    Raises:
+        DataError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: there is no home directory of that user") from error
 
 
 def _matches(pattern: str, path: Path) -> list[Path]:
@@ -63,7 +73,7 @@ def _matches(pattern: str, path: Path) -> list[Path]:
     if path.exists() and not path.is_file():
         raise DataError(f"{pattern} is a pipe, socket or device: text is read more than once, so give a regular file")
     # A file may have the characters of a pattern in its name.
-    matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+    matches = [path] if path.exists() else map(Path, _glob(str(path)))
     files = sorted((match for match in matches if match.is_file()), key=Path.as_posix)
     if not files:
         problem = "no such file:"
@@ -73,6 +83,30 @@ def _matches(pattern: str, path: Path) -> list[Path]:
             problem = "no file matches"
         raise DataError(f"{problem} {pattern} (looked in {Path.cwd()})")
     return files
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """What the pattern matches. Unlike ``glob.glob``, ``**`` enters no directory twice, however links lead to it."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    place = parts.index("**")
+    rest = parts[place + 1 :] or ("*",)
+    for base in glob.iglob(os.path.join(*parts[:place])) if place else ["."]:
+        seen = set()
+        for folder, inner, _ in os.walk(base, onerror=_raise, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                inner.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            yield from _glob(os.path.join(glob.escape(folder), *rest))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _documents(path: Path, field: str) -> Iterator[str]:

@@ -6,17 +6,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mixerzoo.data.config import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer
-from mixerzoo.data.entry import FORMAT, PreparedData, new_entry, open_entry, seal
-from mixerzoo.data.files import read_files
+from mixerzoo.data.config import (
+    BpeTokenizer,
+    DataConfig,
+    HfSource,
+    PretrainedTokenizer,
+    StdlibSource,
+    TextSource,
+)
+from mixerzoo.data.entry import FORMAT, DamagedEntry, PreparedData, new_entry, open_entry, seal
+from mixerzoo.data.files import expand_user, read_files
 from mixerzoo.data.hub import HubDataset
 from mixerzoo.data.progress import Meter, Progress
 from mixerzoo.data.sources import Corpus, Documents, read_documents
-from mixerzoo.data.split import SplitCorpus, split_documents
+from mixerzoo.data.split import SplitCorpus, is_near, split_documents
 from mixerzoo.data.tokenizer import TextTokenizer
 from mixerzoo.data.write import write_side
 from mixerzoo.data.yardsticks import save_bigrams
@@ -26,11 +34,15 @@ _SPOOL_FIELD = "text"
 
 
 def default_cache_dir() -> Path:
-    """``$MIXERZOO_CACHE``, else ``$XDG_CACHE_HOME/mixerzoo``, else ``~/.cache/mixerzoo``."""
+    """``$MIXERZOO_CACHE``, else ``$XDG_CACHE_HOME/mixerzoo``, else ``~/.cache/mixerzoo``.
+
+    Raises:
+        DataError: there is no home directory where one is needed.
+    """
     if chosen := os.environ.get("MIXERZOO_CACHE"):
-        return Path(chosen).expanduser()
+        return expand_user(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mixerzoo"
+    return (Path(base) if base else expand_user("~/.cache")) / "mixerzoo"
 
 
 def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Progress | None = None) -> PreparedData:
@@ -46,9 +58,12 @@ def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Prog
         progress: called with a stage (``"download"``, ``"read"``, ``"train_tokenizer"``, ``"tokenize"``), the
             bytes of text done and the bytes in all (0 where that is not known).
 
+    What was prepared before is verified by its checksums, once a run on each machine; a damaged entry is made again,
+    and a notice says so.
+
     Raises:
-        DataError: the text or the tokenizer is missing, malformed or out of reach; there is no text for
-            validation; or the training side is shorter than one training sequence.
+        DataError: the text or the tokenizer is missing, malformed or out of reach; there is no text for validation; the
+            training side is shorter than one training sequence; or the cache cannot be read or written.
     """
     report = progress or _silent
     cache = default_cache_dir() if cache_dir is None else cache_dir
@@ -57,7 +72,12 @@ def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Prog
         ready = TextTokenizer.pretrained(config.tokenizer.path, config.tokenizer.end_of_text)
     fingerprint, split_in = _source(config, report)
     directory = cache / _key(fingerprint, config, ready)
-    prepared = open_entry(directory)
+    notices = []
+    try:
+        prepared = open_entry(directory)
+    except DamagedEntry as damage:
+        prepared = None
+        notices.append(f"{damage}; it is made again")
     if prepared is None:
         with new_entry(directory) as scratch:
             _build(scratch, split_in(scratch), config, ready, report)
@@ -71,7 +91,37 @@ def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Prog
             f"{prepared.train.num_documents} documents), and one sequence of sequence_length "
             f"{config.sequence_length} needs {config.sequence_length + 1}: give more text or shorten it"
         )
-    return prepared
+    return replace(prepared, notices=(*notices, *_notices(config, prepared)))
+
+
+def _notices(config: DataConfig, prepared: PreparedData) -> Iterator[str]:
+    """What the recipe asks for and the text does not give."""
+    share, asked = prepared.held_out, config.validation_fraction
+    if not _has_validation(config.source) and not is_near(share, asked):
+        yield (
+            f"{share:.2%} of the text is held out for validation, by bytes, and validation_fraction asks for "
+            f"{asked:.2%}: {_WHOLE[config.source.name]}"
+        )
+    size = prepared.tokenizer.vocab_size
+    if isinstance(config.tokenizer, BpeTokenizer) and size < 0.9 * config.tokenizer.vocab_size:
+        yield (
+            f"the tokenizer was asked for {config.tokenizer.vocab_size:,} tokens, and the text fills {size:,}: the "
+            "other rows of the embedding are never trained; set data.tokenizer.vocab_size lower"
+        )
+
+
+# Why the share may be another, for each source.
+_WHOLE = {
+    "stdlib": "whole files are held out, the same ones of every sample",
+    "text": "documents are held out whole unless they are few and have many lines",
+    "hf": "documents are held out whole unless they are few and have many lines",
+}
+
+
+def _has_validation(source: StdlibSource | TextSource | HfSource) -> bool:
+    if isinstance(source, HfSource):
+        return source.validation_split is not None
+    return isinstance(source, TextSource) and source.validation_paths is not None
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -18,8 +18,9 @@ Side = Literal["train", "validation"]
 _FEW = 1 << 16
 # How near to the share asked for documents that are held out by their bytes come.
 _CLOSE = 0.1
-# Bytes of a document that may be cut.
+# Bytes of a document that may be cut, and how many times its longest line it must be: one long line stays whole.
 _LONG = 1024
+_LINES = 20
 
 _Assign = Callable[[bytes, str], Iterable[tuple[Side, str]]]
 
@@ -65,8 +66,9 @@ def split_documents(corpus: Corpus, validation_fraction: float, report: Progress
     Where the source tells validation apart, training documents with the content of a validation document are
     dropped. Otherwise the SHA-256 of a document's content decides: equal documents land on the same side, whatever
     their order or number. Where the share of the bytes that the hashes pick is not near the one asked for, documents
-    are held out in the order of their hashes until it is, and the one at the limit is cut in two near its end if it is
-    long, at a line break if there is one nearby. Each side gets something; where all documents are equal, each is cut.
+    are held out in the order of their hashes until it is. One that is too large is cut in two near its end if it has
+    many lines, at a line break if there is one nearby, else it is passed over. Each side gets something; where all
+    documents are equal, each is cut.
 
     Args:
         corpus: the documents.
@@ -100,12 +102,13 @@ class _Scan:
         asked = _digest_at(fraction)
         held = 0
         documents: dict[bytes, _Copies] | None = {}
-        for digest, size in self._digests(self._corpus.documents):
+        for digest, size, text in self._digests(self._corpus.documents):
             lowest = digest if lowest is None else min(lowest, digest)
             highest = digest if highest is None else max(highest, digest)
             held += size if digest <= asked else 0
             if documents is not None:
-                documents[digest] = _Copies(size, documents[digest].count + 1 if digest in documents else 1)
+                known = documents.get(digest)
+                documents[digest] = _Copies(size, _may_be_cut(text), 1) if known is None else known.again()
                 if len(documents) > _FEW:
                     documents = None
         if lowest is None or highest is None:
@@ -114,32 +117,35 @@ class _Scan:
             return self._result(["cut", fraction], (self._corpus.documents, lambda _, text: _cut(text, fraction)))
         few = None if self._corpus.whole_documents else documents
         if few is not None and not is_near(held / self._meter.done, fraction):
-            return self._limited(*_limit_by_bytes(few, fraction))
+            held_out, ends = _hold_out_by_bytes(few, fraction)
+            return self._result(
+                ["bytes", sorted(map(bytes.hex, held_out)), [[digest.hex(), share] for digest, share in ends.items()]],
+                (
+                    self._corpus.documents,
+                    lambda digest, text: (
+                        _cut(text, ends[digest])
+                        if digest in ends
+                        else [("validation" if digest in held_out else "train", text)]
+                    ),
+                ),
+            )
         # Validation is every digest up to the limit, which is moved where it would leave a side empty.
         limit = max(lowest, asked)
         if limit >= highest:
             limit = (int.from_bytes(highest, "big") - 1).to_bytes(32, "big")
-        return self._limited(limit, None)
-
-    def _limited(self, limit: bytes, cut: tuple[bytes, float] | None) -> SplitCorpus:
-        """Documents up to the limit are held out, and of one more the end."""
-
-        def assign(digest: bytes, text: str) -> list[tuple[Side, str]]:
-            if cut is not None and digest == cut[0]:
-                return _cut(text, cut[1])
-            return [("validation" if digest <= limit else "train", text)]
-
-        rule = ["hash", limit.hex()] if cut is None else ["hash", limit.hex(), cut[0].hex(), cut[1]]
-        return self._result(rule, (self._corpus.documents, assign))
+        return self._result(
+            ["hash", limit.hex()],
+            (self._corpus.documents, lambda digest, text: [("validation" if digest <= limit else "train", text)]),
+        )
 
     def explicit(self, validation: Documents) -> SplitCorpus:
         name = self._corpus.name
-        held_out = frozenset(digest for digest, _ in self._digests(validation))
+        held_out = frozenset(digest for digest, *_ in self._digests(validation))
         if not held_out:
             raise DataError(f"{name}: the validation side holds no text")
         boundary = self._contents.hexdigest()
         count = kept = 0
-        for digest, _ in self._digests(self._corpus.documents):
+        for digest, *_ in self._digests(self._corpus.documents):
             count += 1
             kept += digest not in held_out
         if not kept:
@@ -157,13 +163,13 @@ class _Scan:
             ),
         )
 
-    def _digests(self, documents: Documents) -> Iterator[tuple[bytes, int]]:
+    def _digests(self, documents: Documents) -> Iterator[tuple[bytes, int, str]]:
         for text in documents():
             data = text.encode()
             digest = hashlib.sha256(data).digest()
             self._contents.update(digest)
             self._meter.add(len(data))
-            yield digest, len(data)
+            yield digest, len(data), text
 
     def _result(self, rule: list[object], *parts: tuple[Documents, _Assign]) -> SplitCorpus:
         contents = self._contents.hexdigest()
@@ -173,41 +179,55 @@ class _Scan:
 
 
 class _Copies(NamedTuple):
-    """Equal documents: the bytes of one, and how many there are."""
+    """Equal documents: the bytes of one, whether it may be cut, and how many there are."""
 
     size: int
-    count: int
+    long: bool
+    copies: int
+
+    def again(self) -> _Copies:
+        return self._replace(copies=self.copies + 1)
+
+    @property
+    def total(self) -> int:
+        return self.size * self.copies
+
+
+def _may_be_cut(text: str) -> bool:
+    return len(text) >= _LONG and max(map(len, text.split("\n"))) * _LINES <= len(text)
 
 
 def _digest_at(fraction: float) -> bytes:
     return int(fraction * 2**256).to_bytes(32, "big")
 
 
-def _limit_by_bytes(documents: dict[bytes, _Copies], fraction: float) -> tuple[bytes, tuple[bytes, float] | None]:
-    """The digest up to which documents are held out, and the digest of one to cut with the share of its end.
+def _hold_out_by_bytes(documents: dict[bytes, _Copies], fraction: float) -> tuple[set[bytes], dict[bytes, float]]:
+    """The digests of the documents that are held out, and of one to cut, with the share of its end.
 
     Args:
         documents: at least two.
         fraction: share of all bytes, at most a half.
     """
-    target = fraction * sum(size * count for size, count in documents.values())
-    limit, held = bytes(32), 0
-    order = sorted(documents)
-    for digest in order[:-1]:
-        size, count = documents[digest]
-        if held + size * count > target * (1 + _CLOSE):
-            break
-        limit, held = digest, held + size * count
-    else:
-        digest = order[-1]
-        size, count = documents[digest]
-    if held >= target * (1 - _CLOSE):
-        return limit, None
-    if size >= _LONG:
-        return limit, (digest, (target - held) / (size * count))
-    # Too short to cut: the nearer of with and without it, but no side may be empty.
-    nearer = held + size * count - target < target - held
-    return (digest if (nearer or held == 0) and digest != order[-1] else limit), None
+    target = fraction * sum(document.total for document in documents.values())
+    held: set[bytes] = set()
+    size = 0
+    too_large = []
+    for digest in sorted(documents):
+        document = documents[digest]
+        if size >= target * (1 - _CLOSE):
+            return held, {}
+        if size + document.total <= target * (1 + _CLOSE):
+            held.add(digest)
+            size += document.total
+        elif document.long:
+            return held, {digest: (target - size) / document.total}
+        else:
+            too_large.append(digest)
+    # Whole documents alone: one more if that is nearer, or if there is none yet.
+    nearest = min(too_large, key=lambda digest: (documents[digest].total, digest))
+    if not held or size + documents[nearest].total - target < target - size:
+        held.add(nearest)
+    return held, {}
 
 
 def _cut(text: str, fraction: float) -> list[tuple[Side, str]]:

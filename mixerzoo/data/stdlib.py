@@ -64,6 +64,8 @@ def _text(document: Path | str) -> str | None:
         return document.read_bytes().decode()
     except UnicodeDecodeError:
         return None
+    except OSError as error:
+        raise DataError(f"cannot read {document}: {error.strerror}") from error
 
 
 def _sample(documents: dict[str, Path | str], max_bytes: int) -> dict[str, Path | str]:

@@ -273,6 +273,14 @@ def _each(options: dict[str, Any]) -> _Stage:
     return _Each(lambda token: decode([token]), lambda token: decode([token]))
 
 
+def _replace(options: dict[str, Any]) -> _Stage:
+    match options["pattern"]:
+        case {"String": str(old)} if old:
+            new = options["content"]
+            return _Each(lambda token: token.replace(old, new), lambda token: token.replace(old, new))
+    return _each(options)
+
+
 def _strip(options: dict[str, Any]) -> _Stage:
     # Not the library's own, which panics at a string that is nothing else than what it takes off.
     def strip(token: str) -> str:
@@ -304,7 +312,7 @@ _APART: dict[str, Callable[[dict[str, Any]], _Stage]] = {
     "ByteLevel": lambda options: _Utf8(),
     "Fuse": lambda options: _Stage(),
     "Strip": _strip,
-    "Replace": _each,
+    "Replace": _replace,
     "WordPiece": _first,
     "Metaspace": _first,
     "BPEDecoder": _words,

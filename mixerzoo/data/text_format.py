@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mixerzoo.data.chat_template import ChatTemplate, Message, shown
 from mixerzoo.data.tokenizer import TextTokenizer
 from mixerzoo.errors import DataError
+from mixerzoo.json_files import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -221,15 +221,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
-    if not path.is_file():
-        raise DataError(f"{path}: is no file, and should hold a JSON object")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: damaged: expected a JSON object, got {shown(content)}")
-    return content
+    return read_object(path, DataError)
 
 
 def _ids(value: object, where: str, limit: int) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixerzoo.data.config import BYTES_VOCAB_SIZE
-from mixerzoo.data.files import check_text
+from mixerzoo.data.files import check_text, expand_user
 from mixerzoo.data.pieces import SIZE, Cutter, Piece, words_apart
 from mixerzoo.data.streaming import TokenStream, byte_names
 from mixerzoo.data.tokenizer_files import (
@@ -112,10 +112,10 @@ class TextTokenizer:
         Raises:
             DataError: there is no such tokenizer, it is damaged, or its end-of-text token is not known.
         """
-        local = Path(path).expanduser()
+        local = expand_user(path)
         if local.is_dir():
             return cls.load(local, end_of_text)
-        if local.is_file():
+        if local.exists():
             tokenizer = read_tokenizer(local)
         elif local.suffix == ".json" or path.startswith((".", "/", "~")):
             raise DataError(f"no such tokenizer: {path} (looked in {Path.cwd()})")

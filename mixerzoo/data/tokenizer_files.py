@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixerzoo.errors import DataError
+from mixerzoo.files import read_bytes
+from mixerzoo.json_files import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +28,9 @@ _USUAL_END_OF_TEXT = (
     "<|eos|>",
     "[EOS]",
 )
+_CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+# Several times what the largest vocabularies take.
+_MOST_BYTES = 256 << 20
 # What other libraries keep a tokenizer in.
 _OTHER_FORMATS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 
@@ -54,15 +60,35 @@ def read_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, _MOST_BYTES).decode("utf-8")
     except FileNotFoundError as error:
         raise DataError(f"no tokenizer at {path}{_instead(path.parent)}") from error
     except OSError as error:
         raise DataError(f"cannot read tokenizer {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise DataError(f"tokenizer {path} is damaged: not UTF-8: {error}") from error
+    _check_charsmaps(text, path)
     with in_words(f"tokenizer {path} is damaged"):
         return Tokenizer.from_str(text)
+
+
+def _check_charsmaps(text: str, path: Path) -> None:
+    """Refuse SentencePiece's table of characters where it says that it is longer than it is.
+
+    The library takes the memory for what it says first, and ends the process where there is not so much.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    for found in _CHARSMAP.finditer(text):
+        try:
+            table = base64.b64decode(found[1])
+        except ValueError as error:
+            raise DataError(f"tokenizer {path} is damaged: its precompiled_charsmap: {error}") from error
+        # The size of a trie in bytes, the trie, and then texts.
+        size = int.from_bytes(table[:4], "little")
+        if size > len(table) - 4:
+            raise DataError(f"tokenizer {path} is damaged: its precompiled_charsmap is cut short")
 
 
 def download_tokenizer(name: str) -> Tokenizer:
@@ -107,15 +133,9 @@ def declared_end_of_text(path: Path) -> str | None:
     Raises:
         DataError: the file cannot be read or is damaged.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    token = config.get("eos_token") if isinstance(config, dict) else None
+    token = read_object(path, DataError).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None

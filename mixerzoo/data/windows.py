@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from mixerzoo.data.tokens import TokenFile
 
 
 class TokenWindows(Dataset[dict[str, Tensor]]):
@@ -19,7 +20,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
     after the last full sequence are not used.
     """
 
-    def __init__(self, tokens: np.ndarray[Any, Any], sequence_length: int) -> None:
+    def __init__(self, tokens: np.ndarray[Any, Any] | TokenFile, sequence_length: int) -> None:
         """
         Args:
             tokens: one-dimensional ids of any integer type, such as ``PreparedData.train.tokens``.
@@ -37,21 +38,3 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         start = index * self._sequence_length
         window = torch.from_numpy(self._tokens[start : start + self._sequence_length + 1].astype(np.int64))
         return {"input_ids": window[:-1], "labels": window[1:]}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Pickled for a worker process, a memory map would be copied whole: send the name of its file instead.
-        state = self.__dict__.copy()
-        tokens = self._tokens
-        if isinstance(tokens, np.memmap) and isinstance(tokens.base, mmap.mmap):
-            state["_tokens"] = {
-                "filename": tokens.filename,
-                "dtype": tokens.dtype,
-                "offset": tokens.offset,
-                "shape": tokens.shape,
-            }
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(state["_tokens"], dict):
-            self._tokens = np.memmap(mode="r", **state["_tokens"])

@@ -6,15 +6,15 @@ symbols are the byte values and a boundary that stands before, between and after
 
 from __future__ import annotations
 
-import json
 import lzma
-import os
-import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixerzoo.data.entry import PreparedData
+from mixerzoo.data.sealed import read_sealed_json, to_sealed_json
 from mixerzoo.errors import DataError
+from mixerzoo.files import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ _CHUNK = 1 << 20
 def yardsticks(prepared: PreparedData) -> dict[str, float]:
     """Bits per byte of validation text under two simple models.
 
-    Computed once and kept in the cache entry.
+    Computed once and kept in the cache entry, if that can be written.
 
     Args:
         prepared: from ``prepare``.
@@ -42,20 +42,21 @@ def yardsticks(prepared: PreparedData) -> dict[str, float]:
         ``xz_bits_per_byte``: the validation documents joined, compressed by xz at its strongest preset.
 
     Raises:
-        DataError: the cache entry is gone or damaged.
+        DataError: the cache entry is gone or damaged, or memory does not suffice. What was trained is not concerned:
+            save it first.
     """
     path = prepared.directory / "yardsticks.json"
     known = _read(path)
     if known is None:
         try:
             known = _compute(prepared)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, MemoryError, lzma.LZMAError) as error:
             raise DataError(
                 f"cannot compute yardsticks from {prepared.directory} ({error}): prepare the data again"
             ) from error
-        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        scratch.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-        os.replace(scratch, path)
+        # Kept to save time alone: where nothing can be written, they are computed each time.
+        with suppress(OSError):
+            write_text(path, to_sealed_json(known))
     return known
 
 
@@ -86,7 +87,7 @@ def save_bigrams(path: Path, train: np.ndarray[Any, Any], validation: np.ndarray
 
 def _read(path: Path) -> dict[str, float] | None:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_sealed_json(path)
         return {name: float(known[name]) for name in ("bigram_bits_per_byte", "xz_bits_per_byte")}
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there yet, or damaged: it is computed again

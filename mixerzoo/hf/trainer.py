@@ -166,6 +166,8 @@ class MixerZooTrainer(Trainer):
                 if self.args.should_save:
                     self.directory.mkdir(exist_ok=True)
                     self._saving_into.mkdir()
+                    # Before the other processes write theirs into it.
+                    (self._saving_into / target.name).mkdir()
                 self.accelerator.wait_for_everyone()
                 with written(target):
                     super()._save_checkpoint(model, trial)
@@ -205,8 +207,13 @@ class MixerZooTrainer(Trainer):
             save_checkpoint(self.decoder, output_dir or self.directory)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with written(Path(output_dir, OPTIMIZER_FILE)):
-            super()._save_optimizer_and_scheduler(output_dir)
+        if not self.args.should_save:
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        for name, part in ((OPTIMIZER_FILE, self.optimizer), (SCHEDULER_FILE, self.lr_scheduler)):
+            with written(Path(output_dir, name)):
+                torch.save(part.state_dict(), Path(output_dir, name))
 
     def _process_file(self, folder: str | Path) -> Path:
         """Where a checkpoint has the state of this process alone."""

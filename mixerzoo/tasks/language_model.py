@@ -18,7 +18,7 @@ from lm_eval.api.model import TemplateLM
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mixerzoo.data import TextTokenizer
+from mixerzoo.data import TextFormat, TextTokenizer
 from mixerzoo.decoder import Decoder
 from mixerzoo.errors import DataError
 from mixerzoo.generation import stream
@@ -39,7 +39,7 @@ class DecoderLM(TemplateLM):
 
     Args:
         decoder: the model.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, or the format of its texts, which knows more tokens that end them.
         window: tokens that the decoder is called with at most; of longer contexts the end is kept.
         prefix: ids before every text, such as a BOS token. Without any, the end of text stands before a text that
             has no context.
@@ -51,7 +51,7 @@ class DecoderLM(TemplateLM):
     def __init__(
         self,
         decoder: Decoder,
-        tokenizer: TextTokenizer,
+        tokenizer: TextTokenizer | TextFormat,
         *,
         window: int,
         prefix: Sequence[int] = (),
@@ -61,10 +61,11 @@ class DecoderLM(TemplateLM):
     ) -> None:
         super().__init__()
         self._decoder = decoder
-        self._tokenizer = tokenizer
+        self._format = TextFormat.of(tokenizer)
+        self._tokenizer = self._format.tokenizer
         self._window = window
         self._prefix = list(prefix)
-        self._start_token = prefix[-1] if prefix else tokenizer.end_of_text_id
+        self._start_token = prefix[-1] if prefix else self._tokenizer.end_of_text_id
         self._batch_size = batch_size
         self._bf16 = bf16
         self._progress = progress or (lambda what, done, total: None)
@@ -191,7 +192,7 @@ class DecoderLM(TemplateLM):
             yield likelihood, bool(right.all())
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """The text that follows each context, up to a stop text, the end of text, or the most tokens."""
+        """The text that follows each context, up to a stop text, any end of text, or the most tokens."""
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             alike.setdefault(repr(sorted(request.args[1].items())), []).append(number)
@@ -218,7 +219,7 @@ class DecoderLM(TemplateLM):
         longest = max(map(len, contexts))
         padding = [longest - len(context) for context in contexts]
         tokens = torch.tensor([[0] * n + context for n, context in zip(padding, contexts, strict=True)])
-        rows = [Writing(self._tokenizer, how.until) for _ in contexts]
+        rows = [Writing(self._format, how.until) for _ in contexts]
         for step in stream(
             self._decoder,
             tokens.to(self._place),

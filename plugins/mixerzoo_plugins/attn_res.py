@@ -19,6 +19,7 @@ from mixerzoo import (
     ReferenceReading,
     Site,
     hookimpl,
+    ops,
 )
 
 
@@ -73,16 +74,8 @@ class DepthQuery(nn.Module):
 
     def forward(self, sources: Sequence[Source]) -> Tensor:
         """Mix sources [B, T, D]."""
-        exact = sources[0].inverse_rms.dtype
-        folded = (self.query * self.gain).to(exact)
-        logits = [(source.value.to(exact) @ folded) * source.inverse_rms for source in sources]
-        if self.recency_bias is not None:
-            logits[-1] = logits[-1] + self.recency_bias
-        weights = torch.stack(logits, dim=-1).softmax(-1).to(sources[0].value.dtype)
-        mixed = weights[..., :1] * sources[0].value
-        for i, source in enumerate(sources[1:], start=1):
-            mixed = torch.addcmul(mixed, weights[..., i : i + 1], source.value)
-        return mixed
+        values, inverse_rms = zip(*sources, strict=True)
+        return ops.source_softmax(values, inverse_rms, self.query * self.gain, self.recency_bias)
 
 
 class AttnRes(Mixer):
@@ -207,8 +200,7 @@ class AttnRes(Mixer):
         return ReferenceReading(options, {n: own for n, own in names.items() if n not in unused}, unused)
 
     def _source(self, value: Tensor) -> Source:
-        exact = value.to(torch.promote_types(value.dtype, torch.float32))
-        return Source(value, torch.rsqrt(exact.square().mean(-1) + self.shape.norm_eps))
+        return Source(value, ops.inverse_rms(value, self.shape.norm_eps))
 
     def _attend(self, state: State, done: int) -> Tensor:
         sources = state.finished

@@ -19,6 +19,7 @@ from mixerzoo import (
     ReferenceReading,
     Site,
     hookimpl,
+    ops,
 )
 
 
@@ -95,7 +96,7 @@ class DenseFormer(Mixer):
         outputs = dict(zip(self.held[t - 1], state.history, strict=True))
         outputs[t] = x
         if t in self.averaged:
-            x = _weighted_sum(self.weights[str(t)], [outputs[j] for j in self.averaged[t]])
+            x = ops.weighted_sum([outputs[j] for j in self.averaged[t]], self.weights[str(t)])
         return State(x, tuple(outputs[j] for j in self.held[t]))
 
     def finish(self, state: State) -> Tensor:
@@ -131,13 +132,6 @@ class DenseFormer(Mixer):
             },
             unused=frozenset(name for name in alphas if list(tensors[name]) == [0]),
         )
-
-
-def _weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    total = weights[0] * terms[0]
-    for weight, term in zip(weights[1:], terms[1:], strict=True):
-        total = torch.addcmul(total, weight, term)
-    return total
 
 
 @hookimpl

@@ -3,7 +3,6 @@ token and mixes their values into the value that attention reads and the cache s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
@@ -26,6 +25,7 @@ from mixerzoo import (
     ReferenceReading,
     Site,
     hookimpl,
+    ops,
 )
 
 
@@ -145,6 +145,8 @@ class DepthAttention(AttentionMixer):
         for step, read in enumerate(self.source_steps):
             self.unrolled += (tuple(sorted({step}.union(*(self.unrolled[j] for j in read)))),)
         self.keeps_weights = shape.latent_dim > 0
+        #: Nobody asks for the weights, and they mix values alone: the method itself, not an ablation.
+        self.is_one_operation = self.scores and not self.mixes_keys and not self.keeps_weights
         if self.keeps_weights and self.mixes_keys:
             raise MixerError(
                 f"depth_attention: mixes is {config.mixes!r}, but with latent attention only values can be mixed; "
@@ -180,9 +182,12 @@ class DepthAttention(AttentionMixer):
         if sources:
             keys = [source.k for source in sources if source.k is not None] + [k]
             values = [source.v for source in sources if source.v is not None] + [v]
-            weights = _softmax_weights(q, keys) if self.scores else None
-            k = _mix(weights, keys) if self.mixes_keys else k
-            v = _mix(weights, values) if self.mixes_values else v
+            if self.is_one_operation:
+                v = ops.depth_softmax(q, keys, values)
+            else:
+                weights = ops.depth_weights(q, keys) if self.scores else None
+                k = _mix(weights, keys) if self.mixes_keys else k
+                v = _mix(weights, values) if self.mixes_values else v
             if self.keeps_weights:
                 if weights is None:
                     weights = v.new_full((*v.shape[:-1], len(values)), 1 / len(values))
@@ -273,14 +278,6 @@ def source_steps(
     return tuple(found)
 
 
-def _softmax_weights(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
-    """A weight for each of the N keys [B, G, T, d], from the queries [B, H, T, d]: [B, G, T, N]."""
-    exact = torch.promote_types(q.dtype, torch.float32)
-    mean_q = q.unflatten(1, (keys[0].size(1), -1)).mean(2, dtype=exact)
-    scores = torch.stack([(mean_q * key).sum(-1) for key in keys], dim=-1) / math.sqrt(q.size(-1))
-    return scores.softmax(-1)
-
-
 def _mix(weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
     """The sum of N terms [B, G, T, d] with weights [B, G, T, N], or without weights their mean."""
     if weights is None:
@@ -288,11 +285,7 @@ def _mix(weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
         for term in terms[1:]:
             total = total + term
         return total / len(terms)
-    first, *others = weights.to(terms[-1].dtype).unsqueeze(-2).unbind(-1)
-    mixed = first * terms[0]
-    for weight, term in zip(others, terms[1:], strict=True):
-        mixed = torch.addcmul(mixed, weight, term)
-    return mixed
+    return ops.weighted_sum(terms, weights)
 
 
 @hookimpl

@@ -3,7 +3,6 @@ block outputs, with weights made from the token's present state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from mixerzoo import (
     ParameterRole,
     Site,
     hookimpl,
+    ops,
 )
 
 #: Query, key, value, residual.
@@ -153,18 +153,18 @@ class Mudd(Mixer):
         if site.branch == "mlp" or state.weights is None:
             return state.x
         q, k, v, _ = state.weights.unbind(-2)
-        return AttentionInputs(*(_weighted_sum(weights, state.outputs) for weights in (q, k, v)))
+        return AttentionInputs(*(ops.weighted_sum(state.outputs, weights) for weights in (q, k, v)))
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         if site.branch == "attention":
-            x = state.x if state.weights is None else _weighted_sum(state.weights[..., -1, :], state.outputs)
+            x = state.x if state.weights is None else ops.weighted_sum(state.outputs, state.weights[..., -1, :])
             return State(x + y, state.outputs, None)
         x = state.x + y
         return State(x, (*state.outputs, x), self.mixes[str(site.step + 1)](x))
 
     def finish(self, state: State) -> Tensor:
         assert state.weights is not None
-        return _weighted_sum(state.weights[..., 0, :], state.outputs)
+        return ops.weighted_sum(state.outputs, state.weights[..., 0, :])
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         size, last = self.shape.hidden_size, self.shape.num_steps
@@ -184,14 +184,6 @@ class Mudd(Mixer):
         if site.branch == "mlp" or site.step == 0:
             return ()
         return (None, *self.shape.sites()[1 : 2 * site.step : 2])
-
-
-def _weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    """Σ_j weights[…, j]·terms[j] [B, T, D], of weights [B, T, N]."""
-    total = weights[..., :1] * terms[0]
-    for j, term in enumerate(terms[1:], start=1):
-        total = torch.addcmul(total, weights[..., j : j + 1], term)
-    return total
 
 
 @hookimpl

@@ -1,0 +1,11 @@
+"""Operations over depth: what most mixers are made of, each a pure function in three forms that tests hold together.
+
+The naive form is the equation. The fused form is one node with a backward of its own, which keeps the sources and the
+weights and nothing per pair of source and reader. The kernel is Triton's, on CUDA. See `forms` for which of them runs.
+"""
+
+from mixerzoo.ops.depth_softmax import depth_softmax, depth_weights
+from mixerzoo.ops.source_softmax import inverse_rms, source_softmax
+from mixerzoo.ops.weighted_sum import weighted_sum
+
+__all__ = ["depth_softmax", "depth_weights", "inverse_rms", "source_softmax", "weighted_sum"]

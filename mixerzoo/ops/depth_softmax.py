@@ -1,0 +1,127 @@
+"""Attention over depth at one token: Depth-Attention's mix.
+
+Letters in shapes: B batch, H query heads, G key/value heads, T tokens, d head_dim, N sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixerzoo.ops import forms
+from mixerzoo.ops.weighted_sum import naive as weighted_sum
+
+
+def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Σ_n α_n·v_n with α = softmax_n(⟨q̄, k_n⟩ / √d), q̄ the mean query of the heads that share a key/value head.
+
+    Args:
+        q: queries [B, H, T, d].
+        keys: N tensors [B, G, T, d]; never stacked.
+        values: N tensors [B, G, T, e].
+
+    Returns:
+        [B, G, T, e].
+    """
+    form = forms.choose([*values, *keys, q])
+    if form == "naive":
+        return _naive(q, keys, values)[0]
+    out, _ = _op(q, list(keys), list(values), form == "kernel")
+    # Tokens come before heads in memory, as projections give them.
+    return out.transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def mean_query(q: Tensor, num_kv_heads: int) -> Tensor:
+    """q̄ [B, G, T, d] of queries [B, H, T, d], in float32 (float64 for float64)."""
+    return q.view(q.size(0), num_kv_heads, -1, *q.shape[2:]).mean(2, dtype=forms.exact_dtype(q))
+
+
+def depth_weights(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
+    """α [B, G, T, N]; arguments as in `depth_softmax`."""
+    mean_q = mean_query(q, keys[0].size(1))
+    scores = torch.stack([(mean_q * key).sum(-1) for key in keys], dim=-1) / math.sqrt(q.size(-1))
+    return scores.softmax(-1)
+
+
+def _naive(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    weights = depth_weights(q, keys)
+    return weighted_sum(values, weights), weights
+
+
+@torch.library.custom_op("mixerzoo::depth_softmax", mutates_args=(), tags=forms.TAGS)
+def _op(q: Tensor, keys: list[Tensor], values: list[Tensor], kernel: bool) -> tuple[Tensor, Tensor]:
+    """The mix [B, T, G, e] and its weights [B, T, G, N]."""
+    if kernel and keys[0].size(-1) == values[0].size(-1):
+        from mixerzoo.ops import kernels
+
+        mean_q = mean_query(q, keys[0].size(1)).transpose(1, 2)
+        return kernels.depth_softmax(mean_q, [k.transpose(1, 2) for k in keys], [v.transpose(1, 2) for v in values])
+    out, weights = _naive(q, keys, values)
+    return out.transpose(1, 2).contiguous(), weights.transpose(1, 2).contiguous()
+
+
+@_op.register_fake
+def _(q: Tensor, keys: list[Tensor], values: list[Tensor], kernel: bool) -> tuple[Tensor, Tensor]:
+    batch, groups, tokens, width = values[0].shape
+    weights = q.new_empty((batch, tokens, groups, len(keys)), dtype=forms.exact_dtype(q))
+    return values[0].new_empty((batch, tokens, groups, width), dtype=forms.common_dtype(values)), weights
+
+
+@torch.library.custom_op("mixerzoo::depth_softmax_backward", mutates_args=(), tags=forms.TAGS)
+def _backward_op(
+    grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], weights: Tensor, kernel: bool
+) -> list[Tensor]:
+    """Gradients of the keys and the values [B, T, G, …], then of the mean query [B, T, G, d]."""
+    mean_q = mean_query(q, keys[0].size(1)).transpose(1, 2)
+    keys, values = [k.transpose(1, 2) for k in keys], [v.transpose(1, 2) for v in values]
+    if kernel and keys[0].size(-1) == values[0].size(-1):
+        from mixerzoo.ops import kernels
+
+        return kernels.depth_softmax_backward(grad, mean_q, keys, values, weights)
+    exact = forms.exact_dtype(grad)
+    grad = grad.to(exact)
+    of_weights = torch.stack([(grad * v).sum(-1) for v in values], dim=-1)
+    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) / math.sqrt(q.size(-1))
+    of_keys = [(of_scores[..., n : n + 1] * mean_q).to(k.dtype).contiguous() for n, k in enumerate(keys)]
+    of_values = [(weights[..., n : n + 1] * grad).to(v.dtype).contiguous() for n, v in enumerate(values)]
+    of_query = of_scores[..., :1] * keys[0]
+    for n, key in enumerate(keys[1:], start=1):
+        of_query = torch.addcmul(of_query, of_scores[..., n : n + 1], key.to(exact))
+    return [*of_keys, *of_values, of_query.contiguous()]
+
+
+@_backward_op.register_fake
+def _(grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], weights: Tensor, kernel: bool) -> list[Tensor]:
+    def like(x: Tensor, dtype: torch.dtype) -> Tensor:
+        batch, groups, tokens, width = x.shape
+        return x.new_empty((batch, tokens, groups, width), dtype=dtype)
+
+    return [*(like(x, x.dtype) for x in (*keys, *values)), like(keys[0], forms.exact_dtype(q))]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, keys, values, ctx.kernel = inputs
+    ctx.num_sources = len(keys)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, *keys, *values, output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], None]:
+    n = ctx.num_sources
+    q, *others, weights = ctx.saved_tensors
+    keys, values = list(others[:n]), list(others[n:])
+    if torch.is_grad_enabled():
+        of_q, *found = forms.gradients(_naive(q, keys, values)[0], [q, *others], grad.transpose(1, 2))
+        return of_q, found[:n], found[n:], None
+    *found, of_mean = _backward_op(grad, q, keys, values, weights, ctx.kernel)
+    found = [x.transpose(1, 2) for x in found]
+    group = q.size(1) // keys[0].size(1)
+    of_q = (of_mean.transpose(1, 2) / group).to(q.dtype).repeat_interleave(group, dim=1)
+    return of_q, found[:n], found[n:], None
+
+
+_op.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,170 @@
+"""A learned query that attends over N sources: Attention Residuals' read.
+
+Letters in shapes: N sources [..., D], rows are all but the last dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixerzoo.ops import forms
+from mixerzoo.ops.weighted_sum import naive as weighted_sum
+
+
+def source_softmax(
+    sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Σ_n α_n·x_n with α = softmax_n(⟨w, x_n⟩·r_n), the keys being the RMS-normed sources.
+
+    Args:
+        sources: N tensors [..., D]; never stacked. Their dtypes may differ.
+        inverse_rms: r_n = 1 / rms(x_n) [...] of each, as `inverse_rms` gives it: once for a source, not per query.
+        query: w [D], the norm's gain folded in.
+        bias: [1], added to the last source's score; None: nothing.
+
+    Returns:
+        [..., D], in the widest dtype of the sources.
+    """
+    form = forms.choose(sources)
+    if form == "naive":
+        return _naive(sources, inverse_rms, query, bias)[0]
+    out, _ = _op(list(sources), list(inverse_rms), query, bias, form == "kernel")
+    return out  # type: ignore[no-any-return]
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / √(mean(x²) + eps) over the last dimension of x [..., D]: [...], in float32 (float64 for float64)."""
+    if forms.choose([x]) == "naive" or torch.compiler.is_compiling():
+        return _naive_inverse_rms(x, eps)
+    found: Tensor = _inverse_rms_op(x, eps)
+    return found
+
+
+def _naive(
+    sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The mix, and the weights [..., N]."""
+    scores = [_dot(x, query) * r for x, r in zip(sources, inverse_rms, strict=True)]
+    if bias is not None:
+        scores[-1] = scores[-1] + bias
+    weights = torch.stack(scores, dim=-1).softmax(-1)
+    return weighted_sum(sources, weights), weights
+
+
+def _dot(x: Tensor, query: Tensor) -> Tensor:
+    """⟨x, query⟩ over the last dimension, exactly, also under autocast."""
+    exact = forms.exact_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return x.to(exact) @ query.to(exact)
+
+
+@torch.library.custom_op("mixerzoo::source_softmax", mutates_args=(), tags=forms.TAGS)
+def _op(
+    sources: list[Tensor], inverse_rms: list[Tensor], query: Tensor, bias: Tensor | None, kernel: bool
+) -> tuple[Tensor, Tensor]:
+    if kernel:
+        from mixerzoo.ops import kernels
+
+        return kernels.source_softmax(sources, inverse_rms, query, bias)
+    out, weights = _naive(sources, inverse_rms, query, bias)
+    return out.contiguous(), weights.contiguous()
+
+
+@_op.register_fake
+def _(
+    sources: list[Tensor], inverse_rms: list[Tensor], query: Tensor, bias: Tensor | None, kernel: bool
+) -> tuple[Tensor, Tensor]:
+    first = sources[0]
+    weights = first.new_empty((*first.shape[:-1], len(sources)), dtype=forms.exact_dtype(first))
+    return first.new_empty(first.shape, dtype=forms.common_dtype(sources)), weights
+
+
+@torch.library.custom_op("mixerzoo::source_softmax_backward", mutates_args=(), tags=forms.TAGS)
+def _backward_op(
+    grad: Tensor, sources: list[Tensor], inverse_rms: list[Tensor], query: Tensor, weights: Tensor, kernel: bool
+) -> list[Tensor]:
+    """Gradients of the sources, of their inverse rms, of the query [D] and of the last score [1]."""
+    if kernel:
+        from mixerzoo.ops import kernels
+
+        return kernels.source_softmax_backward(grad, sources, inverse_rms, query, weights)
+    exact = forms.exact_dtype(grad)
+    grad, query_exact = grad.to(exact), query.to(exact)
+    of_weights = torch.stack([(grad * x).sum(-1) for x in sources], dim=-1)
+    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True))
+    of_sources, of_rms, of_query = [], [], torch.zeros_like(query_exact)
+    for n, (x, r) in enumerate(zip(sources, inverse_rms, strict=True)):
+        scaled = of_scores[..., n] * r
+        of_x = torch.addcmul(weights[..., n : n + 1] * grad, scaled.unsqueeze(-1), query_exact)
+        of_sources.append(of_x.to(x.dtype).contiguous())
+        of_rms.append((of_scores[..., n] * _dot(x, query)).to(r.dtype).contiguous())
+        of_query += torch.einsum("m,md->d", scaled.flatten(), x.to(exact).flatten(0, -2))
+    last = of_scores[..., -1].sum().view(1)
+    return [*of_sources, *of_rms, of_query.to(query.dtype), last.to(query.dtype)]
+
+
+@_backward_op.register_fake
+def _(
+    grad: Tensor, sources: list[Tensor], inverse_rms: list[Tensor], query: Tensor, weights: Tensor, kernel: bool
+) -> list[Tensor]:
+    return [
+        *(x.new_empty(x.shape) for x in (*sources, *inverse_rms)),
+        query.new_empty(query.shape),
+        query.new_empty(1),
+    ]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    sources, inverse_rms, query, bias, ctx.kernel = inputs
+    ctx.num_sources, ctx.has_bias = len(sources), bias is not None
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*sources, *inverse_rms, query, output[1], *([] if bias is None else [bias]))
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor | None, None]:
+    n = ctx.num_sources
+    sources, inverse_rms = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n : 2 * n])
+    query, weights, *bias = ctx.saved_tensors[2 * n :]
+    if torch.is_grad_enabled():
+        out, _ = _naive(sources, inverse_rms, query, bias[0] if bias else None)
+        found = forms.gradients(out, [*sources, *inverse_rms, query, *bias], grad)
+    else:
+        found = _backward_op(grad, sources, inverse_rms, query, weights, ctx.kernel)
+    of_bias = found[2 * n + 1].to(bias[0].dtype) if bias and found[2 * n + 1] is not None else None
+    return found[:n], found[n : 2 * n], found[2 * n], of_bias, None
+
+
+_op.register_autograd(_backward, setup_context=_keep)
+
+
+def _naive_inverse_rms(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(x.to(forms.exact_dtype(x)).square().mean(-1) + eps)
+
+
+@torch.library.custom_op("mixerzoo::inverse_rms", mutates_args=())
+def _inverse_rms_op(x: Tensor, eps: float) -> Tensor:
+    # One pass, and nothing of x's size in between.
+    square = torch.linalg.vector_norm(x, dim=-1, dtype=forms.exact_dtype(x)).square()
+    return torch.rsqrt(square / x.size(-1) + eps)
+
+
+@_inverse_rms_op.register_fake
+def _(x: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=forms.exact_dtype(x))
+
+
+def _keep_rms(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _backward_rms(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    x, found = ctx.saved_tensors
+    # `found` is an output, so both can be differentiated again.
+    return ((grad * found.pow(3) / -x.size(-1)).unsqueeze(-1) * x).to(x.dtype), None
+
+
+_inverse_rms_op.register_autograd(_backward_rms, setup_context=_keep_rms)

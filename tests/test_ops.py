@@ -1,0 +1,182 @@
+"""Operations over depth: the equation, the fused form and the kernel give the same, and the fused form keeps little."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import zoo
+from case import Case
+from mixerzoo import Decoder, ops
+from mixerzoo.ops import forms
+
+#: An operation of leaves, and the leaves.
+Drawn = tuple[Callable[..., Tensor], list[Tensor]]
+EPS = 1e-5
+#: Largest relative error of a form against the equation in float64.
+CLOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.05}
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
+    reason="needs Triton and TRITON_INTERPRET=1",
+)
+
+
+def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[torch.dtype], seed: int = 0) -> Drawn:
+    """An operation on random leaves; ``dtypes`` are those of the first source and of everything else."""
+    generator = torch.Generator().manual_seed(seed)
+    first, other = dtypes
+
+    def leaf(*shape: int, dtype: torch.dtype = other) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    if name == "depth_softmax":
+        q, kv = leaf(2, 4, tokens, size), [leaf(2, 2, tokens, size) for _ in range(2 * num_sources)]
+        return lambda q, *kv: ops.depth_softmax(q, kv[:num_sources], kv[num_sources:]), [q, *kv]
+    sources = [leaf(2, tokens, size, dtype=first if n == 0 else other) for n in range(num_sources)]
+    if name.startswith("source_softmax"):
+        bias = [leaf(1)] if name.endswith("bias") else []
+
+        def softmax(*leaves: Tensor) -> Tensor:
+            xs, query, last = leaves[:num_sources], leaves[num_sources], leaves[num_sources + 1 :]
+            return ops.source_softmax(xs, [ops.inverse_rms(x, EPS) for x in xs], query, *last)
+
+        return softmax, [*sources, leaf(size), *bias]
+    shape = {"per site": (num_sources,), "per channel": (num_sources, size), "per token": (2, tokens, num_sources)}
+    return lambda *leaves: ops.weighted_sum(leaves[:-1], leaves[-1]), [*sources, leaf(*shape[name])]
+
+
+NAMES = ("per site", "per channel", "per token", "source_softmax", "source_softmax, bias", "depth_softmax")
+every_operation = pytest.mark.parametrize("name", NAMES)
+
+
+def gradients(drawn: Drawn, form: forms.Form) -> list[Tensor]:
+    """What comes out, and the gradients of the leaves."""
+    function, leaves = drawn
+    with forms.forced(form):
+        out = function(*leaves)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+        return [out, *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_same(drawn: Drawn, form: forms.Form) -> None:
+    function, leaves = drawn
+    exact = gradients((function, [x.detach().double().requires_grad_() for x in leaves]), "naive")
+    tolerance = max(CLOSE[x.dtype] for x in leaves)
+    for got, like, expected in zip(gradients(drawn, form), [None, *leaves], exact, strict=True):
+        assert like is None or (got.dtype, got.shape) == (like.dtype, like.shape)
+        # A single source has a weight of 1 whatever its key is, so gradients can be zero.
+        assert (got.double() - expected).norm() <= tolerance * (expected.norm() + exact[0].norm())
+
+
+DRAWN = {
+    "num_sources": st.sampled_from([1, 2, 5, 97]),
+    "tokens": st.integers(1, 7),
+    "size": st.integers(1, 40),
+    "dtypes": st.sampled_from(
+        [[torch.float64] * 2, [torch.float32] * 2, [torch.bfloat16] * 2, [torch.float32, torch.bfloat16]]
+    ),
+    "seed": st.integers(0, 99),
+}
+
+
+@every_operation
+@given(**DRAWN)
+@settings(max_examples=15)
+def test_fused_is_the_equation(name: str, **drawn: Any) -> None:
+    assert_same(operation(name, **drawn), "fused")
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:Conversion of an array:DeprecationWarning"
+)  # Triton's own, from NumPy 2.4 on an error
+@every_operation
+@given(**DRAWN)
+@settings(max_examples=5, deadline=None)
+def test_kernel_is_the_equation(name: str, **drawn: Any) -> None:
+    assert_same(operation(name, **drawn), "kernel")
+
+
+@every_operation
+@pytest.mark.parametrize("num_sources", [1, 3])
+def test_gradients_of_gradients(name: str, num_sources: int) -> None:
+    function, leaves = operation(name, num_sources, 2, 3, [torch.float64] * 2)
+    with forms.forced("fused"):
+        assert torch.autograd.gradcheck(function, leaves, atol=1e-6)
+        assert torch.autograd.gradgradcheck(function, leaves, atol=1e-6)
+
+
+@every_operation
+def test_views_and_rows_of_heads(name: str) -> None:
+    # Values come from projections as [B, T, G, d], transposed.
+    function, leaves = operation(name, 3, 4, 6, [torch.float64] * 2)
+    turned = [x.detach().mT.contiguous().mT.requires_grad_() for x in leaves if x.ndim > 1]
+    turned += [x for x in leaves if x.ndim == 1]
+    if [x.ndim for x in turned] == [x.ndim for x in leaves]:
+        assert_same((function, turned), "fused")
+
+
+@every_operation
+def test_one_node_under_compile(name: str) -> None:
+    function, leaves = operation(name, 3, 4, 6, [torch.float64] * 2)
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(module)
+        return torch._dynamo.lookup_backend("aot_eager")(module, inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    pairs = zip(gradients((compiled, leaves), "fused"), gradients((function, leaves), "naive"), strict=True)
+    assert all(torch.allclose(got, expected, rtol=0, atol=1e-10) for got, expected in pairs)
+    (graph,) = graphs
+    assert sum("mixerzoo" in str(node.target) for node in graph.graph.nodes) == 1
+    torch._dynamo.reset()
+
+
+def test_what_is_kept_for_the_backward() -> None:
+    residual = kept(Case("residual"))
+    one_source = TOKENS * SIZE * 4
+    weights_of_softmax = sum(TOKENS * n * 4 for n in range(2, 2 * LAYERS + 2))
+    allowed = {
+        Case("denseformer"): LAYERS * one_source,
+        # Queries with their gains folded in, and 1 / rms of each source.
+        Case("attn_res"): (2 * LAYERS + 1) * (one_source + TOKENS * 4 + SIZE * 4) + weights_of_softmax,
+        # What a layer projects; what it mixes is kept by attention in any case.
+        Case("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
+    }
+    for case, sources_and_weights in allowed.items():
+        assert kept(case) - residual <= 1.1 * sources_and_weights + 0.001 * residual, str(case)
+
+
+LAYERS, TOKENS, SIZE = 24, 32, 64
+
+
+def kept(case: Case) -> int:
+    """Bytes that autograd keeps of a forward over a decoder of 24 layers, each storage counted once."""
+    sizes = {"num_layers": LAYERS, "hidden_size": SIZE, "intermediate_size": 96, "head_dim": 16}
+    decoder: Decoder = zoo.make(case, dtype=torch.float32, **sizes)
+    mine = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+    storages: dict[int, Any] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in mine:
+            # Held, so that no address comes twice.
+            storages[storage.data_ptr()] = storage
+        return x
+
+    with forms.forced("fused"), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = decoder(zoo.some_tokens(1, TOKENS))
+    assert out.requires_grad
+    return sum(storage.nbytes() for storage in storages.values())
