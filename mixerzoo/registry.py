@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import re
 import traceback
@@ -344,6 +345,9 @@ def _shown(value: Any) -> Any:
 @functools.cache
 def load_registry() -> Registry:
     """The mixers installed in this environment, loaded once."""
+    # What plugins import of us changes the process too (a library that reads YAML, the filters of warnings), and that
+    # is not theirs.
+    importlib.import_module("mixerzoo.mixer_choice")
     points, unreadable = _installed()
     registry = Registry(points)
     registry.broken += unreadable
