@@ -222,7 +222,7 @@ class TestPretrained:
     def test_odd_configs(self, tmp_path: Path, content: str) -> None:
         BYTES.save(tmp_path)
         (tmp_path / "tokenizer_config.json").write_bytes(content.encode("latin-1"))
-        if content.startswith(("[[", "\xff", "NaN")):
+        if not content.startswith("{"):
             with pytest.raises(DataError, match=r"tokenizer_config\.json: damaged"):
                 TextTokenizer.load(tmp_path)
         else:
