@@ -13,7 +13,7 @@ from mixerzoo.data.tokenizer_files import read_tokenizer
 from mixerzoo.errors import CheckpointError
 
 #: What transformers writes beside the weights: the tokenizer, and how to generate.
-_COMPANIONS = (
+COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -83,7 +83,7 @@ def find_companions(source: Path) -> list[str]:
         CheckpointError: one is no file, is damaged, or is a link to something outside.
         DataError: the tokenizer is damaged.
     """
-    found = [name for name in _COMPANIONS if is_file(source / name)]
+    found = [name for name in COMPANIONS if is_file(source / name)]
     for name in found:
         _refuse_link_outside(source, name)
         if name in _OBJECTS:

@@ -30,11 +30,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mixerzoo import files
-from mixerzoo.data import PreparedData
+from mixerzoo.data import PreparedData, TextFormat, TextTokenizer
 from mixerzoo.errors import MixerError, RecipeError, RunError
 from mixerzoo.json_files import read_object, to_json
 from mixerzoo.manifest import MANIFEST_FILE, check_files, write_manifest
 from mixerzoo.model_card import CARD_FILE
+from mixerzoo.new_directory import COMPANIONS, copy_companions
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.registry import load_registry
 from mixerzoo.run_checkpoints import remove_all, remove_leftovers
@@ -50,7 +51,8 @@ GENERATION_FILE = "generation_config.json"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "run.lock"
 
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+#: How texts become tokens, begin and are written as conversations.
+_TOKENIZER = tuple(name for name in COMPANIONS if name != GENERATION_FILE)
 #: The result, ready to load.
 _RESULT = ("config.json", "model.safetensors", "modeling_mixerzoo.py", GENERATION_FILE)
 #: What ``--overwrite`` removes. First the result, so that what is left of a run never passes for a finished one.
@@ -169,7 +171,7 @@ class RunDirectory:
         # A process that dies from here on leaves a run without a recipe, which begins anew.
         files.write_text(self.path / RUN_FILE, record)
         remove_all(self.checkpoints)
-        self._save_tokenizer(data)
+        self._save_format(recipe, data)
         files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
         self._seal()
 
@@ -188,17 +190,25 @@ class RunDirectory:
         files.sync(self.path)
         if (self.path / RECIPE_FILE).read_bytes() != recipe.to_yaml().encode("utf-8"):
             files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
-        mended = self._save_tokenizer(data)
+        mended = self._save_format(recipe, data)
         self._seal()
         self.metrics.restore(checkpoint)
         return [f"{self.path / name} was not the run's tokenizer, and is written again" for name in mended]
 
-    def _save_tokenizer(self, data: PreparedData) -> list[str]:
-        """Write the tokenizer where it is not there as it should be; gives the names of what was written."""
+    def _save_format(self, recipe: Recipe, data: PreparedData) -> list[str]:
+        """Write the tokenizer, and what else a checkpoint that training starts from says of texts.
+
+        Only what is not there as it should be is written.
+
+        Returns:
+            The names of what was written.
+        """
         folder = files.unfinished(self.path / "tokenizer")
         folder.mkdir()
         try:
             data.tokenizer.save(folder)
+            if recipe.model.init_from is not None:
+                _carry_format(Path(recipe.model.init_from), data.tokenizer, folder)
             written = []
             for source in sorted(folder.iterdir()):
                 target = self.path / source.name
@@ -398,6 +408,27 @@ def check_tokenizer(checkpoint: Path) -> None:
         CheckpointError: names the file.
     """
     check_files(home_of(checkpoint), (*_TOKENIZER, GENERATION_FILE))
+
+
+def _carry_format(source: Path, own: TextTokenizer, folder: Path) -> None:
+    """Add to a saved tokenizer a checkpoint's chat template, special tokens and every end of its texts.
+
+    A checkpoint that is gone when its run is resumed said so when the run began.
+    """
+    config, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not source.is_dir():
+        config.unlink()
+        return
+    ours, own_tokenizer = read_object(config, RunError), tokenizer.read_bytes()
+    for name in copy_companions(source, folder):
+        if name == config.name:
+            theirs = read_object(config, RunError)
+            files.write_text(config, to_json({**ours, **theirs, "eos_token": ours["eos_token"]}))
+    tokenizer.write_bytes(own_tokenizer)
+    generation = folder / GENERATION_FILE
+    theirs = read_object(generation, RunError) if generation.exists() else {}
+    ends = {"pad_token_id": own.end_of_text_id, **theirs, "eos_token_id": sorted(TextFormat.load(source, own).end_ids)}
+    files.write_text(generation, to_json(ends))
 
 
 def _blank(path: Path) -> bool:

@@ -269,8 +269,9 @@ class _Work:
         if self.main:
             run.check_there()
             save_checkpoint(decoder, run.path)
-            end = data.tokenizer.end_of_text_id
-            write_text(run.path / GENERATION_FILE, to_json({"eos_token_id": end, "pad_token_id": end}))
+            if recipe.model.init_from is None:
+                end = data.tokenizer.end_of_text_id
+                write_text(run.path / GENERATION_FILE, to_json({"eos_token_id": end, "pad_token_id": end}))
         result |= _yardsticks(data, self.reporter)
         if self.main:
             write_text(run.path / CARD_FILE, run_card(recipe, result))

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from mixerzoo import TextTokenizer, import_checkpoint, load_checkpoint, save_checkpoint
+from mixerzoo import TextFormat, TextTokenizer, import_checkpoint, load_checkpoint, save_checkpoint
 from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
 from mixerzoo.evaluate import score
 from mixerzoo.recipe import Recipe, build, json_schema, load_recipe, parse_recipe
 from mixerzoo.run_checkpoints import complete_checkpoints
+from mixerzoo.runs import home_of
 from mixerzoo.training import Reporter, evaluate_run, train
 from mixerzoo.yaml_source import YamlSource
 from runs import fingerprint
@@ -184,16 +185,18 @@ def test_runs_are_repeatable_and_can_be_resumed_without_the_checkpoint(start: Pa
     shutil.copytree(start, tmp_path / "start")
     mine = recipe(tmp_path / "start", mixer="depth_attention")
     train(mine, tmp_path / "once")
-    train(mine, tmp_path / "twice")
-    assert fingerprint(tmp_path / "once") == fingerprint(tmp_path / "twice")
+    run = tmp_path / "twice"
+
+    class Dies(Reporter):
+        def step(self, step: int, loss: float | None, tokens_per_second: float) -> None:
+            if step == 3:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(mine, run, reporter=Dies())
     record = json.loads((tmp_path / "once" / "run.json").read_text())
     assert re.fullmatch("[0-9a-f]{64}", record["initial_weights"])
-    # As if it had been killed after the first checkpoint.
-    run = tmp_path / "twice"
-    (run / "result.json").unlink()
-    for step, folder in complete_checkpoints(run / "checkpoints"):
-        if step > 2:
-            shutil.rmtree(folder)
+    assert [step for step, _ in complete_checkpoints(run / "checkpoints")] == [2]
     (tmp_path / "start" / "model.safetensors").unlink()
     train(mine, run, resume=True)
     assert fingerprint(tmp_path / "once") == fingerprint(run)
@@ -237,4 +240,34 @@ def test_what_training_starts_from_is_said(start: Path, tmp_path: Path) -> None:
         train(recipe(start, mixer=mixer, steps=1), tmp_path / mixer, reporter=Listener())
     begins = f"Starting from the weights of {start}"
     changed = "with denseformer in place of residual: the mixer has its initial values"
-    assert said == [f"{begins}.", f"{begins}, {changed}."]
+    assert [text for text in said if text.startswith("Start")] == [f"{begins}.", f"{begins}, {changed}."]
+
+
+def test_a_run_keeps_how_the_texts_of_its_checkpoint_begin_and_end(start: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(start, source)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.content }}!{% endfor %}"
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template, "bos_token": "a"}))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 33], "temperature": 0.5}))
+    run = tmp_path / "run"
+    train(recipe(source, steps=2), run)
+    shutil.rmtree(source)
+    for here in (run, run / "checkpoints" / "checkpoint-2"):
+        form = TextFormat.load(home_of(here))
+        assert form.end_ids == {2, 33, 256}  # config.json's, and the two above
+        assert form.encode_chat([{"role": "user", "content": "hi"}]) == list(b"hi!")
+    generation = json.loads((run / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["eos_token_id"]) == (0.5, [2, 33, 256])
+    assert json.loads((run / "tokenizer_config.json").read_text())["bos_token"] == "a"
+
+
+def test_what_a_run_kept_goes_with_the_run(start: Path, tmp_path: Path) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(start, source)
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    train(recipe(source, steps=2), run)
+    assert TextFormat.load(run).chat_template is not None
+    (source / "chat_template.jinja").unlink()
+    train(recipe(source, steps=2), run, overwrite=True)
+    assert TextFormat.load(run).chat_template is None
