@@ -344,7 +344,7 @@ def test_a_tokenizer_says_where_rows_of_ids_end() -> None:
         (torch.tensor([[True]]), {}, r"the prompt is torch\.bool; ids are whole numbers"),
         (torch.zeros(0, 3, dtype=torch.long), {}, "must be .*got .0, 3."),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_prompts_that_are_none(function: Any, tokens: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(MixerzooError, match=message):
