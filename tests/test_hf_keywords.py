@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +13,14 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache, StaticCache
+from transformers import AttentionInterface, AutoTokenizer, DynamicCache, StaticCache
 from transformers.generation.continuous_batching.input_outputs import PagedAttentionArgs
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import zoo
 from case import LATENT
 from hf_models import fresh, model_of, shared
+from mixerzoo import TextTokenizer
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooForCausalLM
 from mixerzoo.hf.keywords import PAST
@@ -179,6 +182,25 @@ def test_hidden_states_can_be_chosen() -> None:
         chosen = model(tokens, output_hidden_states=which).hidden_states
         assert [number for number, x in enumerate(chosen) if x is not None] == sorted(numbers)
         assert all(torch.equal(chosen[number], every[number]) for number in numbers)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 2}, {"do_sample": True}],
+    ids=str,
+)
+def test_what_generate_reads_is_not_the_models(way: dict[str, Any], tmp_path: Path) -> None:
+    """It passes a tokenizer on to the model; one is wanted for stop strings, and servers always give it."""
+    TextTokenizer.for_bytes().save(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    model, tokens = model_of(zoo.make(DEPTH, vocab_size=257)), tokenizer("def ", return_tensors="pt")
+    options = {"max_new_tokens": 4, "pad_token_id": 0, "stop_strings": ["never"], "tokenizer": tokenizer, **way}
+    # It says of its own doings that they are deprecated.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert model.generate(**tokens, **options).shape == (1, 8)
+        with pytest.raises((MixerError, ValueError), match="tokeniser"):
+            model.generate(**tokens, **way, max_new_tokens=4, tokeniser=tokenizer)
 
 
 # What an attention function of one's own reads.

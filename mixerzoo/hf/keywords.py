@@ -29,6 +29,8 @@ _READ_AROUND = {"output_attentions", "is_causal", "debug_io", "debug_io_dir", "p
 #: What a loss is divided by; trainers that compute the loss themselves give it too.
 _NUM_ITEMS = "num_items_in_batch"
 _LOSS = {_NUM_ITEMS, "ignore_index", "shift_labels"}
+#: Read by `generate`, which passes what its way of decoding does not name on to the model.
+READ_BY_GENERATE = {"tokenizer", "assistant_tokenizer", "assistant_model", "streamer", "synced_gpus"}
 #: Where sequences that are packed into one begin and end.
 _PACKING = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 _PAGED = set(PagedAttentionArgs.__annotations__)

@@ -27,7 +27,7 @@ from mixerzoo.checkpoint_files import INDEX_FILE, WEIGHTS_FILE
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn, hold_nothing
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
-from mixerzoo.hf.keywords import PAST, check_keywords, chosen, find_past, split_loss_keywords
+from mixerzoo.hf.keywords import PAST, READ_BY_GENERATE, check_keywords, chosen, find_past, split_loss_keywords
 from mixerzoo.latent_attention import attend_to_latents
 from mixerzoo.layers import Layer, RMSNorm, Rotary
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site, State
@@ -463,6 +463,11 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
 
     def _get_static_cache_init_shape(self) -> None:
         """No shape in advance: steps may share a slot or keep one half of it, so what comes first sizes a layer."""
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers, without what `generate` has read itself and passes on all the same."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        return {name: value for name, value in inputs.items() if name not in READ_BY_GENERATE}
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; what `generate_batch` and its server start with.
