@@ -16,8 +16,8 @@ from mixerzoo.ops import forms
 from mixerzoo.ops.weighted_sum import naive as weighted_sum
 
 #: Forward and backward on an H100: with 3 sources the equation takes 0.9 ms and the kernel 1.4, with 13 it takes 3.0
-#: and the kernel 2.4. Compiled, a step of Depth-Attention takes 1.010 of residual's time as the equation, 1.018 with the
-#: kernel.
+#: and the kernel 2.4. Compiled, a step of Depth-Attention takes 1.010 of residual's time as the equation, 1.018 with
+#: the kernel.
 POLICY = forms.Policy(few=7, compiled=False)
 
 
