@@ -375,12 +375,11 @@ class _Launch:
         narrow = {x.dtype for x in sources} - {self.wide}
         self.narrow = narrow.pop() if narrow else self.wide
         self.exact = torch.promote_types(self.wide, torch.float32)
-        self.tile_size = triton.next_power_of_2(self.size)
+        self.tile_size = int(triton.next_power_of_2(self.size))
 
     def tile_rows(self, tiling: Tiling) -> int:
         """Rows of a program's tile."""
-        rows: int = triton.next_power_of_2(self.rows)
-        return max(1, min(tiling.elements // self.tile_size, rows))
+        return max(1, min(tiling.elements // self.tile_size, int(triton.next_power_of_2(self.rows))))
 
     def blocks(self, tiling: Tiling) -> int:
         """Tiles that hold all rows."""
