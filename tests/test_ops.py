@@ -180,3 +180,15 @@ def kept(case: Case) -> int:
         out = decoder(zoo.some_tokens(1, TOKENS))
     assert out.requires_grad
     return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_small_sources_are_mixed_by_the_equation_and_large_ones_keep_little() -> None:
+    policy = forms.Policy(few=1, compiled=False)
+    for elements, expected in ((forms.SMALLEST - 1, "naive"), (forms.SMALLEST, "fused")):
+        source = torch.zeros(elements, requires_grad=True)
+        assert forms.choose([source] * 3, policy) == expected
+        # Nothing is kept, so there is nothing to save.
+        assert forms.choose([source.detach()] * 3, policy) == "naive"
+        with torch.no_grad():
+            assert forms.choose([source] * 3, policy) == "naive"
+        assert forms.choose([source.detach()], policy, [source]) == expected

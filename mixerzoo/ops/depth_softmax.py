@@ -15,6 +15,11 @@ from torch import Tensor
 from mixerzoo.ops import forms
 from mixerzoo.ops.weighted_sum import naive as weighted_sum
 
+#: Forward and backward on an H100: with 3 sources the equation takes 0.9 ms and the kernel 1.4, with 13 it takes 3.0
+#: and the kernel 2.4. Compiled, a step of Depth-Attention takes 1.010 of residual's time as the equation, 1.018 with
+#: the kernel.
+POLICY = forms.Policy(few=7, compiled=False)
+
 
 def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     """Σ_n α_n·v_n with α = softmax_n(⟨q̄, k_n⟩ / √d), q̄ the mean query of the heads that share a key/value head.
@@ -27,7 +32,7 @@ def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
     Returns:
         [B, G, T, e].
     """
-    form = forms.choose([*values, *keys, q])
+    form = forms.choose(values, POLICY, [*keys, q])
     if form == "naive":
         return _naive(q, keys, values)[0]
     out, _ = _op(q, list(keys), list(values), form == "kernel")
@@ -73,7 +78,7 @@ def _(q: Tensor, keys: list[Tensor], values: list[Tensor], kernel: bool) -> tupl
 
 @torch.library.custom_op("mixerzoo::depth_softmax_backward", mutates_args=(), tags=forms.TAGS)
 def _backward_op(
-    grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], weights: Tensor, kernel: bool
+    grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], out: Tensor, weights: Tensor, kernel: bool
 ) -> list[Tensor]:
     """Gradients of the keys and the values [B, T, G, …], then of the mean query [B, T, G, d]."""
     mean_q = mean_query(q, keys[0].size(1)).transpose(1, 2)
@@ -81,11 +86,12 @@ def _backward_op(
     if kernel and keys[0].size(-1) == values[0].size(-1):
         from mixerzoo.ops import kernels
 
-        return kernels.depth_softmax_backward(grad, mean_q, keys, values, weights)
+        return kernels.depth_softmax_backward(grad, mean_q, keys, values, out, weights)
     exact = forms.exact_dtype(grad)
     grad = grad.to(exact)
     of_weights = torch.stack([(grad * v).sum(-1) for v in values], dim=-1)
-    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) / math.sqrt(q.size(-1))
+    # ⟨grad, out⟩ is the mean over sources of the gradients of the weights.
+    of_scores = weights * (of_weights - (grad * out).sum(-1, keepdim=True)) / math.sqrt(q.size(-1))
     of_keys = [(of_scores[..., n : n + 1] * mean_q).to(k.dtype).contiguous() for n, k in enumerate(keys)]
     of_values = [(weights[..., n : n + 1] * grad).to(v.dtype).contiguous() for n, v in enumerate(values)]
     of_query = of_scores[..., :1] * keys[0]
@@ -95,7 +101,9 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _(grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], weights: Tensor, kernel: bool) -> list[Tensor]:
+def _(
+    grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], out: Tensor, weights: Tensor, kernel: bool
+) -> list[Tensor]:
     def like(x: Tensor, dtype: torch.dtype) -> Tensor:
         batch, groups, tokens, width = x.shape
         return x.new_empty((batch, tokens, groups, width), dtype=dtype)
@@ -107,17 +115,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     q, keys, values, ctx.kernel = inputs
     ctx.num_sources = len(keys)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, *keys, *values, output[1])
+    # What comes out is kept by attention in any case.
+    ctx.save_for_backward(q, *keys, *values, *output)
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], None]:
     n = ctx.num_sources
-    q, *others, weights = ctx.saved_tensors
+    q, *others, out, weights = ctx.saved_tensors
     keys, values = list(others[:n]), list(others[n:])
     if torch.is_grad_enabled():
         of_q, *found = forms.gradients(_naive(q, keys, values)[0], [q, *others], grad.transpose(1, 2))
         return of_q, found[:n], found[n:], None
-    *found, of_mean = _backward_op(grad, q, keys, values, weights, ctx.kernel)
+    *found, of_mean = _backward_op(grad, q, keys, values, out, weights, ctx.kernel)
     found = [x.transpose(1, 2) for x in found]
     group = q.size(1) // keys[0].size(1)
     of_q = (of_mean.transpose(1, 2) / group).to(q.dtype).repeat_interleave(group, dim=1)

@@ -1,7 +1,8 @@
 """Triton kernels of the operations, and what launches them.
 
 Sources are N tensors of any number, so a kernel is given a table of their addresses and serves every N with one
-compilation. A program takes some rows (tokens) of full width D and walks over the sources: each is read once.
+compilation. A program takes some rows (tokens) of full width D and walks over the sources, some at once: each is read
+once, forward and backward.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +20,33 @@ from torch import Tensor
 
 from mixerzoo.ops import forms
 
-#: Elements of a tile.
-TILE = 2048
 #: Programs at most where a program walks over several tiles, to sum the gradient of a query that all rows share.
 PROGRAMS = 1056
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a kernel cuts its work.
+
+    Attributes:
+        sources: sources that a program loads at once. One after another, each would wait for the memory, and for the
+            sum over the width, of the one before.
+        elements: of a source in a program's tile, if the width allows so few: the rows of a program are full.
+        warps: of a program.
+    """
+
+    sources: int
+    elements: int
+    warps: int
+
+
+#: By kernel.
+TILINGS = {
+    "sum": Tiling(sources=4, elements=2048, warps=4),
+    "sum_backward": Tiling(sources=4, elements=2048, warps=4),
+    "attend": Tiling(sources=4, elements=2048, warps=4),
+    "attend_backward": Tiling(sources=2, elements=2048, warps=4),
+}
 
 #: Arguments for whose values no kernel is compiled anew (a kernel may lack some).
 FREE = ["num_sources", "rows", "per_row"]
@@ -35,138 +60,166 @@ _TRITON = {
 
 
 @triton.jit
+def _tile(rows, size, block, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    """Rows [ROWS] of a block, which of them there are, where their elements [ROWS, SIZE] lie, and which are there."""
+    row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    inside = row < rows
+    return row, inside, row[:, None] * size + column[None, :], inside[:, None] & (column < size)[None, :]
+
+
+@triton.jit
+def _addresses(table, n, num_sources, TYPE: tl.constexpr):
+    """Pointers [N, 1, 1] to sources ``n`` [N]."""
+    address = tl.load(table + n, mask=n < num_sources, other=0)[:, None, None]
+    return tl.multiple_of(address.to(tl.pointer_type(TYPE)), [16, 16, 16])
+
+
+@triton.jit
 def _read(table, n, num_sources, at, mask, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr):
-    """Tile of source ``n``; the table has addresses, then 1 for sources of the wide dtype."""
-    address = tl.load(table + n)
-    if WIDE == NARROW or tl.load(table + num_sources + n) != 0:
-        x = tl.load(tl.multiple_of(address.to(tl.pointer_type(WIDE)), 16) + at, mask=mask, other=0.0).to(EXACT)
+    """Tiles [N, ROWS, SIZE] of sources ``n``; the table has addresses, then 1 for sources of the wide dtype."""
+    there = (n < num_sources)[:, None, None] & mask[None, :, :]
+    wide = _addresses(table, n, num_sources, WIDE) + at[None, :, :]
+    if WIDE == NARROW:
+        x = tl.load(wide, mask=there, other=0.0).to(EXACT)
     else:
-        x = tl.load(tl.multiple_of(address.to(tl.pointer_type(NARROW)), 16) + at, mask=mask, other=0.0).to(EXACT)
+        is_wide = (tl.load(table + num_sources + n, mask=n < num_sources, other=0) != 0)[:, None, None]
+        narrow = _addresses(table, n, num_sources, NARROW) + at[None, :, :]
+        x = tl.load(wide, mask=there & is_wide, other=0.0).to(EXACT)
+        x += tl.load(narrow, mask=there & (is_wide == 0), other=0.0).to(EXACT)
     return x
 
 
 @triton.jit
 def _write(table, n, num_sources, at, mask, x, WIDE: tl.constexpr, NARROW: tl.constexpr):
-    """Store a tile where the table says, in the dtype that it says."""
-    address = tl.load(table + n)
-    if WIDE == NARROW or tl.load(table + num_sources + n) != 0:
-        tl.store(tl.multiple_of(address.to(tl.pointer_type(WIDE)), 16) + at, x.to(WIDE), mask=mask)
+    """Store tiles [N, ROWS, SIZE] where the table says, in the dtypes that it says."""
+    there = (n < num_sources)[:, None, None] & mask[None, :, :]
+    wide = _addresses(table, n, num_sources, WIDE) + at[None, :, :]
+    if WIDE == NARROW:
+        tl.store(wide, x.to(WIDE), mask=there)
     else:
-        tl.store(tl.multiple_of(address.to(tl.pointer_type(NARROW)), 16) + at, x.to(NARROW), mask=mask)
+        is_wide = (tl.load(table + num_sources + n, mask=n < num_sources, other=0) != 0)[:, None, None]
+        narrow = _addresses(table, n, num_sources, NARROW) + at[None, :, :]
+        tl.store(wide, x.to(WIDE), mask=there & is_wide)
+        tl.store(narrow, x.to(NARROW), mask=there & (is_wide == 0))
 
 
 @triton.jit(do_not_specialize=FREE)
 def _sum_kernel(
     sources, weights, out, num_sources, rows, size, per_row,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, SIZE)
-    inside = row < rows
-    mask = inside[:, None] & (column < size)[None, :]
-    at = row[:, None] * size + column[None, :]
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
     total = tl.zeros([ROWS, SIZE], dtype=EXACT)
-    for n in range(num_sources):
-        weight = tl.load(weights + row * per_row + n, mask=inside, other=0.0).to(EXACT)
-        total += weight[:, None] * _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+    for start in range(0, num_sources, SOURCES):
+        n = start + tl.arange(0, SOURCES)
+        there = (n < num_sources)[:, None] & inside[None, :]
+        weight = tl.load(weights + row[None, :] * per_row + n[:, None], mask=there, other=0.0).to(EXACT)
+        x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        total += tl.sum(weight[:, :, None] * x, axis=0)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=FREE)
 def _sum_backward_kernel(
     sources, grads, weights, grad, dots, num_sources, rows, size, per_row,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, SIZE)
-    inside = row < rows
-    mask = inside[:, None] & (column < size)[None, :]
-    at = row[:, None] * size + column[None, :]
-    g = tl.load(grad + at, mask=mask, other=0.0).to(EXACT)
-    for n in range(num_sources):
-        weight = tl.load(weights + row * per_row + n, mask=inside, other=0.0).to(EXACT)
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
+    g = tl.load(grad + at, mask=mask, other=0.0).to(EXACT)[None, :, :]
+    for start in range(0, num_sources, SOURCES):
+        n = start + tl.arange(0, SOURCES)
+        there = (n < num_sources)[:, None] & inside[None, :]
+        weight = tl.load(weights + row[None, :] * per_row + n[:, None], mask=there, other=0.0).to(EXACT)
         x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-        tl.store(dots + row * num_sources + n, tl.sum(g * x, axis=1), mask=inside)
-        _write(grads, n, num_sources, at, mask, weight[:, None] * g, WIDE, NARROW)
+        tl.store(dots + row[None, :] * num_sources + n[:, None], tl.sum(g * x, axis=2), mask=there)
+        _write(grads, n, num_sources, at, mask, weight[:, :, None] * g, WIDE, NARROW)
+
+
+@triton.jit
+def _factors(factors, n, row, num_sources, there, EXACT: tl.constexpr):
+    """Factors [N, ROWS] of the scores of sources ``n``."""
+    address = tl.load(factors + n, mask=n < num_sources, other=0)[:, None]
+    return tl.load(address.to(tl.pointer_type(EXACT)) + row[None, :], mask=there, other=0.0)
 
 
 @triton.jit(do_not_specialize=FREE)
 def _attend_kernel(
     keys, values, factors, query, bias, out, scores, num_sources, rows, size, query_row,
     SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
     column = tl.arange(0, SIZE)
-    inside = row < rows
-    mask = inside[:, None] & (column < size)[None, :]
-    at = row[:, None] * size + column[None, :]
-    q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)
+    q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)[None, :, :]
     largest = tl.full([ROWS], float("-inf"), dtype=EXACT)
     norm = tl.zeros([ROWS], dtype=EXACT)
     total = tl.zeros([ROWS, SIZE], dtype=EXACT)
-    for n in range(num_sources):
+    for start in range(0, num_sources, SOURCES):
+        n = start + tl.arange(0, SOURCES)
+        there = (n < num_sources)[:, None] & inside[None, :]
         k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-        score = tl.sum(q * k, axis=1) * SCALE
-        if FACTORS:
-            factor = tl.load(factors + n).to(tl.pointer_type(EXACT))
-            score *= tl.load(factor + row, mask=inside, other=0.0)
-        if BIAS:
-            score += tl.where(n == num_sources - 1, tl.load(bias).to(EXACT), 0.0)
-        tl.store(scores + row * num_sources + n, score, mask=inside)
         if SHARED:  # noqa: SIM108
             v = k
         else:
             v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        score = tl.sum(q * k, axis=2) * SCALE
+        if FACTORS:
+            score *= _factors(factors, n, row, num_sources, there, EXACT)
+        if BIAS:
+            score += tl.where(n == num_sources - 1, tl.load(bias).to(EXACT), 0.0)[:, None]
+        tl.store(scores + row[None, :] * num_sources + n[:, None], score, mask=there)
         # One pass: what was summed so far is scaled down when a larger score comes.
-        larger = tl.maximum(largest, score)
+        score = tl.where((n < num_sources)[:, None], score, float("-inf"))
+        larger = tl.maximum(largest, tl.max(score, axis=0))
         shrink = tl.exp(largest - larger)
-        weight = tl.exp(score - larger)
-        norm = norm * shrink + weight
-        total = total * shrink[:, None] + weight[:, None] * v
+        weight = tl.exp(score - larger[None, :])
+        norm = norm * shrink + tl.sum(weight, axis=0)
+        total = total * shrink[:, None] + tl.sum(weight[:, :, None] * v, axis=0)
         largest = larger
     tl.store(out + at, (total / norm[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=FREE)
 def _attend_backward_kernel(
-    keys, values, factors, key_grads, value_grads, factor_grads, query, grad, weights, of_query, of_last,
+    keys, values, factors, key_grads, value_grads, factor_grads, query, grad, out, weights, of_query, of_last,
     num_sources, rows, size, query_row,
     SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, COMMON: tl.constexpr,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, SIZE)
     shared_sum = tl.zeros([ROWS, SIZE], dtype=EXACT)
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-        inside = row < rows
-        mask = inside[:, None] & (column < size)[None, :]
-        at = row[:, None] * size + column[None, :]
-        q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)
+        row, inside, at, mask = _tile(rows, size, block, ROWS, SIZE)
+        q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)[None, :, :]
         g = tl.load(grad + at, mask=mask, other=0.0).to(EXACT)
-        mean = tl.zeros([ROWS], dtype=EXACT)
-        for n in range(num_sources):
-            v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-            mean += tl.load(weights + row * num_sources + n, mask=inside, other=0.0) * tl.sum(g * v, axis=1)
+        # The mean over sources of the gradients of the weights: no pass over the sources is needed for it.
+        mean = tl.sum(g * tl.load(out + at, mask=mask, other=0.0).to(EXACT), axis=1)[None, :]
         row_sum = tl.zeros([ROWS, SIZE], dtype=EXACT)
-        for n in range(num_sources):
-            v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-            weight = tl.load(weights + row * num_sources + n, mask=inside, other=0.0)
-            of_score = weight * (tl.sum(g * v, axis=1) - mean)
-            tl.store(of_last + row, of_score, mask=inside & (n == num_sources - 1))
+        for start in range(0, num_sources, SOURCES):
+            n = start + tl.arange(0, SOURCES)
+            there = (n < num_sources)[:, None] & inside[None, :]
+            k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
             if SHARED:  # noqa: SIM108
-                k = v
+                v = k
             else:
-                k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+                v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+            weight = tl.load(weights + row[None, :] * num_sources + n[:, None], mask=there, other=0.0)
+            of_score = weight * (tl.sum(g[None, :, :] * v, axis=2) - mean)
+            tl.store(of_last + row[None, :] + n[:, None] * 0, of_score, mask=there & (n == num_sources - 1)[:, None])
             of_dot = of_score * SCALE
             if FACTORS:
-                factor_at = tl.load(factors + n).to(tl.pointer_type(EXACT)) + row
-                of_factor_at = tl.load(factor_grads + n).to(tl.pointer_type(EXACT)) + row
-                tl.store(of_factor_at, of_dot * tl.sum(q * k, axis=1), mask=inside)
-                of_dot *= tl.load(factor_at, mask=inside, other=0.0)
-            row_sum += of_dot[:, None] * k
-            of_k = of_dot[:, None] * q
-            of_v = weight[:, None] * g
+                address = tl.load(factor_grads + n, mask=n < num_sources, other=0)[:, None]
+                of_factor = address.to(tl.pointer_type(EXACT)) + row[None, :]
+                tl.store(of_factor, of_dot * tl.sum(q * k, axis=2), mask=there)
+                of_dot *= _factors(factors, n, row, num_sources, there, EXACT)
+            row_sum += tl.sum(of_dot[:, :, None] * k, axis=0)
+            of_k = of_dot[:, :, None] * q
+            of_v = weight[:, :, None] * g[None, :, :]
             if SHARED:
                 _write(value_grads, n, num_sources, at, mask, of_k + of_v, WIDE, NARROW)
             else:
@@ -186,8 +239,8 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
     weights = weights.contiguous()
     out = torch.empty(sources[0].shape, dtype=forms.common_dtype(sources), device=sources[0].device)
     launch.run(
-        _sum_kernel,
-        launch.table(sources), weights, out, len(sources), launch.rows, launch.size, _per_row(weights),
+        _sum_kernel, TILINGS["sum"],
+        *launch.tables(sources), weights, out, len(sources), launch.rows, launch.size, _per_row(weights),
     )  # fmt: skip
     return out
 
@@ -199,8 +252,8 @@ def weighted_sum_backward(grad: Tensor, sources: Sequence[Tensor], weights: Tens
     grads = [torch.empty_like(x) for x in sources]
     dots = grad.new_empty((*grad.shape[:-1], len(sources)), dtype=launch.exact)
     launch.run(
-        _sum_backward_kernel,
-        launch.table(sources), launch.table(grads), weights, grad.contiguous(), dots,
+        _sum_backward_kernel, TILINGS["sum_backward"],
+        *launch.tables(sources, grads), weights, grad.contiguous(), dots,
         len(sources), launch.rows, launch.size, _per_row(weights),
     )  # fmt: skip
     of_weights = dots.flatten(0, -2).sum(0) if weights.ndim == 1 else dots
@@ -217,13 +270,18 @@ def source_softmax(
 
 
 def source_softmax_backward(
-    grad: Tensor, sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, weights: Tensor
+    grad: Tensor,
+    sources: Sequence[Tensor],
+    inverse_rms: Sequence[Tensor],
+    query: Tensor,
+    out: Tensor,
+    weights: Tensor,
 ) -> list[Tensor]:
     """Gradients of the sources, of their inverse rms, of the query and of the last score [1]."""
     sources, launch = _prepare(sources)
     factors = [r.contiguous() for r in inverse_rms]
     of_sources, of_factors, of_query, of_last = _attend_backward(
-        launch, grad, sources, sources, factors, query.contiguous(), weights, 1.0
+        launch, grad, sources, sources, factors, query.contiguous(), out, weights, 1.0
     )
     return [*of_sources, *of_factors, of_query.sum(0).to(query.dtype), of_last.sum().view(1).to(query.dtype)]
 
@@ -236,13 +294,13 @@ def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
 
 
 def depth_softmax_backward(
-    grad: Tensor, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], weights: Tensor
+    grad: Tensor, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], out: Tensor, weights: Tensor
 ) -> list[Tensor]:
     """Gradients of the keys, of the values and of the query."""
     both, launch = _prepare([*keys, *values])
     keys, values = both[: len(keys)], both[len(keys) :]
     found, _, of_query, _ = _attend_backward(
-        launch, grad, keys, values, None, q.contiguous(), weights, 1 / math.sqrt(q.size(-1))
+        launch, grad, keys, values, None, q.contiguous(), out, weights, 1 / math.sqrt(q.size(-1))
     )
     return [*found, of_query]
 
@@ -259,14 +317,11 @@ def _attend(
     first = values[0]
     out = torch.empty(first.shape, dtype=forms.common_dtype(values), device=first.device)
     scores = torch.empty((*first.shape[:-1], len(keys)), dtype=launch.exact, device=first.device)
-    table = launch.table(keys)
-    shared = keys is values
     launch.run(
-        _attend_kernel,
-        table, table if shared else launch.table(values), table if factors is None else launch.table(factors),
-        query, query if bias is None else bias, out, scores,
+        _attend_kernel, TILINGS["attend"],
+        *launch.tables(keys, values, factors or ()), query, query if bias is None else bias, out, scores,
         len(keys), launch.rows, launch.size, 0 if query.ndim == 1 else launch.size,
-        SCALE=scale, SHARED=shared, FACTORS=factors is not None, BIAS=bias is not None,
+        SCALE=scale, SHARED=keys is values, FACTORS=factors is not None, BIAS=bias is not None,
     )  # fmt: skip
     return out, scores.softmax(-1)
 
@@ -278,6 +333,7 @@ def _attend_backward(
     values: list[Tensor],
     factors: list[Tensor] | None,
     query: Tensor,
+    out: Tensor,
     weights: Tensor,
     scale: float,
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
@@ -287,17 +343,16 @@ def _attend_backward(
     of_values = [torch.empty_like(x) for x in values]
     of_keys = [] if shared else [torch.empty_like(x) for x in keys]
     of_factors = [torch.empty_like(x) for x in factors or ()]
-    programs = min(PROGRAMS, launch.blocks) if common else launch.blocks
+    tiling = TILINGS["attend_backward"]
+    programs = launch.blocks(tiling)
+    programs = min(PROGRAMS, programs) if common else programs
     size = (programs, launch.size) if common else query.shape
     of_query = torch.empty(size, dtype=launch.exact, device=query.device)
     of_last = torch.empty(launch.rows, dtype=launch.exact, device=query.device)
-    table, table_grads = launch.table(values), launch.table(of_values)
+    tables = launch.tables(keys, values, factors or (), of_values if shared else of_keys, of_values, of_factors)
     launch.run(
-        _attend_backward_kernel,
-        table if shared else launch.table(keys), table, launch.table(factors) if factors else table,
-        table_grads if shared else launch.table(of_keys), table_grads,
-        launch.table(of_factors) if factors else table,
-        query, grad.contiguous(), weights.contiguous(), of_query, of_last,
+        _attend_backward_kernel, tiling,
+        *tables, query, grad.contiguous(), out.contiguous(), weights.contiguous(), of_query, of_last,
         len(keys), launch.rows, launch.size, 0 if common else launch.size,
         programs=programs, SCALE=scale, SHARED=shared, FACTORS=factors is not None, COMMON=common,
     )  # fmt: skip
@@ -320,31 +375,39 @@ class _Launch:
         narrow = {x.dtype for x in sources} - {self.wide}
         self.narrow = narrow.pop() if narrow else self.wide
         self.exact = torch.promote_types(self.wide, torch.float32)
-        self.tile_size = triton.next_power_of_2(self.size)
-        self.tile_rows = max(1, min(TILE // self.tile_size, triton.next_power_of_2(self.rows)))
-        self.blocks = triton.cdiv(self.rows, self.tile_rows)
+        self.tile_size = int(triton.next_power_of_2(self.size))
 
-    def table(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Addresses int64 [N] and whether each is of the wide dtype [N], on the device."""
-        numbers = [x.data_ptr() for x in tensors] + [int(x.dtype == self.wide) for x in tensors]
-        if self.device.type != "cuda":
-            return torch.tensor(numbers)
-        # From pinned memory the copy waits for nobody.
-        return torch.tensor(numbers, pin_memory=True).to(self.device, non_blocking=True)
+    def tile_rows(self, tiling: Tiling) -> int:
+        """Rows of a program's tile."""
+        return max(1, min(tiling.elements // self.tile_size, int(triton.next_power_of_2(self.rows))))
 
-    def run(self, kernel: Any, *arguments: Any, programs: int | None = None, **options: Any) -> None:
+    def blocks(self, tiling: Tiling) -> int:
+        """Tiles that hold all rows."""
+        return -(-self.rows // self.tile_rows(tiling))
+
+    def tables(self, *each: Sequence[Tensor]) -> list[Tensor]:
+        """For each sequence: addresses int64 [N] and whether each is of the wide dtype [N], on the device."""
+        numbers = [[x.data_ptr() for x in xs] + [int(x.dtype == self.wide) for x in xs] for xs in each]
+        flat = torch.tensor([number for some in numbers for number in some], pin_memory=self.device.type == "cuda")
+        # One copy for all, from pinned memory, so that it waits for nobody.
+        return list(torch.split(flat.to(self.device, non_blocking=True), [len(some) for some in numbers]))
+
+    def run(self, kernel: Any, tiling: Tiling, *arguments: Any, programs: int | None = None, **options: Any) -> None:
         """Launch a kernel: on ``programs`` programs, or one for each tile."""
+        # The first argument is a table of the sources.
+        count = arguments[0].numel() // 2
         # Triton launches on the current device.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[(programs or self.blocks,)](
+            kernel[(programs or self.blocks(tiling),)](
                 *arguments,
                 **options,
-                ROWS=self.tile_rows,
+                SOURCES=min(tiling.sources, triton.next_power_of_2(count)),
+                ROWS=self.tile_rows(tiling),
                 SIZE=self.tile_size,
                 WIDE=_TRITON[self.wide],
                 NARROW=_TRITON[self.narrow],
                 EXACT=_TRITON[self.exact],
-                num_warps=max(4, min(16, self.tile_rows * self.tile_size // 512)),
+                num_warps=tiling.warps,
             )
 
 

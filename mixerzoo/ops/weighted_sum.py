@@ -13,6 +13,10 @@ from torch import Tensor
 
 from mixerzoo.ops import forms
 
+#: Forward and backward of 8192 × 1536 bf16 on an H100: the equation takes 0.18 ms a source, the kernel about 1 ms for 4
+#: to 25. Compiled, a step of DenseFormer takes 1.045 of residual's as the equation, 1.076 with the kernel.
+POLICY = forms.Policy(few=5, compiled=False)
+
 
 def weighted_sum(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Σ_n w_n ⊙ x_n.
@@ -24,7 +28,7 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
     Returns:
         [..., D], in the widest dtype of the sources.
     """
-    form = forms.choose(sources)
+    form = forms.choose(sources, POLICY, [weights])
     if form == "naive":
         return naive(sources, weights)
     out: Tensor = _op(list(sources), weights, form == "kernel")
