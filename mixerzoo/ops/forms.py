@@ -39,6 +39,9 @@ class Policy:
     compiled: bool
 
 
+#: Looked for once, because a compiler that traces `choose` cannot look.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 _forced: Form | None = None
 
 
@@ -68,7 +71,7 @@ def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] =
     """
     if _forced is not None:
         return _forced
-    has_kernel = sources[0].is_cuda and _has_triton()
+    has_kernel = sources[0].is_cuda and HAS_TRITON
     # The compiler fuses the equation, and recomputes instead of keeping.
     if torch.compiler.is_compiling() and not (has_kernel and policy.compiled):
         return "naive"
@@ -88,11 +91,6 @@ def exact_dtype(x: Tensor) -> torch.dtype:
 def common_dtype(sources: Sequence[Tensor]) -> torch.dtype:
     """The dtype that holds them all (under autocast the embedding is wider than what layers give)."""
     return functools.reduce(torch.promote_types, [source.dtype for source in sources])
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def gradients(out: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:

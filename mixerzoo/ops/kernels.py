@@ -44,8 +44,8 @@ class Tiling:
 TILINGS = {
     "sum": Tiling(sources=4, elements=2048, warps=4),
     "sum_backward": Tiling(sources=4, elements=2048, warps=4),
-    "attend": Tiling(sources=4, elements=2048, warps=4),
-    "attend_backward": Tiling(sources=2, elements=2048, warps=4),
+    "attend": Tiling(sources=1, elements=2048, warps=4),
+    "attend_backward": Tiling(sources=4, elements=2048, warps=4),
 }
 
 #: Arguments for whose values no kernel is compiled anew (a kernel may lack some).
