@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import zoo
 from case import Case
@@ -124,6 +125,15 @@ def test_views_and_rows_of_heads(name: str) -> None:
     turned += [x for x in leaves if x.ndim == 1]
     if [x.ndim for x in turned] == [x.ndim for x in leaves]:
         assert_same((function, turned), "fused")
+
+
+@every_operation
+def test_recomputed_in_the_backward(name: str) -> None:
+    function, leaves = operation(name, 3, 4, 6, [torch.float64, torch.float64])
+    once = gradients((function, leaves), "fused")
+    again = gradients((lambda *xs: checkpoint(function, *xs, use_reentrant=False), leaves), "fused")
+    for got, expected in zip(again, once, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 @every_operation

@@ -282,6 +282,7 @@ def test_a_checkpoint_is_a_checkpoint(finished):
 
 def test_the_trained_weights_are_the_ones_evaluated(finished):
     again = evaluate_run(finished)
+    assert len(again.pop("validation_text")) == 64
     result = json.loads((finished / "result.json").read_text())
     assert again == {key: value for key, value in result.items() if key not in ("steps", "tokens_per_second")}
 

@@ -146,8 +146,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor | None, None]:
     n = ctx.num_sources
-    sources, inverse_rms = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n : 2 * n])
-    query, result, weights, *bias = ctx.saved_tensors[2 * n :]
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
+    sources, inverse_rms = list(saved[:n]), list(saved[n : 2 * n])
+    query, result, weights, *bias = saved[2 * n :]
     if torch.is_grad_enabled():
         out, _ = _naive(sources, inverse_rms, query, bias[0] if bias else None)
         found = forms.gradients(out, [*sources, *inverse_rms, query, *bias], grad)
