@@ -38,7 +38,7 @@ from mixerzoo.model_card import CARD_FILE
 from mixerzoo.new_directory import COMPANIONS, copy_companions
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.registry import load_registry
-from mixerzoo.run_checkpoints import remove_all, remove_leftovers
+from mixerzoo.run_checkpoints import complete_checkpoints, remove_all, remove_leftovers
 from mixerzoo.run_log import METRICS_FILE, RunLog
 from mixerzoo.run_records import LENGTH, differences, provenance
 from mixerzoo.yaml_text import TextError, from_yaml
@@ -165,12 +165,13 @@ class RunDirectory:
             initial: fingerprint of the weights that it starts from, if it starts from a checkpoint.
         """
         record = to_json(provenance(recipe, data.fingerprint, command, initial))
+        (self.path / RESULT_FILE).unlink(missing_ok=True)
+        remove_all(self.checkpoints)
         for name in _REMOVED:
             (self.path / name).unlink(missing_ok=True)
         files.sync(self.path)
         # A process that dies from here on leaves a run without a recipe, which begins anew.
         files.write_text(self.path / RUN_FILE, record)
-        remove_all(self.checkpoints)
         self._save_format(recipe, data)
         files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
         self._seal()
@@ -242,12 +243,18 @@ class RunDirectory:
         """Refuse a path that holds nothing to resume.
 
         Raises:
-            RunError: it does not exist, or it holds something else.
+            RunError: it does not exist, it holds something else, or a run that lost its recipe.
         """
         if not self.path.exists():
             raise RunError(f"there is no run to resume: {self.path} does not exist; start one without --resume")
-        if not self._empty:
-            self._check_ours()
+        if self._empty:
+            return
+        self._check_ours()
+        if not self.begun and (self.finished or complete_checkpoints(self.checkpoints)):
+            raise RunError(
+                f"{self.path} holds what a run trained, but not its {RECIPE_FILE}, which says what that is; restore "
+                "the file, or begin anew with --overwrite"
+            )
 
     def _check_ours(self) -> None:
         if not self.path.is_dir():

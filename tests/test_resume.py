@@ -286,6 +286,17 @@ def test_no_checkpoint_that_can_be_used_is_not_a_new_beginning(unfinished, tmp_p
         train(tiny_recipe(), run, resume=True)
 
 
+@pytest.mark.parametrize("kind", ["finished", "unfinished"])
+def test_a_run_that_lost_its_recipe_is_not_begun_anew(kind, finished, unfinished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree({"finished": finished, "unfinished": unfinished}[kind], run)
+    (run / "recipe.yaml").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"not its recipe\.yaml"):
+        train(tiny_recipe(), run, resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_what_cannot_be_read_is_not_damaged(unfinished, tmp_path):
     run = shutil.copytree(unfinished, tmp_path / "run")
     path = run / "checkpoints" / "checkpoint-8" / "optimizer.pt"
