@@ -15,7 +15,6 @@ from mixerzoo.decoder import Decoder
 from mixerzoo.environment import launch
 from mixerzoo.errors import RecipeError
 from mixerzoo.feasibility import TrainingMemory, remembered, sense, tokens_of_run, training_memory
-from mixerzoo.layers import Layer
 from mixerzoo.mixer import DecoderShape
 from mixerzoo.picture import picture
 from mixerzoo.recipe import Recipe, build, in_words
@@ -214,15 +213,21 @@ def flops_per_token(decoder: Decoder, sequence_length: int) -> int:
     plan, shape = decoder.plan, decoder.shape
     weights = decoder.lm_head.weight.numel()
     context_sum = 0
+    layers = [_projections(layer) for layer in decoder.model.layers]
     for step, number in enumerate(plan.order):
-        layer = decoder.model.layers[number]
-        assert isinstance(layer, Layer)
         owns_k, owns_v = plan.owns_k(step), plan.owns_v(step)
         running = {"k_proj": owns_k, "v_proj": owns_v, "kv_a_proj_with_mqa": owns_k}
-        for name, part in layer.named_modules():
-            if isinstance(part, nn.Linear) and running.get(name.split(".")[-1], True):
-                weights += part.weight.numel()
+        weights += sum(size for name, size in layers[number] if running.get(name, True))
         seen = min(plan.window(step) or sequence_length, sequence_length)
         context_sum += seen * (seen + 1) // 2 + (sequence_length - seen) * seen
     attention = 2 * shape.num_heads * (shape.head_dim + shape.v_head_dim) * context_sum
     return 2 * weights + round(attention / sequence_length) + decoder.mixer.flops_per_token()
+
+
+def _projections(layer: nn.Module) -> list[tuple[str, int]]:
+    """The last part of the name of each projection of a layer, and how many weights it has."""
+    return [
+        (name.rpartition(".")[2], part.weight.numel())
+        for name, part in layer.named_modules()
+        if isinstance(part, nn.Linear)
+    ]

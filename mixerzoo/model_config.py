@@ -13,7 +13,7 @@ from mixerzoo.mixer import DecoderShape, Plan
 from mixerzoo.rope import RopeScaling, YarnScaling
 
 #: Layers, and steps when loops are unrolled.
-MAX_STEPS = 512
+MAX_STEPS = 256
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Heads = Annotated[int, Field(ge=1, le=2**16)]
 Vocabulary = Annotated[int, Field(ge=1, le=2**24)]

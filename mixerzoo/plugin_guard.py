@@ -30,11 +30,21 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C while a plugin was running, which its text names."""
 
 
+class _Guards(threading.local):
+    """How many guards the current thread is in."""
+
+    guards = 0
+
+
+_outer = _Guards()
+
+
 @contextmanager
 def guarded(plugin: str, doing: str, changes: list[str] | None = None) -> Iterator[None]:
     """Run a plugin's code.
 
-    What it changed of the process is undone, and logged as a warning.
+    What it changed of the process is undone, and logged as a warning. Within another guard of the same thread that is
+    left to the outer one, unless ``changes`` asks whose it was.
 
     Args:
         plugin: its name, for messages.
@@ -46,11 +56,17 @@ def guarded(plugin: str, doing: str, changes: list[str] | None = None) -> Iterat
         Interrupted: it was the user who pressed Ctrl-C.
     """
     plugin = visible(plugin)
+    if _outer.guards and changes is None:
+        with _kept_alive(plugin, doing):
+            yield
+        return
     snapshot = Snapshot()
+    _outer.guards += 1
     try:
         with output_to_stderr(), _named_while_busy(plugin, doing), _kept_alive(plugin, doing):
             yield
     finally:
+        _outer.guards -= 1
         found = [visible(change) for change in snapshot.restore()]
         if found:
             logger.warning("plugin %s changed, while %s: %s", plugin, doing, "; ".join(found))

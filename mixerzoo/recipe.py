@@ -54,7 +54,9 @@ class TrainConfig(BaseModel):
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second decay.")
-    weight_decay: float = Field(0.1, ge=0, le=1e3, description="Of matrices; vectors and scalars are not decayed.")
+    weight_decay: float = Field(
+        0.1, ge=0, le=1e3, description="Of what decays by its role: the decoder's matrices, and what a mixer names."
+    )
     max_grad_norm: float = Field(1.0, ge=0, le=1e30, description="Clip the gradient to this norm; 0 does not clip.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast; weights stay float32.")
     compile: bool = Field(False, description="Run the forward and backward through torch.compile.")

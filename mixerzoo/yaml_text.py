@@ -38,6 +38,8 @@ MAX_NODES = 20_000
 MAX_DEPTH = 40
 #: Characters of one text.
 MAX_TEXT = 10_000
+#: Characters of what might be a tag: the library's time for one grows with the square.
+MAX_TAG = 200
 #: Digits of one number.
 MAX_DIGITS = 100
 
@@ -56,6 +58,8 @@ _PLAIN = re.compile(r"[\w./ +-]*")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 #: Line breaks to the library, and to YAML 1.1, but not to YAML 1.2.
 _OLD_BREAK = re.compile("[\x85\u2028\u2029]")
+#: What might be a tag, to the blank that ends it; each character is looked at once.
+_TAG_LIKE = re.compile(r"(?<!\w)!\S*")
 
 
 class TextError(Exception):
@@ -115,6 +119,12 @@ def compose(text: str) -> Node:
     if found := _OLD_BREAK.search(text):
         line, code = text.count("\n", 0, found.start()) + 1, f"{ord(found[0]):04X}"
         raise TextError(line, (), f'the line break U+{code} is one to some readers only; write "\\u{code}" in quotes')
+    for found in _TAG_LIKE.finditer(text):
+        if len(found[0]) > MAX_TAG:
+            line = text.count("\n", 0, found.start()) + 1
+            raise TextError(
+                line, (), f"a '!' with more than {MAX_TAG} characters up to the next blank is not read here"
+            )
     composer = _Composer(YAML(typ="safe", pure=True).parse(text))
     try:
         return composer.document()
@@ -178,13 +188,16 @@ class _Composer:
         if anchor is not None:
             self._anchors[anchor] = None
         node = Node(self.line, self._scalar(event)) if isinstance(event, ScalarEvent) else self._collection(event)
-        if node.size > MAX_NODES:
-            raise self._error(f"more than {MAX_NODES:,} keys and values with the aliases written out", node.line)
+        self._check_size(node.size, node.line)
         if node.depth > MAX_DEPTH:
             raise self._error(f"more than {MAX_DEPTH} mappings and lists within each other", node.line)
         if anchor is not None:
             self._anchors[anchor] = node
         return node
+
+    def _check_size(self, size: int, line: int) -> None:
+        if size > MAX_NODES:
+            raise self._error(f"more than {MAX_NODES:,} keys and values with the aliases written out", line)
 
     def _alias(self, anchor: str) -> Node:
         name = anchor[:60]
@@ -202,11 +215,14 @@ class _Composer:
         if isinstance(event, SequenceStartEvent):
             self._check_tag(event.tag, "seq")
             items: list[Node] = []
+            size = 1
             while not isinstance(event := self._next(), SequenceEndEvent):
                 self._path.append(len(items))
                 items.append(self._node(event))
+                size += items[-1].size
+                self._check_size(size, line)
                 self._path.pop()
-            return Node(line, items, 1 + sum(n.size for n in items), 1 + max((n.depth for n in items), default=0))
+            return Node(line, items, size, 1 + max((n.depth for n in items), default=0))
         assert isinstance(event, MappingStartEvent)
         self._check_tag(event.tag, "map")
         entries = self._entries()
@@ -218,6 +234,7 @@ class _Composer:
         own: dict[str, tuple[int, Node]] = {}
         merged: dict[str, tuple[int, Node]] = {}
         merge_line = None
+        size = 1
         while not isinstance(event := self._next(), MappingEndEvent):
             line = self.line
             merge = isinstance(event, ScalarEvent) and event.value == "<<" and event.style is None and not event.tag
@@ -234,9 +251,12 @@ class _Composer:
             if merge:
                 merge_line = line
                 for other in self._merged(value, line):
-                    merged = other | merged
+                    for name, entry in other.items():
+                        merged.setdefault(name, entry)
             else:
                 own[key] = (line, value)
+                size += 1 + value.size
+                self._check_size(size, line)
             self._path.pop()
         return merged | own
 

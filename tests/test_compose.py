@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,6 @@ def test_a_part_that_plans_the_cache_plans_the_composition_s() -> None:
         (["denseformer", "attn_res"], "'denseformer' and 'attn_res' each mix the residual stream; keep one"),
         (["depth_attention", "value_residual"], "each define keys and values before the cache write; keep one"),
         (["cla", "svformer"], "'cla' and 'svformer' each define the plan of layers and cache slots"),
-        (["depth_attention", "depth_attention"], "'depth_attention' is listed twice"),
         (["cla", "depth_attention"], "needs each layer's own keys and values, but steps"),
     ],
 )
@@ -95,9 +95,28 @@ def test_what_cannot_be_joined_is_refused(parts: list[str], message: str) -> Non
         composed(*({"name": name} for name in parts))
 
 
-def test_a_composition_in_a_composition_is_refused() -> None:
-    with pytest.raises(MixerError, match="a composition cannot contain a composition"):
-        composed({"name": "compose", "of": [{"name": "residual"}]})
+def test_what_the_names_forbid_is_refused_before_any_part_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(value: Any) -> Any:
+        raise AssertionError(value)
+
+    nested: dict[str, Any] = {"name": "residual"}
+    for _ in range(12):
+        nested = {"name": "compose", "of": [nested, nested]}
+    config = zoo.mixer_class("compose").Config
+    monkeypatch.setattr("mixerzoo.mixer_choice.check_mixer", looked)
+    with pytest.raises(ValueError, match="a composition cannot contain a composition"):
+        config(of=nested["of"])
+    with pytest.raises(ValueError, match="'value_residual' is listed twice"):
+        config(of=[{"name": "value_residual"}] * 6000)
+
+
+def test_only_so_many_parts_are_looked_into() -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "small" / "compose.yaml"
+    parts = ", ".join(f"{{name: none_{number}}}" for number in range(3000))
+    began = time.process_time()
+    with pytest.raises(RecipeError, match=r"mixer\.of"):
+        load_recipe(recipe, [f"mixer.of=[{parts}]"])
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize(

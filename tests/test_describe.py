@@ -15,6 +15,7 @@ from mixerzoo.data import prepare
 from mixerzoo.describe import count_costs, describe, flops_per_token
 from mixerzoo.errors import MixerError, RecipeError
 from mixerzoo.feasibility import check_data, check_size, free_bytes
+from mixerzoo.layers import Layer
 from mixerzoo.picture import MAX_ROWS, picture
 from mixerzoo.recipe import parse_recipe
 from mixerzoo.yaml_source import YamlSource
@@ -132,6 +133,16 @@ def test_flops_of_the_baseline_are_weights_and_attention() -> None:
     attention = 4 * heads * 64 * (SEQUENCE + 1) / 2
     expected = 2 * (layers * layer + VOCAB * hidden) + layers * attention
     assert describe(paper_recipe("1.5B")).baseline.flops_per_token == expected
+
+
+def test_flops_look_at_each_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(3, loop={"prelude": 1, "coda": 1, "count": 40})
+    decoder = build(make_recipe(model, {"name": "residual"}), device="meta")
+    looked = []
+    named = Layer.named_modules
+    monkeypatch.setattr(Layer, "named_modules", lambda self: looked.append(self) or named(self))
+    flops_per_token(decoder, SEQUENCE)
+    assert len(looked) == 3
 
 
 PLANS = {

@@ -24,9 +24,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mixerzoo import Mixer, foreign, load_registry, mixer_choice
+from mixerzoo import Mixer, foreign, load_registry, mixer_choice, process_state
 from mixerzoo.cli import app
 from mixerzoo.errors import CONTROL, MixerError, PluginError
+from mixerzoo.plugin_guard import guarded
 from mixerzoo.registry import Registry
 
 Installer = Callable[..., Registry]
@@ -956,6 +957,22 @@ def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path, modul
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["name"] == "residual"
+
+
+def test_a_guard_within_a_guard_leaves_the_process_to_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr("mixerzoo.plugin_guard.Snapshot", lambda: taken.append(1) or process_state.Snapshot())
+    changes: list[str] = []
+    with guarded("outer", "working", changes):
+        for _ in range(3):
+            with pytest.raises(PluginError, match="while checking"), guarded("inner", "checking"):
+                sys.exit(1)
+        torch.set_default_dtype(torch.float64)
+        assert len(taken) == 1
+    assert torch.get_default_dtype() == torch.float32
+    assert [change.split(" (")[0] for change in changes] == ["torch's default dtype"]
+    with guarded("next", "working"):
+        assert len(taken) == 2
 
 
 def test_what_is_asked_of_a_plugin_later_is_guarded_too(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -38,17 +38,32 @@ _OWNED = {
 }
 
 
+#: More mixers than that cannot act together.
+_MOST = 32
+
+
 def _as_tuple(value: Any) -> Any:
-    """YAML and JSON have lists only."""
-    if isinstance(value, list | tuple) and not value:
+    """YAML and JSON have lists only. What the names alone forbid is refused before any part is looked into."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value:
         raise ValueError("list at least one mixer, such as [{name: denseformer}, {name: depth_attention}]")
-    return tuple(value) if isinstance(value, list) else value
+    seen: set[str] = set()
+    for part in value:
+        name = part.name if isinstance(part, MixerChoice) else part.get("name") if isinstance(part, Mapping) else None
+        if name == Compose.name:
+            raise ValueError("a composition cannot contain a composition; list all mixers in one")
+        if isinstance(name, str):
+            if name in seen:
+                raise ValueError(f"{name[:60]!r} is listed twice")
+            seen.add(name)
+    return tuple(value)
 
 
 class Config(MixerConfig):
     """Options of a composition."""
 
-    of: Annotated[tuple[MixerChoice, ...], BeforeValidator(_as_tuple)] = Field(
+    of: Annotated[tuple[MixerChoice, ...], Field(max_length=_MOST), BeforeValidator(_as_tuple)] = Field(
         description="The mixers, each {name: …, **options}; at most one of them mixes the residual stream.",
         examples=[
             [{"name": "denseformer"}, {"name": "depth_attention"}],
@@ -91,10 +106,6 @@ class Compose(Mixer):
         super().__init__(config, shape)
         parts: dict[str, Mixer] = {}
         for choice in config.of:
-            if choice.name == self.name:
-                raise MixerError("compose: a composition cannot contain a composition; list all mixers in one")
-            if choice.name in parts:
-                raise MixerError(f"compose: {choice.name!r} is listed twice")
             parts[choice.name] = load_registry().get(choice.name).mixer(choice.options, shape)
         self.parts = nn.ModuleDict(parts)
         streams = [part for part in parts.values() if not isinstance(part, AttentionMixer)]
