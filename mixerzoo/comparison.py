@@ -59,11 +59,14 @@ def read_text(path: Path) -> str:
         DataError: it cannot be read, is empty or is not UTF-8.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}: convert the file to UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 at byte {error.start}: convert the file to UTF-8") from error
     if not text:
         raise DataError(f"{path}: the file is empty, so there is nothing to score")
     return text

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mixerzoo.cache import KVCache
@@ -17,8 +19,8 @@ from mixerzoo.sampling import check_sampling, choose, end_ids
 if TYPE_CHECKING:
     from mixerzoo.data import TextFormat, TextTokenizer
 
-#: What ids can be given as: [B, T] of any integer type, or lists of them; a list of numbers is one row.
-Ids: TypeAlias = Tensor | Sequence[int] | Sequence[Sequence[int]]
+#: What ids can be given as: [B, T] of any integer type, or lists of them; [T] or a list of numbers is one row.
+Ids: TypeAlias = Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -65,8 +67,8 @@ def stream(
 
     Args:
         decoder: the model.
-        tokens: prompt. Ids [B, T], T ≥ 1, of any integer type, as a tensor or lists; a list of numbers is one row.
-            With a tokenizer, a text.
+        tokens: prompt. Ids [B, T], T ≥ 1, of any integer type, as a tensor, an array of NumPy or lists; [T], or a list
+            of numbers, is one row. With a tokenizer, a text.
         max_new_tokens: how many steps, at most 2²⁴.
         temperature: of the softmax to sample from; 0 takes the most likely token.
         top_k: sample among the k most likely tokens only.
@@ -85,6 +87,7 @@ def stream(
         MixerzooError: an argument is out of its range, or the decoder's logits are not finite.
         CacheError: the tokens do not fit in the given cache.
     """
+    _check_decoder(decoder)
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     if isinstance(tokens, str):
         form = _format(tokenizer)
@@ -216,6 +219,7 @@ def generate(
         MixerzooError: as in `stream`.
         CacheError: as in `stream`.
     """
+    _check_decoder(decoder)
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     texts = _texts(tokens)
     form = None if tokenizer is None and texts is None else _format(tokenizer)
@@ -260,6 +264,15 @@ def _until_all_end(tokens: Tensor, steps: Iterator[Tensor], ends: Sequence[int])
 
 def _before_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def _check_decoder(decoder: object) -> None:
+    # torch.compile gives another class with the same methods.
+    if not callable(getattr(decoder, "new_cache", None)):
+        raise MixerzooError(
+            f"the decoder is {type(decoder).__name__}; it must be a mixerzoo.Decoder, as mixerzoo.load_checkpoint "
+            "gives (a model of transformers has a generate of its own)"
+        )
 
 
 # What a prompt can be.
@@ -310,10 +323,16 @@ def _checked(decoder: Decoder, tokens: object) -> Tensor:
     Raises:
         MixerzooError: they are no ids of the decoder's vocabulary, or not of this shape.
     """
+    if isinstance(tokens, np.ndarray):
+        if tokens.dtype.kind not in "iu":
+            raise _no_integers(tokens.dtype)
+        tokens = torch.tensor(tokens.astype(np.int64))
     if not isinstance(tokens, Tensor):
         tokens = torch.tensor(_rows(tokens, decoder.shape.vocab_size))
+    if tokens.ndim == 1:
+        tokens = tokens[None]
     if tokens.dtype not in _INTEGERS:
-        raise MixerzooError(f"the prompt is {tokens.dtype}; ids are whole numbers, of int64 or another integer type")
+        raise _no_integers(tokens.dtype)
     if tokens.ndim != 2 or not tokens.numel():
         raise MixerzooError(f"the prompt must be [batch, at least one token], got {list(tokens.shape)}")
     tokens = tokens.to(decoder.lm_head.weight.device, torch.long)
@@ -325,7 +344,9 @@ def _checked(decoder: Decoder, tokens: object) -> Tensor:
 
 def _rows(tokens: object, vocab_size: int) -> list[list[int]]:
     if not isinstance(tokens, Sequence) or isinstance(tokens, str | bytes):
-        raise MixerzooError(f"the prompt is {type(tokens).__name__}; it must be ids (a tensor or a list) or text")
+        raise MixerzooError(
+            f"the prompt is {type(tokens).__name__}; it must be ids (a tensor, an array or a list) or text"
+        )
     rows = tokens if tokens and all(isinstance(row, list | tuple) for row in tokens) else [tokens]
     for row in rows:
         for token in row:
@@ -342,6 +363,10 @@ def _rows(tokens: object, vocab_size: int) -> list[list[int]]:
     if lengths == [0]:
         raise MixerzooError(f"the prompt must be [batch, at least one token], got {[len(rows), 0]}")
     return [[int(token) for token in row] for row in rows]
+
+
+def _no_integers(dtype: torch.dtype | np.dtype[Any]) -> MixerzooError:
+    return MixerzooError(f"the prompt is {dtype}; ids are whole numbers, of int64 or another integer type")
 
 
 def _beyond(token: int, vocab_size: int) -> MixerzooError:

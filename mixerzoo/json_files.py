@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ def to_json(content: Any) -> str:
     return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
 
 
+_TEXT_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 #: Far more than anybody writes, and few enough for every function that walks through them.
-_MOST_LEVELS = 32
+MOST_LEVELS = 32
 
 
 def read_object(path: Path, error: type[MixerzooError], advice: str = "", most: int = 1 << 30) -> dict[str, Any]:
@@ -56,19 +58,30 @@ def read_object(path: Path, error: type[MixerzooError], advice: str = "", most: 
     except ValueError as reason:
         raise error(f"{path}: damaged: {reason}{end}") from reason
     except RecursionError as reason:
-        raise error(f"{path}: damaged: nested more than {_MOST_LEVELS} levels deep{end}") from reason
+        raise error(f"{path}: damaged: nested more than {MOST_LEVELS} levels deep{end}") from reason
     if not isinstance(content, dict):
         raise error(f"{path}: damaged: expected a JSON object{end}")
-    if _is_deep(content):
-        raise error(f"{path}: damaged: nested more than {_MOST_LEVELS} levels deep{end}")
+    if is_deep(content):
+        raise error(f"{path}: damaged: nested more than {MOST_LEVELS} levels deep{end}")
     return content
 
 
-def _is_deep(content: Any) -> bool:
+def is_deep(content: Any) -> bool:
+    """Whether a value is nested more than `MOST_LEVELS` levels deep, or contains itself."""
     level = [content]
-    for _ in range(_MOST_LEVELS):
-        parts = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [inner for part in parts for inner in part if isinstance(inner, dict | list)]
+    for _ in range(MOST_LEVELS + 1):
+        level = [part for part in level if isinstance(part, Mapping | list | tuple)]
         if not level:
             return False
+        level = [inner for part in level for inner in (part.values() if isinstance(part, Mapping) else part)]
     return True
+
+
+def deep_line(text: str) -> int:
+    """The line of a JSON text, counted from 1, in which it is first nested more than `MOST_LEVELS` levels deep."""
+    level = 0
+    for found in _TEXT_OR_BRACKET.finditer(text):
+        level += 1 if found[0] in "[{" else -1 if found[0] in "]}" else 0
+        if level > MOST_LEVELS:
+            return text.count("\n", 0, found.start()) + 1
+    return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -286,6 +287,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(YamlSource.read(Path(path), overrides))
 
 
+def to_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """A recipe in any of its forms.
+
+    Args:
+        recipe: a `Recipe`, the mapping that it is validated from, or the path of a recipe file.
+
+    Raises:
+        RecipeError: it is none of them, or not valid.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return parse_recipe(YamlSource.of(recipe, "recipe"))
+    if isinstance(recipe, str | os.PathLike):
+        return load_recipe(Path(recipe))
+    raise RecipeError(
+        f"the recipe is {type(recipe).__name__}; it must be a mixerzoo.Recipe, a mapping, or the path of a recipe file"
+    )
+
+
 def build(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
@@ -307,10 +328,7 @@ def build(
         BackendError: there is no such device or dtype, or the attention backend cannot run there.
     """
     where, dtype = find_device(device), find_dtype(dtype)
-    if isinstance(recipe, Mapping):
-        recipe = parse_recipe(YamlSource.of(recipe, "recipe"))
-    elif not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
+    recipe = to_recipe(recipe)
     if recipe.data.vocab_size is not None:
         recipe = recipe.with_vocab_size(recipe.data.vocab_size)
     mixer = load_registry().get(recipe.mixer.name).mixer

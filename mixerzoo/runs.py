@@ -431,6 +431,9 @@ def _carry_format(source: Path, own: TextTokenizer, folder: Path) -> None:
         if name == config.name:
             theirs = read_object(config, RunError)
             files.write_text(config, to_json({**ours, **theirs, "eos_token": ours["eos_token"]}))
+        elif name == "special_tokens_map.json":
+            names = read_object(folder / name, RunError)
+            files.write_text(folder / name, to_json({**names, "eos_token": ours["eos_token"]}))
     tokenizer.write_bytes(own_tokenizer)
     generation = folder / GENERATION_FILE
     theirs = read_object(generation, RunError) if generation.exists() else {}

@@ -28,14 +28,13 @@ from mixerzoo.interrupts import Interrupts
 from mixerzoo.json_files import to_json
 from mixerzoo.manifest import check_files
 from mixerzoo.model_card import CARD_FILE
-from mixerzoo.recipe import Recipe, build, load_recipe, parse_recipe
+from mixerzoo.recipe import Recipe, build, to_recipe
 from mixerzoo.reporter import Reporter
 from mixerzoo.run_callback import RunCallback, check_finite, score_validation, tokens_per_second
 from mixerzoo.run_card import run_card
 from mixerzoo.run_checkpoints import newest_whole, tidy
 from mixerzoo.run_log import METRICS_FILE, read_metrics_file
 from mixerzoo.runs import GENERATION_FILE, RunDirectory
-from mixerzoo.yaml_source import YamlSource
 
 __all__ = ["Reporter", "evaluate_run", "train"]
 
@@ -81,7 +80,7 @@ def train(
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
-    recipe = _read(recipe)
+    recipe = to_recipe(recipe)
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
     _say(reporter, notices(compiled=recipe.train.compile))
@@ -105,14 +104,6 @@ def train(
 def _say(reporter: Reporter, texts: Iterable[str]) -> None:
     for text in texts:
         reporter.notice(text)
-
-
-def _read(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, Mapping):
-        return parse_recipe(YamlSource.of(recipe, "recipe"))
-    return load_recipe(recipe)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ class TestFiles:
 
     def test_not_utf8(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.txt", b"caf\xe9 au lait")
-        with pytest.raises(DataError, match=r"a\.txt: not UTF-8 at byte 3"):
+        with pytest.raises(DataError, match=r"a\.txt:1: not UTF-8 at byte 3"):
             read([path])
 
     def test_a_file_that_disappears(self, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class TestPretrained:
 
     def test_no_usual_name(self, tmp_path: Path) -> None:
         self.word_level(tmp_path, ["<pad>"])
-        with pytest.raises(DataError, match=r"Say so with end_of_text \(its special tokens: '<pad>'\)"):
+        with pytest.raises(DataError, match=r"eos_token .* with end_of_text \(its special tokens: '<pad>'\)"):
             TextTokenizer.pretrained(str(tmp_path))
 
     def test_a_name_it_does_not_have(self, tmp_path: Path) -> None:

@@ -284,11 +284,11 @@ def test_a_text_that_cannot_be_read_is_one_line(checkpoint, text_file, tmp_path)
         return text
 
     (tmp_path / "empty").touch()
-    (tmp_path / "latin-1").write_bytes("für".encode("latin-1"))
+    (tmp_path / "latin-1").write_bytes("\nfür".encode("latin-1"))
     assert "No such file" in line(tmp_path / "missing")
     assert "Is a directory" in line(tmp_path)
     assert "empty" in line(tmp_path / "empty")
-    assert "not UTF-8 at byte 1" in line(tmp_path / "latin-1")
+    assert "latin-1:2: not UTF-8 at byte 2" in line(tmp_path / "latin-1")
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -198,8 +198,17 @@ def test_options_of_generation():
     assert Generation.of({"max_gen_toks": 5, "num_beams": 1}) == ((), 5, 0.0, None, None)
     assert Generation.of({"do_sample": True, "top_p": 0.9}) == ((), 256, 1.0, None, 0.9)
     assert Generation.of({"temperature": 0.7}).temperature == 0.7
+    assert Generation.of({"max_gen_toks": 2.0}).max_new_tokens == 2
     with pytest.raises(DataError, match="num_beams=4"):
         Generation.of({"num_beams": 4})
+    for length in (2.5, True, "2", float("nan"), float("inf"), [2]):
+        with pytest.raises(DataError, match="no whole number"):
+            Generation.of({"max_gen_toks": length})
+    for samples in ("false", 0, 1.0):
+        with pytest.raises(DataError, match="it must be true or false"):
+            Generation.of({"do_sample": samples})
+    with pytest.raises(DataError, match="temperature of True, which is no number"):
+        Generation.of({"temperature": True})
 
 
 @pytest.fixture(scope="module")

@@ -367,7 +367,8 @@ def test_the_widest_options_are_taken(talker: Path, options: list[str]) -> None:
         (['{"prompt": 5}'], ":1: 'prompt' must be a text, got 5"),
         (['"\\ud800"'], ":1: the prompt is not valid UTF-8"),
         (['{"prompt": "\\udfff"}'], ":1: 'prompt' is not valid UTF-8"),
-        (["[" * 100000], ":1: not JSON"),
+        (["[" * 100000], ":1: JSON that is nested more than 32 levels deep"),
+        (['"a"', "[" * 33 + "]" * 33], ":2: JSON that is nested more than 32 levels deep"),
         (['"a"', "9" * 5000], ":2: not JSON"),
         (["", " "], "it has blank lines only"),
     ],
@@ -390,7 +391,7 @@ def test_lines_that_are_no_prompts(lines: list[str], message: str, tmp_path: Pat
         (["--jsonl"], '[{"role": "user"}, {"content": "a"}]', ":1: message 2: 'role' must be a text"),
         ([], '{"role": 5}', ":1: 'role' must be a text"),
         ([], '{"role": "user", "content": "\\ud800"}', ":1 is not valid UTF-8"),
-        ([], '{"role": "user", "content": {"a": ' + "[" * 50000, ":1: not JSON"),
+        ([], '{"role": "user", "content": {"a": ' + "[" * 50000, ":1: JSON that is nested more than"),
     ],
     ids=str,
 )
@@ -407,13 +408,21 @@ def test_a_json_file_that_holds_no_messages(tmp_path: Path) -> None:
         assert message in error_of("nowhere", "--chat", "--prompt-file", file)
 
 
+def test_a_conversation_that_is_nested_too_deep_has_its_line_named(talker: Path, tmp_path: Path) -> None:
+    file = tmp_path / "it.json"
+    file.write_text('[{"role": "user",\n"content": [' + "[" * 600 + '"[<|im_end|>"' + "]" * 600 + "]}]")
+    assert f"{file}:2: JSON that is nested more than 32 levels deep" in error_of(
+        talker, "--chat", "--prompt-file", file
+    )
+
+
 def test_files_that_hold_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prompt"
     file.write_bytes(b"")
     assert "the file is empty; to begin a new text, leave --prompt-file out" in error_of("x", "--prompt-file", file)
     assert "-: the file is empty" in error_of("x", "--prompt-file", "-", stdin="")
-    file.write_bytes(b"abc\xff")
-    assert "not valid UTF-8 at byte 3" in error_of("x", "--prompt-file", file)
+    file.write_bytes(b"a\nc\xff")
+    assert f"{file}:2: the prompt cannot be read: not valid UTF-8 at byte 3" in error_of("x", "--prompt-file", file)
     assert "the prompt cannot be read: Is a directory" in error_of("x", "--prompt-file", tmp_path)
     assert "the prompt cannot be read: No such file" in error_of("x", "--prompt-file", tmp_path / "nothing")
     monkeypatch.setattr(prompts, "MOST_BYTES", 3)

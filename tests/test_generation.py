@@ -342,6 +342,9 @@ def test_a_tokenizer_says_where_rows_of_ids_end() -> None:
         (torch.tensor([[1, 29]]), {}, "has the id 29; the decoder's vocabulary"),
         (torch.tensor([[1.0]]), {}, r"the prompt is torch\.float32; ids are whole numbers"),
         (torch.tensor([[True]]), {}, r"the prompt is torch\.bool; ids are whole numbers"),
+        (np.array([1.0]), {}, r"the prompt is float64; ids are whole numbers"),
+        (np.array(["a"]), {}, r"the prompt is <U1; ids are whole numbers"),
+        (torch.tensor(1), {}, r"must be .*got .."),
         (torch.zeros(0, 3, dtype=torch.long), {}, "must be .*got .0, 3."),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -349,6 +352,23 @@ def test_a_tokenizer_says_where_rows_of_ids_end() -> None:
 def test_prompts_that_are_none(function: Any, tokens: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(MixerzooError, match=message):
         function(zoo.shared(DECODER), tokens, max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("function", [generate, stream])
+@pytest.mark.parametrize("decoder", [None, torch.nn.Linear(1, 1), "runs/quickstart"], ids=str)
+def test_decoders_that_are_none(function: Any, decoder: Any) -> None:
+    with pytest.raises(
+        MixerzooError, match=rf"the decoder is {type(decoder).__name__}; it must be a mixerzoo\.Decoder"
+    ):
+        function(decoder, [1], max_new_tokens=1)
+
+
+def test_one_row_and_arrays() -> None:
+    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 3)
+    plain = generate(decoder, prompt, max_new_tokens=3)
+    array = prompt.numpy()
+    for tokens in (prompt[0], array, array[0], array.astype(np.uint16), array[:, ::-1].copy()[:, ::-1]):
+        assert torch.equal(generate(decoder, tokens, max_new_tokens=3), plain)
 
 
 def test_lists_of_texts_and_other_things() -> None:
@@ -443,7 +463,7 @@ def test_stream_works_step_by_step() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": torch.zeros(3, dtype=torch.long)}, r"the prompt must be \[batch, at least one token\], got \[3\]"),
+        ({"tokens": torch.zeros(1, 1, 3, dtype=torch.long)}, r"must be \[batch, at least one token\], got \[1, 1, 3\]"),
         ({"tokens": torch.zeros(2, 0, dtype=torch.long)}, r"the prompt must be .* got \[2, 0\]"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; it must not be negative"),
         ({"temperature": -0.5}, "temperature is -0.5; it must be 0"),

@@ -95,20 +95,29 @@ def test_a_keyword_that_nobody_reads_is_an_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("past_key_value", "'past_key_values'"),
-        ("past", ""),
-        ("layer_past", ""),
-        ("cache_params", ""),
-        ("token_type_ids", ""),
+        ("past_key_value", "'cache'"),
+        ("past", "'cache'"),
+        ("layer_past", "'cache'"),
+        ("mems", "'cache'"),
+        ("cache_params", "'cache'"),
+        ("past_key_valuess", "'past_key_values'"),
         ("attention_masks", "'attention_mask'"),
         ("output_router_logits", ""),
-        ("cache_position", ""),
     ],
 )
 def test_what_looks_like_something_is_an_error_too(name: str, hint: str) -> None:
     said = r"nothing here reads '" + name + "'" + (rf" \(did you mean {hint}\?\)" if hint else "")
     with pytest.raises(MixerError, match=said):
         shared(DEPTH)(some_tokens(1, 3), **{name: True})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("token_type_ids", "have no types"), ("cache_position", "the past itself")]
+)
+def test_what_only_looks_like_something_has_no_hint(name: str, words: str) -> None:
+    with pytest.raises(MixerError, match=words) as failure:
+        shared(DEPTH)(some_tokens(1, 3), **{name: True})
+    assert "did you mean" not in str(failure.value)
 
 
 @torch.no_grad()

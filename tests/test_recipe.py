@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixerzoo import Recipe, build, load_recipe, load_registry
+from mixerzoo import Recipe, build, load_recipe, load_registry, train
 from mixerzoo.errors import BackendError, MixerError, RecipeError
 from mixerzoo.mixer_choice import MixerChoice
 from mixerzoo.recipe import json_schema, parse_recipe
@@ -471,6 +471,13 @@ def test_the_vocabulary_is_the_tokenizer_s_unless_the_recipe_has_more(tmp_path: 
     with pytest.raises(MixerError, match=r"model\.vocab_size is not set"):
         build(open_ended)
     assert build(open_ended.with_vocab_size(41)).shape.vocab_size == 41
+
+
+@pytest.mark.parametrize("function", [build, lambda recipe: train(recipe, "nowhere")], ids=["build", "train"])
+@pytest.mark.parametrize("recipe", [None, 5, ["a.yaml"]], ids=str)
+def test_what_is_no_recipe_at_all(function: Any, recipe: Any) -> None:
+    with pytest.raises(RecipeError, match=rf"the recipe is {type(recipe).__name__}; it must be a mixerzoo\.Recipe"):
+        function(recipe)
 
 
 def test_a_mapping_that_is_not_a_recipe() -> None:

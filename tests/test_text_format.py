@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from mixerzoo import DataError, TextFormat, TextTokenizer
 from mixerzoo.data.chat_template import ChatTemplate
@@ -99,6 +100,43 @@ def test_every_end_that_any_file_names(model: Any, generation: Any, named: set[i
     assert found.end_ids == {end, *named}
     assert all(map(found.is_end, named))
     assert not found.is_end(found.special_tokens["[INST]"])
+
+
+@pytest.mark.parametrize(
+    ("config", "older", "end"),
+    [
+        ({"eos_token": None}, {"eos_token": "<|im_end|>"}, "<|im_end|>"),
+        ({"eos_token": None}, {"eos_token": {"content": "<|im_end|>", "lstrip": False}}, "<|im_end|>"),
+        ({}, {"eos_token": "<|im_end|>"}, "<|im_end|>"),
+        ({}, {}, "<|end|>"),
+        ({"added_tokens_decoder": {}}, {"eos_token": "<|im_end|>"}, "<|end|>"),
+    ],
+    ids=str,
+)
+def test_an_end_of_the_older_layout_is_that_of_transformers(config: Any, older: Any, end: str, tmp_path: Path) -> None:
+    place = write(tmp_path / "it", more=config, special_tokens_map=older)
+    found = TextFormat.load(place)
+    assert (found.tokenizer.end_of_text, found.end_ids) == (end, {found.special_tokens[end]})
+    assert theirs(place).eos_token == end
+
+
+@pytest.mark.parametrize("file", ["config", "generation_config"])
+@pytest.mark.parametrize("value", [2, [2, 3], [399, 2]], ids=str)
+def test_ids_that_the_model_names_go_before_usual_names(file: str, value: Any, tmp_path: Path) -> None:
+    files: dict[str, Any] = {"config": {"vocab_size": 400}}
+    files[file] = {"vocab_size": 400, "eos_token_id": value}
+    place = write(tmp_path / "it", more={"eos_token": None}, **files)
+    for usual in (False, True):
+        if usual:
+            made = Tokenizer.from_file(str(place / "tokenizer.json"))
+            made.add_special_tokens(["<|endoftext|>"])
+            made.save(str(place / "tokenizer.json"))
+        found = TextFormat.load(place)
+        assert found.tokenizer.end_of_text_id == 2
+        assert found.end_ids == set(value if isinstance(value, list) else [value])
+    (place / "config.json").unlink()
+    (place / "generation_config.json").unlink(missing_ok=True)
+    assert TextTokenizer.load(place).end_of_text == "<|endoftext|>"
 
 
 # Conversations.
@@ -302,6 +340,13 @@ def test_a_template_that_fails(source: str, message: str) -> None:
         ChatTemplate(source, "it", {}).render([{"role": "user", "content": "x"}])
 
 
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = ["<|im_end|>"]
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -309,6 +354,11 @@ def test_a_template_that_fails(source: str, message: str) -> None:
         (["hi"], 'message 1: expected an object .* got "hi"'),
         ([{"role": "user", "content": "a"}, {"content": "b"}], "message 2: 'role' must be a text .* got null"),
         ([{"role": "user", "content": 5}], "message 1: 'content' must be a text, got 5"),
+        ([{"role": "user", "content": nested(600)}], "message 1: nested more than 32 levels deep"),
+        (
+            [{"role": "user", "content": "a", "more": ({"b": nested(31)},)}],
+            "message 1: nested more than 32 levels deep",
+        ),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixerzoo.errors import DataError, did_you_mean
+from mixerzoo.json_files import MOST_LEVELS, deep_line, is_deep
 
 if TYPE_CHECKING:
     from mixerzoo.data.chat_template import Message
@@ -90,7 +91,8 @@ def _read(file: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: the prompt cannot be read: not valid UTF-8 at byte {error.start}") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}:{line}: the prompt cannot be read: not valid UTF-8 at byte {error.start}") from error
 
 
 def _lines(content: str, file: str) -> Iterator[tuple[str, Any]]:
@@ -99,16 +101,23 @@ def _lines(content: str, file: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(content.removeprefix("\ufeff").split("\n"), start=1):
         if line.strip():
             found = True
-            yield f"{file}:{number}", _json(line, f"{file}:{number}")
+            yield f"{file}:{number}", _json(line, file, number)
     if not found:
         raise DataError(f"{file}: it has blank lines only")
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, file: str, line: int | None = None) -> Any:
+    """The value of a whole file, or of one line of it."""
     try:
-        return json.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
+        value = json.loads(text.removeprefix("\ufeff"))
+        too_deep = is_deep(value)
+    except ValueError as error:
+        raise DataError(f"{file if line is None else f'{file}:{line}'}: not JSON: {error}") from error
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        raise DataError(f"{file}:{line or deep_line(text)}: JSON that is nested more than {MOST_LEVELS} levels deep")
+    return value
 
 
 def _prompt(value: Any, where: str, chat: bool) -> Prompt:

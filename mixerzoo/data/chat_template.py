@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mixerzoo.data.files import check_text
 from mixerzoo.errors import DataError
 from mixerzoo.files import read_bytes
+from mixerzoo.json_files import MOST_LEVELS, is_deep
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -116,7 +117,8 @@ def check_message(message: object, where: str) -> Message:
         where: names it in the error.
 
     Raises:
-        DataError: it is no mapping with a ``role``, or its ``content`` is neither text nor a list of parts.
+        DataError: it is no mapping with a ``role``, or its ``content`` is neither text nor a list of parts, or it is
+            nested too deep.
     """
     if not isinstance(message, Mapping):
         raise DataError(f'{where}: expected an object such as {{"role": "user", "content": "…"}}, got {shown(message)}')
@@ -124,6 +126,8 @@ def check_message(message: object, where: str) -> Message:
         raise DataError(f"{where}: 'role' must be a text such as \"user\", got {shown(message.get('role'))}")
     if not isinstance(message.get("content"), str | list | None):
         raise DataError(f"{where}: 'content' must be a text, got {shown(message.get('content'))}")
+    if is_deep(message):
+        raise DataError(f"{where}: nested more than {MOST_LEVELS} levels deep")
     return message
 
 

@@ -120,7 +120,7 @@ def _documents(path: Path, field: str) -> Iterator[str]:
             yield check_text(value, where)
     else:
         with open_file(path) as file:
-            yield _decode(file.read(), str(path), 0)
+            yield _decode(file.read(), path)
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[str]:
@@ -129,7 +129,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield _field_of(_decode(line, where, offset), field, where)
+                yield _field_of(_decode(line, path, number, offset), field, where)
             offset += len(line)
 
 
@@ -173,10 +173,12 @@ def check_text(value: object, where: str) -> str:
     return value
 
 
-def _decode(data: bytes, where: str, offset: int) -> str:
+def _decode(data: bytes, path: Path, line: int = 1, offset: int = 0) -> str:
+    """The text of a file from a line on, which begins at an offset."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
         raise DataError(
-            f"{where}: not UTF-8 at byte {offset + error.start} ({error.reason}): convert the file to UTF-8"
+            f"{path}:{line}: not UTF-8 at byte {offset + error.start} ({error.reason}): convert the file to UTF-8"
         ) from error

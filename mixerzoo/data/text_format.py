@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from mixerzoo.data.chat_template import ChatTemplate, Message, shown
 from mixerzoo.data.tokenizer import TextTokenizer
+from mixerzoo.data.tokenizer_files import TOKENIZER_CONFIG, configured_ends, files_of_names, read_object_if_any
 from mixerzoo.errors import DataError
-from mixerzoo.json_files import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-#: Files of a checkpoint that can name tokens which end a text.
-_NAMES_ENDS = ("config.json", "generation_config.json")
 NO_TEMPLATE = (
     "the checkpoint has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja); give it a "
     "plain prompt"
@@ -57,7 +54,7 @@ class TextFormat:
         """The format of a checkpoint's texts.
 
         A text ends at any token that the ``eos_token_id`` of config.json or of generation_config.json names (one, or
-        a list), or the ``eos_token`` of tokenizer_config.json.
+        a list), or the ``eos_token`` of tokenizer_config.json or, in the older layout, of special_tokens_map.json.
 
         Args:
             directory: holds tokenizer.json, and whichever it has of config.json, generation_config.json,
@@ -68,17 +65,9 @@ class TextFormat:
             DataError: a file is missing, damaged, or has a value that cannot be one.
         """
         directory = Path(directory)
-        config = _read_object(directory / _TOKENIZER_CONFIG)
+        config = read_object_if_any(directory / TOKENIZER_CONFIG)
         tokenizer = tokenizer or TextTokenizer.load(directory)
-        configs = {name: _read_object(directory / name) for name in _NAMES_ENDS}
-        rows = configs["config.json"].get("vocab_size")
-        # Rows beyond the tokens, with which many models are filled up, can be written too.
-        limit = max(tokenizer.vocab_size, rows if isinstance(rows, int) else 0)
-        ends = [
-            end
-            for name, content in configs.items()
-            for end in _ids(content.get("eos_token_id"), f"{directory / name}: eos_token_id", limit)
-        ]
+        ends = configured_ends(directory, tokenizer.vocab_size)
         return cls(tokenizer, ends, ChatTemplate.load(directory, config, _token_names(directory, config)))
 
     @classmethod
@@ -213,40 +202,16 @@ def _texts(value: Any) -> Iterator[str]:
             pending += inner
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none.
-
-    Raises:
-        DataError: it cannot be read, or holds something else.
-    """
-    if not path.exists():
-        return {}
-    return read_object(path, DataError)
-
-
-def _ids(value: object, where: str, limit: int) -> list[int]:
-    """Token ids, of which there may be none, one or several."""
-    given: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
-    for each in given:
-        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < limit:
-            raise DataError(
-                f"{where} is {shown(value)}; it must be a token's id, from 0 to {limit - 1}, or a list of them"
-            )
-    return given
-
-
-def _token_names(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def _token_names(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     """What templates can call the special tokens: ``bos_token``, ``eos_token`` and so on."""
     names = {}
-    # An older layout, which transformers reads where the newer one is not there.
-    older = {} if "added_tokens_decoder" in config else _read_object(directory / "special_tokens_map.json")
-    for file, content in ((_TOKENIZER_CONFIG, config), ("special_tokens_map.json", older)):
+    for file, content in files_of_names(directory, config):
         for key, value in content.items():
             # "add_bos_token" and its like are no names.
             if not key.endswith("_token") or key.startswith("add_") or value is None:
                 continue
             name = value.get("content") if isinstance(value, dict) else value
             if not isinstance(name, str):
-                raise DataError(f"{directory / file}: {key} is {shown(value)}; it must be the name of a token")
+                raise DataError(f"{file}: {key} is {shown(value)}; it must be the name of a token")
             names[key] = name
     return names

@@ -14,6 +14,7 @@ from mixerzoo.data.pieces import SIZE, Cutter, Piece, words_apart
 from mixerzoo.data.streaming import TokenStream, byte_names
 from mixerzoo.data.tokenizer_files import (
     END_OF_TEXT,
+    count_ids,
     declared_end_of_text,
     download_tokenizer,
     in_words,
@@ -62,8 +63,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.end_of_text = end_of_text
         self.end_of_text_id: int = identifier
-        # Ids may have gaps, so the count of tokens would not do.
-        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size: int = count_ids(tokenizer)
 
     @classmethod
     def for_bytes(cls) -> TextTokenizer:
@@ -107,7 +107,8 @@ class TextTokenizer:
         Args:
             path: a tokenizer.json, a directory that holds one, or a model name on the Hugging Face hub.
             end_of_text: the token that ends a document; by default the ``eos_token`` named in the
-                directory's tokenizer_config.json, else the first of the usual names that the tokenizer has.
+                directory's tokenizer_config.json or special_tokens_map.json, else the first ``eos_token_id`` of its
+                config.json or generation_config.json, else the first of the usual names that the tokenizer has.
 
         Raises:
             DataError: there is no such tokenizer, it is damaged, or its end-of-text token is not known.
@@ -128,7 +129,7 @@ class TextTokenizer:
         """The tokenizer in a directory, as ``save`` or transformers wrote it.
 
         Args:
-            directory: holds tokenizer.json and, unless ``end_of_text`` is given, tokenizer_config.json.
+            directory: holds tokenizer.json and, unless ``end_of_text`` is given, what says how a text ends.
             end_of_text: as in ``pretrained``.
 
         Raises:
@@ -136,7 +137,7 @@ class TextTokenizer:
         """
         directory = Path(directory)
         tokenizer = read_tokenizer(directory / "tokenizer.json")
-        name = end_of_text or declared_end_of_text(directory / "tokenizer_config.json")
+        name = end_of_text or declared_end_of_text(directory, tokenizer)
         return cls(tokenizer, name or usual_end_of_text(tokenizer, str(directory)))
 
     def save(self, directory: str | Path) -> None:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mixerzoo.data.chat_template import shown
 from mixerzoo.errors import DataError
 from mixerzoo.files import read_bytes
 from mixerzoo.json_files import read_object
@@ -28,6 +29,9 @@ _USUAL_END_OF_TEXT = (
     "<|eos|>",
     "[EOS]",
 )
+TOKENIZER_CONFIG = "tokenizer_config.json"
+#: Files of a checkpoint that can name tokens which end a text.
+_NAMES_ENDS = ("config.json", "generation_config.json")
 _CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([^"]*)"')
 # Several times what the largest vocabularies take.
 _MOST_BYTES = 256 << 20
@@ -118,7 +122,8 @@ def usual_end_of_text(tokenizer: Tokenizer, where: str) -> str:
             return name
     special = ", ".join(map(repr, special_tokens(tokenizer))) or "none"
     raise DataError(
-        f"tokenizer {where}: which token ends a text? Say so with end_of_text (its special tokens: {special})"
+        f"tokenizer {where}: which token ends a text? Say so with eos_token in a tokenizer_config.json "
+        f"beside it, or in a recipe with end_of_text (its special tokens: {special})"
     )
 
 
@@ -127,18 +132,95 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
     return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
 
-def declared_end_of_text(path: Path) -> str | None:
-    """``eos_token`` of a tokenizer_config.json, which is a string or a serialised AddedToken; None without one.
+def declared_end_of_text(directory: Path, tokenizer: Tokenizer) -> str | None:
+    """The token that a directory's files say ends a text; None where they say nothing.
+
+    That is the ``eos_token`` of the tokenizer's files, a string or a serialised AddedToken; without one, the first
+    ``eos_token_id`` of the model's that is one of its tokens.
+
+    Args:
+        directory: of the tokenizer.
+        tokenizer: from the ``tokenizers`` library.
 
     Raises:
-        DataError: the file cannot be read or is damaged.
+        DataError: a file cannot be read or is damaged, or names an id that cannot be one.
+    """
+    found = None
+    for _, content in files_of_names(directory, read_object_if_any(directory / TOKENIZER_CONFIG)):
+        token = content.get("eos_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        found = token if isinstance(token, str) else found
+    if found is not None:
+        return found
+    names = map(tokenizer.id_to_token, configured_ends(directory, count_ids(tokenizer)))
+    return next((name for name in names if name is not None), None)
+
+
+def files_of_names(directory: Path, config: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """The files that can name special tokens, and what they hold; of a name in several, the last counts.
+
+    Args:
+        directory: of the tokenizer.
+        config: the content of its tokenizer_config.json.
+
+    Raises:
+        DataError: a file cannot be read or is damaged.
+    """
+    found = [(directory / TOKENIZER_CONFIG, config)]
+    # An older layout, which transformers reads where the newer one is not there.
+    if "added_tokens_decoder" not in config:
+        older = directory / "special_tokens_map.json"
+        found.append((older, read_object_if_any(older)))
+    return found
+
+
+def configured_ends(directory: Path, vocab_size: int) -> list[int]:
+    """The ``eos_token_id`` of config.json and of generation_config.json.
+
+    Args:
+        directory: of the checkpoint.
+        vocab_size: of the tokenizer.
+
+    Raises:
+        DataError: a file cannot be read or is damaged, or names an id that cannot be one.
+    """
+    configs = {name: read_object_if_any(directory / name) for name in _NAMES_ENDS}
+    rows = configs["config.json"].get("vocab_size")
+    # Rows beyond the tokens, with which many models are filled up, can be written too.
+    limit = max(vocab_size, rows if isinstance(rows, int) else 0)
+    return [
+        end
+        for name, content in configs.items()
+        for end in _ids(content.get("eos_token_id"), f"{directory / name}: eos_token_id", limit)
+    ]
+
+
+def count_ids(tokenizer: Tokenizer) -> int:
+    """One more than the largest id; ids may have gaps, so the count of tokens would not do."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def read_object_if_any(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
     """
     if not path.exists():
-        return None
-    token = read_object(path, DataError).get("eos_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+        return {}
+    return read_object(path, DataError)
+
+
+def _ids(value: object, where: str, limit: int) -> list[int]:
+    """Token ids, of which there may be none, one or several."""
+    given: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+    for each in given:
+        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < limit:
+            raise DataError(
+                f"{where} is {shown(value)}; it must be a token's id, from 0 to {limit - 1}, or a list of them"
+            )
+    return given
 
 
 def _instead(directory: Path) -> str:

@@ -41,6 +41,13 @@ _ARGUMENTS = (
     "input_ids", "attention_mask", "position_ids", _OLD, _NEW, "inputs_embeds", "labels", "use_cache",
     "logits_to_keep", "output_hidden_states", "output_attentions", "return_dict",
 )  # fmt: skip
+#: What other models call the past, or once called it.
+_NAMES_OF_PAST = ("past", "layer_past", "mems", "past_key_value", "cache_params")
+#: What other models read, and what to know where it looks like an argument of ours and is none.
+_NO_SUCH_THING = {
+    "token_type_ids": "tokens have no types here",
+    "cache_position": "the past itself says how many tokens went before",
+}
 #: Attention functions that give no weights.
 _WITHOUT_WEIGHTS = ("sdpa", "flex", "flash", "kernels")
 
@@ -131,8 +138,14 @@ def check_keywords(
             f"{_listed(unknown)}: the attention implementation {implementation!r} does not read where packed "
             "sequences begin and end; pass position_ids that begin anew with each"
         )
-    hints = "".join(did_you_mean(name, _ARGUMENTS) for name in sorted(unknown))
+    hints = "".join(map(_hint, sorted(unknown)))
     raise MixerError(f"nothing here reads {_listed(unknown)}{hints}; leave out what the model cannot do")
+
+
+def _hint(name: str) -> str:
+    if name in _NO_SUCH_THING:
+        return f" ({_NO_SUCH_THING[name]})"
+    return f" (did you mean {_NEW!r}?)" if name in _NAMES_OF_PAST else did_you_mean(name, _ARGUMENTS)
 
 
 def split_loss_keywords(

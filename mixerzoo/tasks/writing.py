@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from numbers import Integral
+from typing import Any, NamedTuple
 
 from mixerzoo.errors import DataError
 from mixerzoo.sampling import check_sampling
@@ -17,7 +18,6 @@ _MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 _KNOWN = ("until", *_MOST_TOKENS, "do_sample", "temperature", "top_k", "top_p")
 #: Options that change nothing at this value.
 _IDLE = {"num_beams": 1}
-_Number = TypeVar("_Number", int, float)
 
 
 class Generation(NamedTuple):
@@ -53,12 +53,14 @@ class Generation(NamedTuple):
             )
         lengths = [options[key] for key in _MOST_TOKENS if options.get(key) is not None]
         samples = options.get("do_sample")
+        if not isinstance(samples, bool | None):
+            raise DataError(f"the task wants its text with do_sample={samples!r}; it must be true or false")
         if samples is None:
             samples = options.get("temperature") is not None
         found = cls(
             until=_stops(options.get("until")),
-            max_new_tokens=_number("a most of tokens", int, lengths[0]) if lengths else MAX_NEW_TOKENS,
-            temperature=_number("temperature", float, options.get("temperature", 1.0)) if samples else 0.0,
+            max_new_tokens=_length(lengths[0]) if lengths else MAX_NEW_TOKENS,
+            temperature=_temperature(options.get("temperature", 1.0)) if samples else 0.0,
             top_k=options.get("top_k"),
             top_p=options.get("top_p"),
         )
@@ -75,8 +77,15 @@ def _stops(until: object) -> tuple[str, ...]:
     return tuple(stop for stop in given if stop)
 
 
-def _number(what: str, kind: type[_Number], value: Any) -> _Number:
+def _length(value: Any) -> int:
+    whole = value.is_integer() if isinstance(value, float) else isinstance(value, Integral)
+    if isinstance(value, bool) or not whole:
+        raise DataError(f"the task wants its text with a most of {value!r} tokens, which is no whole number")
+    return int(value)
+
+
+def _temperature(value: Any) -> float:
     try:
-        return kind(value)
+        return float(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"the task wants its text with {what} of {value!r}, which is no number") from error
+        raise DataError(f"the task wants its text with a temperature of {value!r}, which is no number") from error
