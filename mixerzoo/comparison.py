@@ -17,6 +17,7 @@ from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
 from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.data import TextFormat, TextTokenizer
 from mixerzoo.decoder import Decoder
+from mixerzoo.environment import full_precision
 from mixerzoo.errors import CheckpointError, DataError
 from mixerzoo.evaluate import Progress, Score, accounting, score
 from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
@@ -177,6 +178,7 @@ class Checkpoint:
         return scored
 
 
+@full_precision()
 def compare(
     directories: Sequence[Path],
     *,
@@ -206,7 +208,8 @@ def compare(
 
     Raises:
         CheckpointError: a directory holds no checkpoint that can be read, or another's tokenizer.
-        RunError: it holds no finished run, and is to be validated.
+        RunError: it holds no finished run, and is to be validated; or a variable of the environment would change the
+            figures.
         DataError: a tokenizer is missing, or a task wants what the decoder cannot do.
     """
     reporter = reporter or Reporter()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from mixerzoo.errors import RunError
+from mixerzoo.process_state import float32_precision, set_float32_precision
 
 #: Read by accelerate and transformers when a trainer is made, and decided by the recipe.
 _HIDDEN_PREFIXES = ("ACCELERATE_", "DEEPSPEED_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
@@ -56,11 +57,13 @@ class Launch(NamedTuple):
         rank: among all of them, from 0.
         local_rank: among those of this machine, from 0.
         world_size: how many there are.
+        local_world_size: how many of them are on this machine.
     """
 
     rank: int
     local_rank: int
     world_size: int
+    local_world_size: int = 1
 
 
 #: A process that is alone.
@@ -87,11 +90,22 @@ def launch() -> Launch:
     here = Launch(given["RANK"], given["LOCAL_RANK"], given["WORLD_SIZE"])
     if not 0 <= here.local_rank <= here.rank < here.world_size:
         raise RunError(f"{said} cannot be: ranks count from 0 to WORLD_SIZE - 1")
-    if here.world_size > 1:
+    if here.world_size > 1 or _of_torchrun():
         port = _number("MASTER_PORT")
         if not os.environ.get("MASTER_ADDR") or port is None or not 0 < port < 2**16:
             raise RunError(f"{said} are set, but not MASTER_ADDR and MASTER_PORT; start the processes with torchrun")
-    return here
+    local = _number("LOCAL_WORLD_SIZE")
+    if here.world_size == 1 or local is None:
+        return here
+    if not 1 <= local <= here.world_size:
+        raise RunError(
+            f"LOCAL_WORLD_SIZE={local} cannot be: from 1 to WORLD_SIZE={here.world_size} processes are on this machine"
+        )
+    return here._replace(local_world_size=local)
+
+
+def _of_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _not_of_others() -> Launch:
@@ -130,27 +144,49 @@ def recipe_decides() -> Iterator[None]:
     Raises:
         RunError: a variable speaks of several processes but not as torchrun does, or cannot be undone.
     """
-    launch()
-    _refuse(_REFUSED)
-    if torch.cuda.is_available():
-        _refuse(_REFUSED_CUDA)
+    here = launch()
     names = [name for name in os.environ if name.startswith(_HIDDEN_PREFIXES) or name in (*_HIDDEN, *_OTHER_LAUNCH)]
     _hidden_now[:] = sorted(name for name in names if os.environ[name] and name not in _OTHER_LAUNCH)
-    if any(_number(name) is None for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")):
+    if _tf32_allowed():
+        _hidden_now.append(_TF32)
+    # Without torchrun there may be no address to meet at, and one process need not meet any.
+    unset = any(_number(name) is None for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if unset or (here.world_size == 1 and not _of_torchrun()):
         names += [name for name in _LAUNCH if name in os.environ]
     # An empty value is no value, but not to all that read these.
     names += [name for name in _LAUNCH if os.environ.get(name) == ""]
-    precision = torch.get_float32_matmul_precision()
-    if os.environ.get(_TF32) not in (None, "", "0"):
-        _hidden_now.append(_TF32)
-        torch.set_float32_matmul_precision("highest")
     saved = {name: os.environ.pop(name) for name in dict.fromkeys(names)}
     try:
-        yield
+        with full_precision():
+            yield
     finally:
         os.environ.update(saved)
-        torch.set_float32_matmul_precision(precision)
         _hidden_now.clear()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Undo what the environment changes of the precision of float32 products, and restore it.
+
+    What was set in Python is the caller's own, and stays.
+
+    Raises:
+        RunError: a variable that changes it, or the processor's instructions, cannot be undone.
+    """
+    _refuse(_REFUSED)
+    if torch.cuda.is_available():
+        _refuse(_REFUSED_CUDA)
+    before = float32_precision()
+    try:
+        if _tf32_allowed():
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        set_float32_precision(before)
+
+
+def _tf32_allowed() -> bool:
+    return os.environ.get(_TF32) not in (None, "", "0")
 
 
 def notices(*, compiled: bool) -> list[str]:

@@ -103,7 +103,7 @@ def check_size(recipe: Recipe) -> list[str]:
     need = training_memory(recipe, build(recipe, device="meta"))
     free, where = free_bytes()
     if where == "this machine":
-        free //= _local_processes()
+        free //= launch().local_world_size
     if need.least > free:
         raise RecipeError(
             f"training needs at least {gib(need.least)} (weights {gib(need.weights)}, gradients "
@@ -219,11 +219,6 @@ _CGROUPS = tuple(
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     )
 )
-
-
-def _local_processes() -> int:
-    """Processes that share this machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if launch().world_size > 1 else 1
 
 
 def gib(size: int) -> str:

@@ -15,6 +15,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +38,10 @@ class Setting(NamedTuple):
     tells: Callable[[Any, Any], str] | None = None
 
 
+#: In place of a value that cannot be read.
+_UNREADABLE = object()
+
+
 class Snapshot:
     """All `SETTINGS` as they are now."""
 
@@ -44,7 +50,7 @@ class Snapshot:
         self._filters = list(warnings.filters)
         self._warnings.__enter__()
         self._threads = set(threading.enumerate())
-        self._before = [(setting, setting.read()) for setting in SETTINGS]
+        self._before = [(setting, _read(setting)) for setting in SETTINGS]
 
     def restore(self) -> list[str]:
         """Put back what has changed since.
@@ -53,23 +59,37 @@ class Snapshot:
             What that was, each in words.
         """
         found = []
-        for setting, before in self._before:
-            now = setting.read()
-            if now == before:
-                continue
-            values = f" ({setting.tells(before, now)})" if setting.tells else ""
-            if setting.write is None:
-                found.append(f"{setting.words}{values}, which cannot be undone")
-            else:
-                setting.write(before)
-                found.append(f"{setting.words}{values}, undone")
-        if list(warnings.filters) != self._filters:
-            found.append("the filters of warnings, undone")
-        self._warnings.__exit__(None, None, None)
+        try:
+            for setting, before in self._before:
+                now = _read(setting)
+                if before is not _UNREADABLE and now != before:
+                    found.append(_undone(setting, before, now))
+            if list(warnings.filters) != self._filters:
+                found.append("the filters of warnings, undone")
+        finally:
+            self._warnings.__exit__(None, None, None)
         started = [thread.name for thread in set(threading.enumerate()) - self._threads if not thread.daemon]
         if started:
             found.append(f"it started threads that keep the process from ending: {', '.join(sorted(started))}")
         return found
+
+
+def _read(setting: Setting) -> Any:
+    try:
+        return setting.read()
+    except Exception:  # noqa: BLE001  the others are compared all the same
+        return _UNREADABLE
+
+
+def _undone(setting: Setting, before: Any, now: Any) -> str:
+    values = f" ({setting.tells(before, now)})" if setting.tells and now is not _UNREADABLE else ""
+    if setting.write is None:
+        return f"{setting.words}{values}, which cannot be undone"
+    try:
+        setting.write(before)
+    except Exception as error:  # noqa: BLE001  the others are put back all the same
+        return f"{setting.words}{values}, which cannot be undone: {error}"
+    return f"{setting.words}{values}, undone"
 
 
 def _both(before: Any, now: Any) -> str:
@@ -78,6 +98,11 @@ def _both(before: Any, now: Any) -> str:
 
 def _names(before: dict[str, str], now: dict[str, str]) -> str:
     return ", ".join(sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)))
+
+
+def _entries(before: dict[str, Any], now: dict[str, Any]) -> str:
+    pairs = {name: (before.get(name), now.get(name)) for name in before | now}
+    return ", ".join(f"{name} from {a} to {b}" for name, (a, b) in pairs.items() if a != b)
 
 
 def _added(before: list[str], now: list[str]) -> str:
@@ -182,6 +207,44 @@ def _set_cudnn(flags: tuple[bool, ...]) -> None:
     cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
 
 
+_PRODUCTS = "float32_matmul_precision"
+#: Of torch, where the precision of float32 is set: the old settings, which set new ones too, come before those, and
+#: what others inherit from before these.
+_PRECISIONS = (
+    *(_PRODUCTS, "backends.cudnn.allow_tf32", "backends.fp32_precision", "backends.cudnn.fp32_precision"),
+    *("backends.cuda.matmul.fp32_precision", "backends.cudnn.conv.fp32_precision", "backends.cudnn.rnn.fp32_precision"),
+    *(f"backends.mkldnn.{of}.fp32_precision" for of in ("matmul", "conv", "rnn")),
+)
+
+
+def float32_precision() -> dict[str, Any]:
+    """The precision of torch's float32 by its settings, but for those that it lacks or cannot read.
+
+    It refuses to read an old setting where a new one says something else.
+    """
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old settings
+        for name in _PRECISIONS:
+            with suppress(AttributeError, RuntimeError):
+                found[name] = torch.get_float32_matmul_precision() if name == _PRODUCTS else attrgetter(name)(torch)
+    return found
+
+
+def set_float32_precision(precision: dict[str, Any]) -> None:
+    """Put back what `float32_precision` found."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, value in precision.items():
+            if float32_precision().get(name) == value:
+                continue  # writing what is inherited would make it the setting's own
+            if name == _PRODUCTS:
+                torch.set_float32_matmul_precision(value)
+            else:
+                owner, _, attribute = name.rpartition(".")
+                setattr(attrgetter(owner)(torch), attribute, value)
+
+
 def _handlers() -> dict[int, Any]:
     return {number: signal.getsignal(number) for number in sorted(signal.valid_signals())}
 
@@ -252,8 +315,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("the number of torch's inter-op threads", torch.get_num_interop_threads, None, tells=_both),
     Setting("torch's deterministic algorithms", _deterministic, _set_deterministic),
     Setting("torch's anomaly detection", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    Setting("the precision of torch's float32 products", torch.get_float32_matmul_precision,
-            torch.set_float32_matmul_precision, tells=_both),
+    Setting("the precision of torch's float32 products", float32_precision, set_float32_precision, tells=_entries),
     Setting("the flags of cuDNN", _cudnn, _set_cudnn),
     Setting("the random state of torch", _torch_random, _set_torch_random),
     Setting("the random state of Python", random.getstate, random.setstate),

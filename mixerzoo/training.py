@@ -18,7 +18,7 @@ from mixerzoo.checkpoint_files import weights_fingerprint
 from mixerzoo.checkpoints import load_checkpoint, load_config, save_checkpoint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
 from mixerzoo.decoder import Decoder
-from mixerzoo.environment import launch, notices, recipe_decides
+from mixerzoo.environment import full_precision, launch, notices, recipe_decides
 from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
 from mixerzoo.evaluate import accounting
 from mixerzoo.feasibility import check_data, check_size
@@ -335,6 +335,7 @@ def _check_tokenizer(initial: str, data: PreparedData) -> None:
         )
 
 
+@full_precision()
 def evaluate_run(
     directory: str | Path, *, device: torch.device | str | None = None, reporter: Reporter | None = None
 ) -> dict[str, Any]:
@@ -349,7 +350,8 @@ def evaluate_run(
         ``bits_per_byte``, ``perplexity``, yardsticks and byte counts, and ``validation_text``, the SHA-256 of the text.
 
     Raises:
-        RunError: the directory holds no run or one that is not finished, or the run's data changed.
+        RunError: the directory holds no run or one that is not finished, the run's data changed, or a variable of the
+            environment would change the figures.
         CheckpointError: its checkpoint cannot be read, has another vocabulary, or a file is not the run's.
         DataError: the recipe's text cannot be read.
     """

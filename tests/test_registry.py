@@ -28,6 +28,7 @@ from mixerzoo import Mixer, foreign, load_registry, mixer_choice, process_state
 from mixerzoo.cli import app
 from mixerzoo.errors import CONTROL, MixerError, PluginError
 from mixerzoo.plugin_guard import guarded
+from mixerzoo.process_state import float32_precision
 from mixerzoo.registry import Registry
 
 Installer = Callable[..., Registry]
@@ -783,6 +784,12 @@ def test_what_a_plugin_prints_goes_to_standard_error(site: SitePackages, capfd: 
         ("import torch; torch.backends.cudnn.benchmark ^= True", "cuDNN", lambda: torch.backends.cudnn.benchmark),
         ("import torch; torch.set_float32_matmul_precision('medium')", "float32 products",
          torch.get_float32_matmul_precision),
+        ("import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+         "float32 products (float32_matmul_precision from highest to None, backends.cuda.matmul.fp32_precision from",
+         float32_precision),
+        ("import torch; torch.backends.mkldnn.matmul.fp32_precision = 'bf16'", "float32 products", float32_precision),
+        ("import torch; torch.backends.fp32_precision = 'tf32'", "float32 products", float32_precision),
+        ("import torch; torch.backends.cudnn.allow_tf32 = False", "float32 products", float32_precision),
         ("import torch; torch.manual_seed(12345)", "the random state of torch", lambda: torch.get_rng_state().tolist()),
         ("import torch; torch.rand(1)", "the random state of torch", lambda: torch.get_rng_state().tolist()),
         ("import random; random.seed(1)", "the random state of Python", random.getstate),
@@ -833,6 +840,28 @@ def test_what_a_plugin_changes_is_told_and_undone(
 
 def test_the_built_in_plugins_change_nothing() -> None:
     assert {plugin for plugin in load_registry().changes if plugin.startswith("mixerzoo:")} == set()
+
+
+def test_a_setting_that_fails_leaves_the_others_to_be_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("not now")
+
+    level = [1]
+    broken = (
+        process_state.Setting("one that cannot be read", fails, fails),
+        process_state.Setting("one that cannot be written", lambda: level[0], fails),
+    )
+    monkeypatch.setattr(process_state, "SETTINGS", (*broken, *process_state.SETTINGS))
+    filters, recursion = warnings.filters[:], sys.getrecursionlimit()
+    snapshot = process_state.Snapshot()
+    level[0] = 2
+    warnings.simplefilter("ignore")
+    sys.setrecursionlimit(recursion + 1)
+    failed, undone, of_warnings = snapshot.restore()
+    assert failed == "one that cannot be written, which cannot be undone: not now"
+    assert undone.startswith("the recursion limit")
+    assert of_warnings == "the filters of warnings, undone"
+    assert (warnings.filters[:], sys.getrecursionlimit()) == (filters, recursion)
 
 
 def test_a_thread_that_keeps_the_process_alive_is_named(site: SitePackages, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
 
 import mixerzoo
@@ -22,6 +22,7 @@ from mixerzoo.evaluate import Score
 from mixerzoo.hf.trainer import MixerZooTrainer
 from mixerzoo.run_checkpoints import complete_checkpoints
 from mixerzoo.training import Reporter, evaluate_run, train
+from mixerzoo.yaml_text import from_yaml
 from runs import tiny_recipe
 
 SHORT = ("train.steps=4", "train.checkpoint_interval=2", "eval.interval=2")
@@ -220,11 +221,11 @@ def test_tokens_per_second_are_those_of_training_alone(tmp_path, monkeypatch):
 def test_many_epochs_get_a_notice(tmp_path):
     hears = Hears()
     train(tiny_recipe(*SHORT, "data.source.max_bytes=3000"), tmp_path / "run", reporter=hears)
-    assert not [notice for notice in hears.notices if "see the training text" in notice]
+    assert not [notice for notice in hears.notices if "reads its text" in notice]
     small = tiny_recipe("train.steps=60", "train.log_interval=60", "eval.interval=60", "data.source.max_bytes=3000")
     train(small, tmp_path / "small", reporter=hears)
-    (notice,) = [notice for notice in hears.notices if "see the training text" in notice]
-    assert notice.startswith("60 steps see the training text ")
+    (notice,) = [notice for notice in hears.notices if "reads its text" in notice]
+    assert re.match(r"The run reads its text \d[\d.]* times; beyond 4 times, ", notice)
 
 
 # From Python.
@@ -236,7 +237,7 @@ def test_what_train_and_evaluate_take(run, tmp_path):
     path.write_text(recipe.to_yaml())
     results = [
         mixerzoo.train(path, str(tmp_path / "a")),
-        mixerzoo.train(yaml.safe_load(recipe.to_yaml()), tmp_path / "b"),
+        mixerzoo.train(from_yaml(recipe.to_yaml()), tmp_path / "b"),
         mixerzoo.evaluate_run(str(run), device="cpu"),
     ]
     assert len({result["loss"] for result in results}) == 1

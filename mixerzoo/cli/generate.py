@@ -84,6 +84,7 @@ def command(
     from mixerzoo.cli.notices import Notices, trained_length
     from mixerzoo.cli.prompts import read_prompts
     from mixerzoo.data.text_format import NO_TEMPLATE
+    from mixerzoo.environment import full_precision
     from mixerzoo.placement import find_dtype
     from mixerzoo.runs import check_tokenizer, home_of
     from mixerzoo.sampling import check_sampling, check_seed
@@ -111,14 +112,15 @@ def command(
     asked = [(prompt, _encoded(form, prompt, options)) for prompt in prompts]
     notices.names([prompt.conversation if chat else prompt.text for prompt in prompts])
     notices.length(max((len(ids) for _, ids in asked), default=0))
-    decoder = load_checkpoint(directory, dtype, device=where)
-    _check_vocabulary(form, decoder, directory)
-    if typed:
-        converse(decoder, form, options, _show, notices)
-    elif as_json:
-        _print_json(decoder, form, asked, options, num_samples, jsonl)
-    else:
-        _print_texts(decoder, form, asked, options, num_samples)
+    with full_precision():
+        decoder = load_checkpoint(directory, dtype, device=where)
+        _check_vocabulary(form, decoder, directory)
+        if typed:
+            converse(decoder, form, options, _show, notices)
+        elif as_json:
+            _print_json(decoder, form, asked, options, num_samples, jsonl)
+        else:
+            _print_texts(decoder, form, asked, options, num_samples)
 
 
 def _stops(given: list[str] | None) -> tuple[str, ...]:
