@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from mixerzoo.data import DataConfig, PreparedData, TokenWindows, default_cache_dir
-from mixerzoo.data.config import BpeTokenizer
+from mixerzoo.data.config import BYTES_VOCAB_SIZE, BpeTokenizer
 from mixerzoo.decoder import Decoder
 from mixerzoo.environment import launch
 from mixerzoo.errors import RecipeError
@@ -155,7 +155,7 @@ def sense(recipe: Recipe, text_tokens: int, vocab_size: int, world_size: int) ->
         world_size: devices that train together.
     """
     found = []
-    if text_tokens < FEW_OCCURRENCES * vocab_size:
+    if vocab_size > BYTES_VOCAB_SIZE and text_tokens < FEW_OCCURRENCES * vocab_size:
         found.append(
             f"The vocabulary of {vocab_size:,} is large for a text of {text_tokens:,} tokens: each occurs "
             f"{text_tokens / vocab_size:.3g} times on average."
