@@ -106,15 +106,15 @@ def test_what_the_names_forbid_is_refused_before_any_part_is_looked_into(monkeyp
     with pytest.raises(ValueError, match="a composition cannot contain a composition"):
         config(of=nested["of"])
     with pytest.raises(ValueError, match="'value_residual' is listed twice"):
-        config(of=[{"name": "value_residual"}] * 6000)
+        config(of=[{"name": "value_residual"}] * 30)
 
 
 def test_only_so_many_parts_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
     monkeypatch.setattr("mixerzoo.mixer_choice.check_mixer", lambda value: looked.append(value) or [])
-    with pytest.raises(ValueError, match="of"):
+    with pytest.raises(ValueError, match="of 3,000 mixers is too long"):
         zoo.mixer_class("compose").Config(of=[{"name": f"none_{number}"} for number in range(3000)])
-    assert len(looked) <= 33
+    assert looked == []
 
 
 @pytest.mark.parametrize(
