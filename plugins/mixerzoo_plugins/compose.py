@@ -48,6 +48,9 @@ def _as_tuple(value: Any) -> Any:
         return value
     if not value:
         raise ValueError("list at least one mixer, such as [{name: denseformer}, {name: depth_attention}]")
+    if len(value) > _MOST:
+        # The length of a tuple is checked beside its parts; those that are wrong do not count.
+        raise ValueError(f"a composition of {len(value):,} mixers is too long; at most {_MOST} are joined")
     seen: set[str] = set()
     for part in value:
         name = part.name if isinstance(part, MixerChoice) else part.get("name") if isinstance(part, Mapping) else None
