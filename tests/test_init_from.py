@@ -262,6 +262,17 @@ def test_a_run_keeps_how_the_texts_of_its_checkpoint_begin_and_end(start: Path, 
     assert json.loads((run / "tokenizer_config.json").read_text())["bos_token"] == "a"
 
 
+def test_the_end_that_a_recipe_names_goes_before_that_of_its_checkpoint(start: Path, tmp_path: Path) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(start, source)
+    (source / "special_tokens_map.json").write_text(json.dumps({"eos_token": "a"}))
+    named = {"name": "pretrained", "path": str(source), "end_of_text": "<|endoftext|>"}
+    asked = recipe(source, steps=1).model_dump(mode="json")
+    train({**asked, "data": {**asked["data"], "tokenizer": named}}, run)
+    assert TextTokenizer.load(source).end_of_text == "a"
+    assert TextTokenizer.load(run).end_of_text == "<|endoftext|>"
+
+
 def test_what_a_run_kept_goes_with_the_run(start: Path, tmp_path: Path) -> None:
     source, run = tmp_path / "source", tmp_path / "run"
     shutil.copytree(start, source)
