@@ -36,6 +36,9 @@ RECIPE: dict[str, Any] = {
 def test_wrong_tokens(tokens: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DECODER(tokens)
+    if tokens.ndim == 1:  # to `generate`, a prompt
+        assert generate(DECODER, tokens, max_new_tokens=1).shape == (1, len(tokens) + 1)
+        return
     with pytest.raises(MixerzooError):
         generate(DECODER, tokens, max_new_tokens=1)
 
