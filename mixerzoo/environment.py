@@ -81,7 +81,7 @@ def launch() -> Launch:
     said = ", ".join(f"{name}={value}" for name, value in given.items())
     if len(given) < len(found):
         if given.get("RANK", 0) > 0 or given.get("LOCAL_RANK", 0) > 0 or given.get("WORLD_SIZE", 1) > 1:
-            missing = " and ".join(found.keys() - given.keys())
+            missing = " and ".join(name for name in found if name not in given)
             raise RunError(
                 f"{said} {'is' if len(given) == 1 else 'are'} set, but not {missing}: start the processes with "
                 "torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE to train in this process alone"
