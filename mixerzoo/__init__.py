@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 
+from mixerzoo.version import __version__ as __version__
+
 # Not taken from `typing`: nothing but what the interpreter has loaded itself may be imported here, for under
 # ``python -m mixerzoo`` the working directory is still first on the path.
 TYPE_CHECKING = False
@@ -15,11 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mixerzoo import ops
-    from mixerzoo.cache import KVCache
     from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
     from mixerzoo.data import TextFormat, TextTokenizer
-    from mixerzoo.decay import decay_parameter_names
-    from mixerzoo.decoder import Decoder
     from mixerzoo.errors import (
         BackendError,
         CacheError,
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
         RecipeError,
         RunError,
     )
-    from mixerzoo.export import export_checkpoint
-    from mixerzoo.generation import generate, stream
-    from mixerzoo.hookspecs import hookimpl
+    from mixerzoo.exchange import export_checkpoint, import_checkpoint
+    from mixerzoo.inference import generate, stream
     from mixerzoo.mixer import (
         API_VERSION,
         AttentionInputs,
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
         DepthEntries,
         Mixer,
         MixerCard,
+        MixerChoice,
         MixerConfig,
         Neutral,
         ParameterRole,
@@ -51,25 +50,23 @@ if TYPE_CHECKING:
         ReferenceReading,
         Site,
         State,
+        hookimpl,
+        load_registry,
     )
-    from mixerzoo.mixer_choice import MixerChoice
-    from mixerzoo.model_config import LoopConfig, ModelConfig
-    from mixerzoo.pretrained import import_checkpoint
-    from mixerzoo.progress import ProgressReporter
+    from mixerzoo.model import Decoder, KVCache, LoopConfig, ModelConfig, decay_parameter_names
     from mixerzoo.recipe import Recipe, build, load_recipe
-    from mixerzoo.registry import load_registry
-    from mixerzoo.reporter import Reporter
-    from mixerzoo.results import metrics_frame, read_metrics, read_results, results_frame
-    from mixerzoo.training import evaluate_run, train
-
-__version__ = "0.1.0"
+    from mixerzoo.runs import metrics_frame, read_metrics, read_results, results_frame
+    from mixerzoo.training import ProgressReporter, Reporter, evaluate_run, train
 
 _HOME = {
-    "cache": ("KVCache",),
-    "checkpoints": ("load_checkpoint", "save_checkpoint"),
-    "data": ("TextFormat", "TextTokenizer"),
-    "decay": ("decay_parameter_names",),
-    "decoder": ("Decoder",),
+    "checkpoints": (
+        "load_checkpoint",
+        "save_checkpoint",
+    ),
+    "data": (
+        "TextFormat",
+        "TextTokenizer",
+    ),
     "errors": (
         "BackendError",
         "CacheError",
@@ -81,9 +78,14 @@ _HOME = {
         "RecipeError",
         "RunError",
     ),
-    "export": ("export_checkpoint",),
-    "generation": ("generate", "stream"),
-    "hookspecs": ("hookimpl",),
+    "exchange": (
+        "export_checkpoint",
+        "import_checkpoint",
+    ),
+    "inference": (
+        "generate",
+        "stream",
+    ),
     "mixer": (
         "API_VERSION",
         "AttentionInputs",
@@ -94,6 +96,7 @@ _HOME = {
         "DepthEntries",
         "Mixer",
         "MixerCard",
+        "MixerChoice",
         "MixerConfig",
         "Neutral",
         "ParameterRole",
@@ -101,16 +104,33 @@ _HOME = {
         "ReferenceReading",
         "Site",
         "State",
+        "hookimpl",
+        "load_registry",
     ),
-    "mixer_choice": ("MixerChoice",),
-    "model_config": ("LoopConfig", "ModelConfig"),
-    "pretrained": ("import_checkpoint",),
-    "progress": ("ProgressReporter",),
-    "recipe": ("Recipe", "build", "load_recipe"),
-    "registry": ("load_registry",),
-    "reporter": ("Reporter",),
-    "results": ("metrics_frame", "read_metrics", "read_results", "results_frame"),
-    "training": ("evaluate_run", "train"),
+    "model": (
+        "Decoder",
+        "KVCache",
+        "LoopConfig",
+        "ModelConfig",
+        "decay_parameter_names",
+    ),
+    "recipe": (
+        "Recipe",
+        "build",
+        "load_recipe",
+    ),
+    "runs": (
+        "metrics_frame",
+        "read_metrics",
+        "read_results",
+        "results_frame",
+    ),
+    "training": (
+        "ProgressReporter",
+        "Reporter",
+        "evaluate_run",
+        "train",
+    ),
 }
 #: Exported whole.
 _MODULES = ("ops",)

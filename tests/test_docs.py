@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import COMMANDS, app
 from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
-from mixerzoo.model_config import LoopConfig, ModelConfig
-from mixerzoo.recipe import EvalConfig, TrainConfig, load_recipe
-from mixerzoo.rope import LinearScaling, Llama3Scaling, YarnScaling
-from mixerzoo.training import train
+from mixerzoo.model.config import LoopConfig, ModelConfig
+from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
+from mixerzoo.recipe.recipe import EvalConfig, TrainConfig, load_recipe
+from mixerzoo.training.run import train
 from runs import OVERRIDES, tiny_recipe
 
 ROOT = Path(__file__).parent.parent

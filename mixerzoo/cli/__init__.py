@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mixerzoo import __version__
 from mixerzoo.cli.common import report
 from mixerzoo.errors import MixerzooError
+from mixerzoo.version import __version__
 
 #: name → (module, what `mixerzoo --help` says). The ``command``'s own docstring is its ``--help``.
 COMMANDS = {

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from mixerzoo.errors import CacheError, DataError
-from mixerzoo.generation import stream
-from mixerzoo.sampling import MOST_SEED
-from mixerzoo.writing import Writing
+from mixerzoo.inference import MOST_SEED, Writing, stream
 
 if TYPE_CHECKING:
     from mixerzoo.cli.notices import Notices
     from mixerzoo.data import TextFormat
     from mixerzoo.data.chat_template import Message
-    from mixerzoo.decoder import Decoder
+    from mixerzoo.model import Decoder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mixerzoo.cli.common import JsonOption, console, finite, print_json, table
 from mixerzoo.errors import MixerzooError, visible
 
 if TYPE_CHECKING:
-    from mixerzoo.registry import MixerEntry
+    from mixerzoo.mixer import MixerEntry
     from mixerzoo.testing import Check, Reference, Result
     from mixerzoo.testing.check import Profile
     from mixerzoo.testing.drawn_options import Overrides
@@ -67,8 +67,7 @@ def command(
     For each failure the smallest case that was found is printed as Python that runs it again. The exit code is
     0 if no clause is broken, 1 if one is, and 2 if nothing ran.
     """
-    from mixerzoo.plugin_guard import output_to_stderr
-    from mixerzoo.registry import load_registry
+    from mixerzoo.mixer import load_registry, output_to_stderr
 
     entry = load_registry().get(name)
     try:
@@ -134,8 +133,8 @@ def _overrides(mixer: str, options: Sequence[str]) -> Overrides:
     """
     from hypothesis import strategies as st
 
-    from mixerzoo.mixer_choice import MixerChoice, check_mixer
-    from mixerzoo.yaml_source import YamlSource
+    from mixerzoo.mixer import MixerChoice, check_mixer
+    from mixerzoo.recipe import YamlSource
 
     given = YamlSource("{}", mixer, options).data
     checked = check_mixer({**given, "name": mixer}) if given else None

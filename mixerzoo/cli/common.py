@@ -64,7 +64,7 @@ def rank_of(*, every_machine: bool = True) -> int:
     """
     if not any(os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")):
         return 0  # without the cost of torch
-    from mixerzoo.environment import launch
+    from mixerzoo.process import launch
 
     try:
         found = launch()
@@ -141,7 +141,7 @@ def pick_device(name: str | None) -> torch.device:
     """
     import torch
 
-    from mixerzoo.placement import find_device
+    from mixerzoo.model import find_device
 
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

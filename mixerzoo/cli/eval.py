@@ -78,9 +78,8 @@ def command(
         dtype=dtype,
     )
     from mixerzoo.cli.progress import BarReporter
-    from mixerzoo.comparison import Settings, compare, read_text
-    from mixerzoo.json_files import finite, to_json
-    from mixerzoo.tasks import load_tasks
+    from mixerzoo.evaluation import Settings, compare, load_tasks, read_text
+    from mixerzoo.files import finite, to_json
 
     where = pick_device(device)
     texts = {str(path): read_text(path) for path in text or ()}

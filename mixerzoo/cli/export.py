@@ -33,7 +33,7 @@ def command(
 
     Only the plain residual stream is a stock model: any other mixer is refused.
     """
-    from mixerzoo.export import export_checkpoint
+    from mixerzoo.exchange import export_checkpoint
 
     companions = export_checkpoint(directory, out, format.value)
     typer.echo(f"{directory} → {out}: a stock {format.value} model")

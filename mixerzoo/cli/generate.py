@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mixerzoo.cli.chat import Options
     from mixerzoo.cli.prompts import Prompt
     from mixerzoo.data import TextFormat
-    from mixerzoo.decoder import Decoder
+    from mixerzoo.model import Decoder
 
 _MOST_SAMPLES = 1 << 16
 
@@ -84,10 +84,10 @@ def command(
     from mixerzoo.cli.notices import Notices, trained_length
     from mixerzoo.cli.prompts import read_prompts
     from mixerzoo.data.text_format import NO_TEMPLATE
-    from mixerzoo.environment import full_precision
-    from mixerzoo.placement import find_dtype
+    from mixerzoo.inference import check_sampling, check_seed
+    from mixerzoo.model import find_dtype
+    from mixerzoo.process import full_precision
     from mixerzoo.runs import check_tokenizer, home_of
-    from mixerzoo.sampling import check_sampling, check_seed
 
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     check_seed(seed)

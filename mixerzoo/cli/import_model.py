@@ -13,8 +13,8 @@ from mixerzoo.cli.common import JsonOption, print_json
 from mixerzoo.errors import RecipeError
 
 if TYPE_CHECKING:
-    from mixerzoo.mixer_choice import MixerChoice
-    from mixerzoo.pretrained import ImportReport
+    from mixerzoo.exchange import ImportReport
+    from mixerzoo.mixer import MixerChoice
 
 _MOST_NAMES = 4
 
@@ -60,7 +60,7 @@ def command(
     does.
     """
     choice = _choice(mixer, overrides or ())
-    from mixerzoo.pretrained import import_checkpoint
+    from mixerzoo.exchange import import_checkpoint
 
     report = import_checkpoint(source, out, mixer=choice, k_norm=k_norm, dtype=dtype, seed=seed)
     if as_json:
@@ -77,8 +77,8 @@ def _choice(name: str | None, overrides: Sequence[str]) -> MixerChoice | None:
     """
     if name is None and not overrides:
         return None
-    from mixerzoo.mixer_choice import MixerChoice, check_mixer
-    from mixerzoo.yaml_source import YamlSource
+    from mixerzoo.mixer import MixerChoice, check_mixer
+    from mixerzoo.recipe import YamlSource
 
     named = [] if name is None else [f"mixer.name={json.dumps(name)}"]
     source = YamlSource("{}", "--mixer", [*named, *overrides])

@@ -13,8 +13,7 @@ from mixerzoo.errors import MixerError, PluginError, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mixerzoo.mixer import DecoderShape, Mixer
-    from mixerzoo.registry import MixerEntry, Registry
+    from mixerzoo.mixer import DecoderShape, Mixer, MixerEntry, Registry
 
 #: The baseline, listed first.
 BASELINE = "residual"
@@ -72,7 +71,7 @@ def command(
     The figures are for default options on one decoder, so that they can be compared; `mixerzoo show NAME` has the
     formulas, `mixerzoo describe RECIPE` the figures of your own decoder.
     """
-    from mixerzoo.registry import load_registry
+    from mixerzoo.mixer import load_registry
 
     registry = load_registry()
     rows = [_row(entry) for entry in _sorted(registry)]
@@ -101,8 +100,7 @@ def _sorted(registry: Registry) -> list[MixerEntry]:
 
 
 def _row(entry: MixerEntry) -> Row:
-    from mixerzoo.plugin_guard import guarded
-    from mixerzoo.registry import one_line
+    from mixerzoo.mixer import guarded, one_line
 
     try:
         with guarded(entry.plugin, "being compared"):

@@ -66,7 +66,7 @@ def _check_name(name: str) -> None:
             f"{name!r}: a mixer's name is in lower case and begins and ends with a letter or a digit, "
             "so that a package can have it too"
         )
-    from mixerzoo.registry import load_registry
+    from mixerzoo.mixer import load_registry
 
     taken = load_registry().entries.get(name)
     if taken is not None:
@@ -94,7 +94,7 @@ def _write(name: str, target: Path) -> list[Path]:
     """
     from string import Template
 
-    from mixerzoo import __version__
+    from mixerzoo.version import __version__
 
     words = name.split("_")
     values = {
@@ -105,7 +105,7 @@ def _write(name: str, target: Path) -> list[Path]:
         "title": " ".join(words).capitalize(),
         "version": __version__,
     }
-    templates = files("mixerzoo") / "templates"
+    templates = files("mixerzoo.cli") / "templates"
     written = []
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -62,7 +62,7 @@ def trained_length(directory: Path) -> int | None:
     Raises:
         CheckpointError: config.json cannot be read, or its ``max_position_embeddings`` is no length.
     """
-    from mixerzoo.checkpoint_files import CONFIG_FILE, read_json
+    from mixerzoo.checkpoints import CONFIG_FILE, read_json
     from mixerzoo.runs import RunDirectory, home_of
 
     run = RunDirectory(home_of(directory))

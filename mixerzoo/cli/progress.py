@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from mixerzoo.progress import ProgressReporter
+from mixerzoo.training import ProgressReporter
 
 
 class BarReporter(ProgressReporter):

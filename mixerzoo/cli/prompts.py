@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixerzoo.errors import DataError, did_you_mean
-from mixerzoo.json_files import MOST_LEVELS, deep_line, is_deep
+from mixerzoo.files import MOST_LEVELS, deep_line, is_deep
 
 if TYPE_CHECKING:
     from mixerzoo.data.chat_template import Message

@@ -16,7 +16,7 @@ def print_result(result: Mapping[str, Any]) -> None:
     """Print final figures.
 
     Args:
-        result: as `mixerzoo.training.train` returns them.
+        result: as `mixerzoo.training.run.train` returns them.
     """
     figures = table("validation", f"{result['num_bytes']:,} bytes, {result['num_tokens']:,} tokens")
     figures.columns[1].justify = "right"
@@ -40,7 +40,7 @@ def print_comparison(results: Sequence[Mapping[str, Any]]) -> None:
     """Print checkpoints side by side: a column for each, a row for each figure.
 
     Args:
-        results: as `mixerzoo.comparison.compare` returns them.
+        results: as `mixerzoo.evaluation.side_by_side.compare` returns them.
     """
     figures = table("", *(result["directory"] for result in results))
     for column in figures.columns[1:]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mixerzoo.cli.options import Option
-    from mixerzoo.registry import MixerEntry
+    from mixerzoo.mixer import MixerEntry
 
 
 def command(
@@ -21,7 +21,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Show a mixer's card, its options, and what to put in a recipe."""
-    from mixerzoo.registry import load_registry
+    from mixerzoo.mixer import load_registry
 
     entry = load_registry().get(name)
     if as_json:
@@ -37,8 +37,7 @@ def _options(entry: MixerEntry) -> tuple[list[Option], str]:
         PluginError: they cannot be told from its ``Config``.
     """
     from mixerzoo.cli.options import options, snippet
-    from mixerzoo.plugin_guard import guarded
-    from mixerzoo.registry import one_line
+    from mixerzoo.mixer import guarded, one_line
 
     try:
         with guarded(entry.plugin, "showing its options"):

@@ -50,8 +50,7 @@ def command(
     if overwrite and Path(recipe).resolve().is_relative_to(directory.resolve()):
         raise RunError(f"the recipe {recipe} lies in {directory}, which --overwrite would replace; copy it elsewhere")
     from mixerzoo.cli.progress import BarReporter
-    from mixerzoo.interrupts import Terminated
-    from mixerzoo.training import train
+    from mixerzoo.training import Terminated, train
 
     reporter = BarReporter()
     try:
@@ -81,8 +80,7 @@ def command(
 
 
 def _say_how_to_go_on(directory: Path, what: str, command: str) -> None:
-    from mixerzoo.run_checkpoints import complete_checkpoints
-    from mixerzoo.runs import RunDirectory
+    from mixerzoo.runs import RunDirectory, complete_checkpoints
 
     saved = complete_checkpoints(RunDirectory(directory).checkpoints)
     start = f"after step {saved[-1][0]}, the newest checkpoint" if saved else "at the beginning: no checkpoint yet"

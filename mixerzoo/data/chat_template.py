@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixerzoo.data.files import check_text
 from mixerzoo.errors import DataError
-from mixerzoo.files import read_bytes
-from mixerzoo.json_files import MOST_LEVELS, is_deep
+from mixerzoo.files import MOST_LEVELS, is_deep, read_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixerzoo.data.chat_template import shown
 from mixerzoo.errors import DataError
-from mixerzoo.files import read_bytes
-from mixerzoo.json_files import read_object
+from mixerzoo.files import read_bytes, read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

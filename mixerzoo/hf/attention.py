@@ -15,15 +15,21 @@ from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mixerzoo.attention import attention_with_depth
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.configuration import MixerZooConfig
 from mixerzoo.hf.keywords import use_pages
-from mixerzoo.latent_attention import LatentAttention, LatentFunctions
-from mixerzoo.layers import Attention, Rotary, compute_dtype
 from mixerzoo.mixer import AttentionInputs, DepthEntries, Site, State
-from mixerzoo.model_config import ModelConfig
-from mixerzoo.stack import Borrowed, KeysAndValues
+from mixerzoo.model import (
+    Attention,
+    Borrowed,
+    KeysAndValues,
+    LatentAttention,
+    LatentFunctions,
+    ModelConfig,
+    Rotary,
+    attention_with_depth,
+    compute_dtype,
+)
 
 
 class Turn(NamedTuple):

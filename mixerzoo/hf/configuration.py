@@ -9,11 +9,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from mixerzoo.checkpoints import write_shim
-from mixerzoo.config_json import describe, read_own
+from mixerzoo.checkpoints import describe, read_own, write_shim
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.mixer import Mixer, MixerConfig
-from mixerzoo.model_config import ModelConfig
+from mixerzoo.model import ModelConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

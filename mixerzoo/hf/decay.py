@@ -12,8 +12,8 @@ import functools
 from torch import nn
 from transformers import Trainer
 
-from mixerzoo.decay import decay_parameter_names
 from mixerzoo.mixer import Mixer
+from mixerzoo.model import decay_parameter_names
 
 
 def teach_trainer() -> None:

@@ -23,16 +23,13 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from mixerzoo.checkpoint_files import INDEX_FILE, WEIGHTS_FILE
+from mixerzoo.checkpoints import CARD_FILE, INDEX_FILE, WEIGHTS_FILE, model_card
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn, hold_nothing
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
 from mixerzoo.hf.keywords import PAST, READ_BY_GENERATE, check_keywords, chosen, find_past, split_loss_keywords
-from mixerzoo.latent_attention import attend_to_latents
-from mixerzoo.layers import Layer, RMSNorm, Rotary
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site, State
-from mixerzoo.model_card import CARD_FILE, model_card
-from mixerzoo.stack import Borrowed, KeysAndValues, Stack
+from mixerzoo.model import Borrowed, KeysAndValues, Layer, RMSNorm, Rotary, Stack, attend_to_latents
 
 #: Says that transformers, and nobody else, wrote a card.
 _BLANK_CARD = "This model card has been automatically generated"

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer import Mixer, Site
+from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.reference import Begin, Latent, Sizes, Trace, run
 

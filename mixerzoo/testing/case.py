@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixerzoo.decoder import Decoder, materialize
-from mixerzoo.layers import RMSNorm
 from mixerzoo.mixer import Mixer
-from mixerzoo.model_config import ModelConfig
+from mixerzoo.model import Decoder, ModelConfig, RMSNorm, materialize
 
 VOCAB_SIZE = 23
 

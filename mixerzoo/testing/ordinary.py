@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, find, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer, MixerConfig
+from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.drawn_options import Overrides, choices, options
 

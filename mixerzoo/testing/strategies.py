@@ -9,10 +9,9 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
-from mixerzoo.model_config import ModelConfig
+from mixerzoo.model import Decoder, ModelConfig
 from mixerzoo.testing.case import VOCAB_SIZE, Case
 from mixerzoo.testing.drawn_options import Overrides, options
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer, Plan
+from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import clause
 from mixerzoo.testing.count import counted_flops

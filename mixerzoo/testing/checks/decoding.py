@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixerzoo.cache import KVCache
-from mixerzoo.decoder import Decoder
 from mixerzoo.mixer import Mixer
+from mixerzoo.model import Decoder, KVCache
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.observe import observed, tensors_in

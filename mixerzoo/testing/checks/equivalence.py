@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from mixerzoo.mixer import Mixer
-from mixerzoo.registry import load_registry
+from mixerzoo.mixer import Mixer, load_registry
 from mixerzoo.testing.case import Case, perturb
 from mixerzoo.testing.check import assert_close, assert_same, clause
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mixerzoo.decay import parameter_roles
-from mixerzoo.decoder import Decoder, initialise_mixer
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
+from mixerzoo.model import Decoder, initialise_mixer, parameter_roles
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
 

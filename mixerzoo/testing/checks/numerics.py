@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
+from mixerzoo.model import Decoder
 from mixerzoo.testing.case import VOCAB_SIZE, Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.checks.decoding import cached_decoding

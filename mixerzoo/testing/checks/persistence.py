@@ -10,8 +10,7 @@ from dataclasses import replace
 import torch
 
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
-from mixerzoo.mixer import Mixer
-from mixerzoo.registry import MixerEntry, load_registry
+from mixerzoo.mixer import Mixer, MixerEntry, load_registry
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_same, clause
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer import AttentionInputs, Context, DepthEntries, Mixer
+from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_same, clause
 from mixerzoo.testing.observe import Call, Method, observed, tensors_in, wrapped

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mixerzoo.checkpoints import load_checkpoint
-from mixerzoo.decoder import Decoder
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
+from mixerzoo.model import Decoder
 from mixerzoo.testing.against import Reference, trace
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause

@@ -1,0 +1,231 @@
+"""What a recipe's decoder costs, beside a plain residual one.
+
+Everything is computed on the meta device: no weight is ever allocated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixerzoo.describe.picture import picture
+from mixerzoo.errors import RecipeError
+from mixerzoo.mixer import DecoderShape, load_registry
+from mixerzoo.model import Decoder
+from mixerzoo.process import launch
+from mixerzoo.recipe import Recipe, TrainingMemory, build, in_words, remembered, sense, tokens_of_run, training_memory
+
+__all__ = ["BASELINE", "Costs", "Description", "count_costs", "describe", "flops_per_token", "picture"]
+
+#: The mixer that every other one is compared with.
+BASELINE = "residual"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one decoder costs. All bytes are of one dtype.
+
+    Attributes:
+        decoder_parameters: of the skeleton; tied weights count once.
+        mixer_parameters: of the mixer.
+        parameters: both together.
+        weight_bytes: of all parameters.
+        kv_bytes_per_token: what one token adds to the cache while no window is full.
+        cache_bytes: of the cache of one sequence of the recipe's length.
+        in_flight_bytes_per_token: peak bytes of the mixer's state per token of the current forward.
+        flops_per_token: see `flops_per_token`.
+    """
+
+    decoder_parameters: int
+    mixer_parameters: int
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    cache_bytes: int
+    in_flight_bytes_per_token: int
+    flops_per_token: int
+
+
+@dataclass(frozen=True)
+class TrainingCosts:
+    """What the whole run takes.
+
+    Attributes:
+        tokens: that it trains on: steps × batch × accumulation × sequence × devices.
+        tokens_per_step: that one optimiser step sees.
+        devices: 1, or the processes of torchrun.
+        text_tokens: of the training text when it was last trained on here; None where it never was.
+        epochs: how often the run reads its text; None where that is not known.
+        memory: of each device.
+        notices: what is odd about the run, if anything.
+    """
+
+    tokens: int
+    tokens_per_step: int
+    devices: int
+    text_tokens: int | None
+    epochs: float | None
+    memory: TrainingMemory
+    notices: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON holds it."""
+        memory = {
+            "weights_bytes": self.memory.weights,
+            "gradients_bytes": self.memory.gradients,
+            "optimizer_bytes": self.memory.optimizer,
+            "activations_bytes_estimate": self.memory.activations,
+            "total_bytes_estimate": self.memory.total,
+        }
+        return {**asdict(self), "memory": memory, "notices": list(self.notices)}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A recipe's decoder, what it costs, and what a plain residual one of the same sizes costs.
+
+    Attributes:
+        mixer: name and options.
+        shape: the decoder's sizes.
+        sequence_length: tokens at which the cache and the FLOPs are counted.
+        dtype: of all byte counts.
+        costs: with the recipe's mixer.
+        baseline: with plain residual addition.
+        picture: who reads whom, see `picture`.
+        training: what the run takes.
+    """
+
+    mixer: dict[str, Any]
+    shape: DecoderShape
+    sequence_length: int
+    dtype: torch.dtype
+    costs: Costs
+    baseline: Costs
+    picture: str
+    training: TrainingCosts
+
+    def extra_percent(self) -> dict[str, float | None]:
+        """For each cost, by how many percent it exceeds the baseline's; None where that is 0."""
+        own, base = asdict(self.costs), asdict(self.baseline)
+        return {name: 100 * (own[name] - base[name]) / base[name] if base[name] else None for name in own}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON holds it; the costs of the recipe's own decoder stand at the top level."""
+        return {
+            "mixer": self.mixer,
+            "model": asdict(self.shape),
+            "sequence_length": self.sequence_length,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **asdict(self.costs),
+            BASELINE: asdict(self.baseline),
+            "extra_percent": self.extra_percent(),
+            "training": self.training.to_dict(),
+            "picture": self.picture,
+        }
+
+
+def describe(recipe: Recipe) -> Description:
+    """Count what a recipe's decoder costs.
+
+    Bytes are counted in float32, or in bfloat16 where the recipe trains in it.
+
+    Args:
+        recipe: a validated recipe.
+
+    Raises:
+        RecipeError: the vocabulary size is open, and no tokenizer that is known without its data fills it.
+        MixerError: the mixer cannot work on this decoder.
+    """
+    if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
+        raise RecipeError(
+            "the vocabulary size is open: a pretrained tokenizer is not read here; set it, e.g. model.vocab_size=50304"
+        )
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    length = recipe.data.sequence_length
+    decoder = build(recipe, device="meta")
+    with in_words(recipe.mixer.name):
+        costs, drawn, training = count_costs(decoder, length, dtype), picture(decoder), _training(recipe, decoder)
+    with torch.device("meta"):
+        plain = Decoder(decoder.config, load_registry().get(BASELINE).mixer)
+    return Description(
+        mixer=recipe.mixer.model_dump(mode="json"),
+        shape=decoder.shape,
+        sequence_length=length,
+        dtype=dtype,
+        costs=costs,
+        baseline=count_costs(plain, length, dtype),
+        picture=drawn,
+        training=training,
+    )
+
+
+def _training(recipe: Recipe, decoder: Decoder) -> TrainingCosts:
+    devices = launch().world_size
+    tokens, text = tokens_of_run(recipe, devices), remembered(recipe.data)
+    return TrainingCosts(
+        tokens=tokens,
+        tokens_per_step=tokens // recipe.train.steps,
+        devices=devices,
+        text_tokens=text,
+        epochs=None if text is None else tokens / text,
+        memory=training_memory(recipe, decoder),
+        notices=() if text is None else tuple(sense(recipe, text, decoder.shape.vocab_size, devices)),
+    )
+
+
+def count_costs(decoder: Decoder, sequence_length: int, dtype: torch.dtype) -> Costs:
+    """The costs of a decoder on any device.
+
+    Args:
+        decoder: the model.
+        sequence_length: tokens at which the cache and the FLOPs are counted.
+        dtype: of all byte counts.
+    """
+    skeleton, mixing = decoder.num_parameters()
+    return Costs(
+        decoder_parameters=skeleton,
+        mixer_parameters=mixing,
+        parameters=skeleton + mixing,
+        weight_bytes=(skeleton + mixing) * dtype.itemsize,
+        kv_bytes_per_token=decoder.plan.bytes_per_token(decoder.shape, dtype),
+        cache_bytes=decoder.plan.elements(decoder.shape, sequence_length) * dtype.itemsize,
+        in_flight_bytes_per_token=decoder.mixer.in_flight_bytes(dtype),
+        flops_per_token=flops_per_token(decoder, sequence_length),
+    )
+
+
+def flops_per_token(decoder: Decoder, sequence_length: int) -> int:
+    """Floating-point operations of one forward, averaged over the tokens of a sequence.
+
+    2 · (weights of all projections that run: of a layer once per step, of keys and values only where the
+    step owns them, of the head, not of the embedding) + Σ over steps of 2·H·(d + value width)·(average context)
+    + ``mixer.flops_per_token()``. Without a window the average context is (T + 1) / 2.
+
+    Args:
+        decoder: the model.
+        sequence_length: T.
+    """
+    plan, shape = decoder.plan, decoder.shape
+    weights = decoder.lm_head.weight.numel()
+    context_sum = 0
+    layers = [_projections(layer) for layer in decoder.model.layers]
+    for step, number in enumerate(plan.order):
+        owns_k, owns_v = plan.owns_k(step), plan.owns_v(step)
+        running = {"k_proj": owns_k, "v_proj": owns_v, "kv_a_proj_with_mqa": owns_k}
+        weights += sum(size for name, size in layers[number] if running.get(name, True))
+        seen = min(plan.window(step) or sequence_length, sequence_length)
+        context_sum += seen * (seen + 1) // 2 + (sequence_length - seen) * seen
+    attention = 2 * shape.num_heads * (shape.head_dim + shape.v_head_dim) * context_sum
+    return 2 * weights + round(attention / sequence_length) + decoder.mixer.flops_per_token()
+
+
+def _projections(layer: nn.Module) -> list[tuple[str, int]]:
+    """The last part of the name of each projection of a layer, and how many weights it has."""
+    return [
+        (name.rpartition(".")[2], part.weight.numel())
+        for name, part in layer.named_modules()
+        if isinstance(part, nn.Linear)
+    ]

@@ -1,0 +1,30 @@
+"""A recipe: one YAML file that is a whole experiment; read, completed, checked, built."""
+
+from mixerzoo.recipe.feasibility import (
+    TrainingMemory,
+    check_data,
+    check_size,
+    remembered,
+    sense,
+    tokens_of_run,
+    training_memory,
+)
+from mixerzoo.recipe.recipe import Recipe, build, in_words, json_schema, load_recipe, to_recipe
+from mixerzoo.recipe.yaml_source import YamlSource
+
+__all__ = [
+    "Recipe",
+    "TrainingMemory",
+    "YamlSource",
+    "build",
+    "check_data",
+    "check_size",
+    "in_words",
+    "json_schema",
+    "load_recipe",
+    "remembered",
+    "sense",
+    "to_recipe",
+    "tokens_of_run",
+    "training_memory",
+]

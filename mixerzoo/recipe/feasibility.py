@@ -1,0 +1,226 @@
+"""Whether a recipe can be trained here, and whether it makes sense: asked before minutes or gigabytes are spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from mixerzoo.data import DataConfig, PreparedData, TokenWindows, default_cache_dir
+from mixerzoo.data.config import BYTES_VOCAB_SIZE, BpeTokenizer
+from mixerzoo.errors import RecipeError
+from mixerzoo.files import write_text
+from mixerzoo.model import Decoder
+from mixerzoo.process import launch
+from mixerzoo.recipe.recipe import Recipe, build
+
+#: Readings of the same text beyond which more of them teach little (Muennighoff et al., arXiv 2305.16264).
+MANY_EPOCHS = 4
+#: Occurrences of a token, on average, below which most are too rare to be learned.
+FEW_OCCURRENCES = 50
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that training takes on each device.
+
+    Attributes:
+        weights: in float32, as they are trained.
+        gradients: of all weights.
+        optimizer: the two means of AdamW.
+        activations: what one forward keeps for its backward; an estimate from the shapes, which knows neither the
+            kernels that run nor what a mixer keeps within a step.
+        logits: the part of the activations that is certain: the scores of one batch and their gradient.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    @property
+    def least(self) -> int:
+        """The part that is certain."""
+        return self.weights + self.gradients + self.optimizer + self.logits
+
+
+def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
+    """Count what training takes.
+
+    Args:
+        recipe: batch size, sequence length and precision.
+        decoder: its decoder, on any device.
+    """
+    shape, train = decoder.shape, recipe.train
+    weights = sum(decoder.num_parameters()) * torch.float32.itemsize
+    compute = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    tokens = train.batch_size * recipe.data.sequence_length
+    # Two norms and two residual additions; queries, keys, values and attention's output; gate, up and their product.
+    step = 6 * shape.hidden_size + 2 * shape.num_heads * (shape.head_dim + shape.v_head_dim)
+    step += 2 * shape.num_kv_heads * (shape.head_dim + shape.v_head_dim) + 4 * recipe.model.intermediate_size
+    steps = shape.num_steps
+    kept = shape.hidden_size * steps + step if train.activation_checkpointing else step * steps
+    kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
+    logits = 2 * tokens * shape.vocab_size * torch.float32.itemsize
+    return TrainingMemory(weights, weights, 2 * weights, tokens * kept + logits, logits)
+
+
+def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
+    """Tokens that a whole run trains on.
+
+    Args:
+        recipe: the experiment.
+        world_size: devices that train together.
+    """
+    train = recipe.train
+    return train.steps * train.batch_size * train.accumulation * recipe.data.sequence_length * world_size
+
+
+def check_size(recipe: Recipe) -> list[str]:
+    """Refuse what this machine has not the memory for; where the vocabulary is still open, nothing is known yet.
+
+    Returns:
+        What is worth a line.
+
+    Raises:
+        RecipeError: the part of the memory that is certain exceeds what is free.
+        MixerError: the decoder cannot be built.
+    """
+    if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
+        return []
+    need = training_memory(recipe, build(recipe, device="meta"))
+    free, where = free_bytes()
+    if where == "this machine":
+        free //= launch().local_world_size
+    if need.least > free:
+        raise RecipeError(
+            f"training needs at least {gib(need.least)} (weights {gib(need.weights)}, gradients "
+            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, logits of a batch {gib(need.logits)}), and "
+            f"{where} has {gib(free)} free; make the model, train.batch_size or data.sequence_length smaller"
+        )
+    if need.total > free:
+        return [f"Training may need {gib(need.total)} by an estimate, and {where} has {gib(free)} free."]
+    return []
+
+
+def check_data(recipe: Recipe, data: PreparedData) -> list[str]:
+    """Refuse a recipe that does not go with its text.
+
+    Args:
+        recipe: the experiment.
+        data: its text.
+
+    Returns:
+        What is worth a line.
+
+    Raises:
+        RecipeError: a batch is larger than the text, or so is the vocabulary; or as `check_size`.
+    """
+    asked, filled = recipe.data.vocab_size, data.tokenizer.vocab_size
+    sequences = len(TokenWindows(data.train.tokens, recipe.data.sequence_length))
+    if recipe.train.batch_size > sequences:
+        raise RecipeError(
+            f"train.batch_size is {recipe.train.batch_size}, but the training text is {sequences} sequences of "
+            f"data.sequence_length {recipe.data.sequence_length}"
+        )
+    if isinstance(recipe.data.tokenizer, BpeTokenizer) and recipe.data.tokenizer.vocab_size > data.train.num_bytes:
+        raise RecipeError(
+            f"data.tokenizer.vocab_size is {asked}, but the training text has {data.train.num_bytes} bytes, so that "
+            "most tokens could never occur"
+        )
+    found = check_size(recipe) if asked is None else []
+    _remember(recipe.data, len(data.train.tokens))
+    return found + sense(recipe, len(data.train.tokens), filled, launch().world_size)
+
+
+def sense(recipe: Recipe, text_tokens: int, vocab_size: int, world_size: int) -> list[str]:
+    """What is odd about a run on a text, if anything.
+
+    Args:
+        recipe: the experiment.
+        text_tokens: of the training text.
+        vocab_size: of the tokenizer.
+        world_size: devices that train together.
+    """
+    found = []
+    if vocab_size > BYTES_VOCAB_SIZE and text_tokens < FEW_OCCURRENCES * vocab_size:
+        found.append(
+            f"The vocabulary of {vocab_size:,} is large for a text of {text_tokens:,} tokens: each occurs "
+            f"{text_tokens / vocab_size:.3g} times on average."
+        )
+    epochs = tokens_of_run(recipe, world_size) / text_tokens
+    if epochs > MANY_EPOCHS:
+        found.append(
+            f"The run reads its text {epochs:.3g} times; beyond {MANY_EPOCHS} times, more text helps more than steps."
+        )
+    return found
+
+
+def remembered(config: DataConfig) -> int | None:
+    """Tokens of a training text when it was last trained on here; None where it never was.
+
+    To know whether it changed since, all of it would have to be read.
+
+    Args:
+        config: the text and its tokenizer.
+    """
+    try:
+        found = json.loads(_memory_of(config).read_text(encoding="utf-8"))["train_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if type(found) is int and found > 0 else None
+
+
+def _remember(config: DataConfig, tokens: int) -> None:
+    try:
+        _memory_of(config).parent.mkdir(parents=True, exist_ok=True)
+        write_text(_memory_of(config), json.dumps({"train_tokens": tokens}) + "\n")
+    except OSError:
+        return  # A cache that cannot be written to costs `describe` a figure, and no run its end.
+
+
+def _memory_of(config: DataConfig) -> Path:
+    # Paths are relative to the working directory, and the source 'stdlib' is this Python's.
+    where = [config.model_dump(mode="json", exclude={"sequence_length"}), os.getcwd(), platform.python_version()]
+    name = hashlib.sha256(json.dumps(where).encode()).hexdigest()[:32]
+    return default_cache_dir() / "sizes" / f"{name}.json"
+
+
+def free_bytes() -> tuple[int, str]:
+    """Memory that training can have, and whose it is."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], "the GPU"
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _CGROUPS:
+        try:
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):
+            continue  # no such group, or no limit ("max")
+    return max(0, free), "this machine"
+
+
+#: A container's limit and what it uses of it.
+_CGROUPS = tuple(
+    (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+)
+
+
+def gib(size: int) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:,.3g} GiB" if size < 1000 * 2**30 else f"{size / 2**30:,.0f} GiB"

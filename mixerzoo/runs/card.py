@@ -1,0 +1,31 @@
+"""The model card of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixerzoo.version import __version__
+from mixerzoo.checkpoints import model_card
+from mixerzoo.recipe import Recipe
+
+
+def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
+    """The README.md of a run directory."""
+    start = "" if recipe.model.init_from is None else f", from the weights of `{recipe.model.init_from}`"
+    figures = {
+        "bits per byte": (result["bits_per_byte"], ".4f"),
+        "perplexity per token": (result["perplexity"], ".3f"),
+        "byte-bigram model, bits per byte": (result["bigram_bits_per_byte"], ".4f"),
+        "xz, bits per byte": (result["xz_bits_per_byte"], ".4f"),
+        "KV cache, bytes per token": (result["kv_bytes_per_token"], ","),
+        "in flight, bytes per token": (result["in_flight_bytes_per_token"], ","),
+    }
+    rows = "\n".join(f"| {name} | {value:{form}} |" for name, (value, form) in figures.items() if value is not None)
+    origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source
+`{recipe.data.source.name}`{start}. The recipe is in `recipe.yaml`, the versions and the
+data's fingerprint in `run.json`.
+
+| validation | |
+|---|---|
+{rows}"""
+    return model_card(recipe.mixer.name, result["parameters"], origin=origin)

@@ -1,0 +1,446 @@
+"""The run directory: what a training run leaves behind, and how it is told apart from anything else.
+
+::
+
+    run.json             versions, data fingerprint, command; written first, so it says whose directory this is
+    tokenizer.json       and tokenizer_config.json
+    recipe.yaml          the resolved recipe; without it the run has not begun
+    manifest.json        sizes and checksums of the files that nobody changes
+    metrics.jsonl        one line per logged step and per validation
+    checkpoints/         what --resume starts from
+    config.json  model.safetensors  README.md   the result, ready to load; for transformers,
+    modeling_mixerzoo.py  generation_config.json    these beside it
+    result.json          final figures; written last, so its presence means "finished"
+    run.lock             empty; held while a process trains into the directory
+
+Every file appears whole and on the disk (`mixerzoo.files`), so a power cut takes back the last of them at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mixerzoo import files
+from mixerzoo.data import PreparedData, TextFormat, TextTokenizer
+from mixerzoo.errors import MixerError, RecipeError, RunError
+from mixerzoo.files import read_object, to_json
+from mixerzoo.files import MANIFEST_FILE, check_files, write_manifest
+from mixerzoo.checkpoints import CARD_FILE
+from mixerzoo.checkpoints import COMPANIONS, copy_companions
+from mixerzoo.recipe import Recipe, load_recipe
+from mixerzoo.mixer import load_registry
+from mixerzoo.runs.checkpoints import complete_checkpoints, remove_all, remove_leftovers
+from mixerzoo.runs.log import METRICS_FILE, RunLog
+from mixerzoo.runs.records import LENGTH, differences, provenance
+from mixerzoo.yaml_text import TextError, from_yaml
+
+RECIPE_FILE = "recipe.yaml"
+RUN_FILE = "run.json"
+RESULT_FILE = "result.json"
+#: Where transformers looks for the token that ends a text.
+GENERATION_FILE = "generation_config.json"
+CHECKPOINTS = "checkpoints"
+LOCK_FILE = "run.lock"
+
+#: How texts become tokens, begin and are written as conversations.
+_TOKENIZER = tuple(name for name in COMPANIONS if name != GENERATION_FILE)
+#: The result, ready to load.
+_RESULT = ("config.json", "model.safetensors", "modeling_mixerzoo.py", GENERATION_FILE)
+#: What ``--overwrite`` removes. First the result, so that what is left of a run never passes for a finished one.
+_REMOVED = (RESULT_FILE, RECIPE_FILE, MANIFEST_FILE, METRICS_FILE, *_RESULT, *_TOKENIZER, CARD_FILE)
+#: Files whose unfinished forms an earlier process may have left; the last is the folder of a tokenizer.
+_UNFINISHED = {*_REMOVED, RUN_FILE, "tokenizer"}
+
+
+class RunDirectory:
+    """One run's files.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.metrics = RunLog(path)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the directory holds a run that can be resumed or is finished."""
+        return self._ours and (self.path / RECIPE_FILE).exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run went to its end."""
+        return (self.path / RESULT_FILE).exists()
+
+    @property
+    def run_id(self) -> str:
+        """What tells the run from every other.
+
+        Raises:
+            RunError: the run's records cannot be read.
+        """
+        return str(self._record().get("run_id"))
+
+    @property
+    def _ours(self) -> bool:
+        """Whether the directory was made by a run, however far that came."""
+        try:
+            return "data_fingerprint" in json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
+            return False  # there is none, or it is somebody else's
+
+    @property
+    def _empty(self) -> bool:
+        """Whether there is nothing but what a process leaves that ended before its first file was whole."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        scraps = {LOCK_FILE, *(path.name for path in self._leftovers())}
+        return all(
+            entry.name in scraps or (entry.name == RUN_FILE and entry.is_file() and _blank(entry))
+            for entry in self.path.iterdir()
+        )
+
+    def _leftovers(self) -> list[Path]:
+        found = [path for path, name in files.unfinished_in(self.path) if name in _UNFINISHED]
+        older = [self.path / f".{name}.partial" for name in sorted(_UNFINISHED)]  # as an earlier version named them
+        return found + [path for path in older if path.exists()]
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory against other processes; it is made where it is missing.
+
+        What an earlier process left unfinished is removed. The system lets go of the lock when the process ends,
+        however it ends. Where no run begins in the block, nothing is left behind.
+
+        Raises:
+            RunError: another process holds the directory.
+            OSError: it cannot be written.
+        """
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            files.sync(made.parent)
+        lock = FileLock(self.path / LOCK_FILE)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunError(
+                f"another process is training into {self.path}; wait for its end, or choose another directory "
+                "with --out"
+            ) from error
+        try:
+            # Better now than after the text has been prepared.
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            for path in self._leftovers():
+                files.remove(path)
+            remove_leftovers(self.checkpoints)
+            yield
+        finally:
+            if self.path.is_dir() and not self._ours:
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
+                for made in missing:
+                    if not any(made.iterdir()):
+                        made.rmdir()
+            lock.release()
+
+    def start(self, recipe: Recipe, data: PreparedData, command: str, initial: str | None = None) -> None:
+        """Begin a new run; of what the directory holds, the files of an earlier run go and all others stay.
+
+        Args:
+            recipe: with its vocabulary size.
+            data: its fingerprint is recorded and its tokenizer saved.
+            command: what started the run.
+            initial: fingerprint of the weights that it starts from, if it starts from a checkpoint.
+        """
+        record = to_json(provenance(recipe, data.fingerprint, command, initial))
+        (self.path / RESULT_FILE).unlink(missing_ok=True)
+        remove_all(self.checkpoints)
+        for name in _REMOVED:
+            (self.path / name).unlink(missing_ok=True)
+        files.sync(self.path)
+        # A process that dies from here on leaves a run without a recipe, which begins anew.
+        files.write_text(self.path / RUN_FILE, record)
+        self._save_format(recipe, data)
+        files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
+        self._seal()
+
+    def go_on(self, recipe: Recipe, data: PreparedData, checkpoint: Path | None) -> list[str]:
+        """Make the directory that of an unfinished run again, as it was when a checkpoint was taken.
+
+        Args:
+            recipe: the run's, or one of more steps.
+            data: the run's.
+            checkpoint: what training goes on from; None: the beginning.
+
+        Returns:
+            What was put right, for the user.
+        """
+        (self.path / RESULT_FILE).unlink(missing_ok=True)
+        files.sync(self.path)
+        if (self.path / RECIPE_FILE).read_bytes() != recipe.to_yaml().encode("utf-8"):
+            files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
+        mended = self._save_format(recipe, data)
+        self._seal()
+        self.metrics.restore(checkpoint)
+        return [f"{self.path / name} was not the run's tokenizer, and is written again" for name in mended]
+
+    def _save_format(self, recipe: Recipe, data: PreparedData) -> list[str]:
+        """Write the tokenizer, and what else a checkpoint that training starts from says of texts.
+
+        Only what is not there as it should be is written.
+
+        Returns:
+            The names of what was written.
+        """
+        folder = files.unfinished(self.path / "tokenizer")
+        folder.mkdir()
+        try:
+            data.tokenizer.save(folder)
+            if recipe.model.init_from is not None:
+                _carry_format(Path(recipe.model.init_from), data.tokenizer, folder)
+            written = []
+            for source in sorted(folder.iterdir()):
+                target = self.path / source.name
+                if not target.is_file() or target.read_bytes() != source.read_bytes():
+                    files.write_bytes(target, source.read_bytes())
+                    written.append(source.name)
+            return written
+        finally:
+            shutil.rmtree(folder)
+
+    def _seal(self, *results: str, coming: Mapping[str, str] | None = None) -> None:
+        names = [RECIPE_FILE, *_TOKENIZER, *results]
+        write_manifest(self.path, names, coming=coming or {}, run=self.run_id)
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Refuse a path that a new run must not use.
+
+        Raises:
+            RunError: it exists and ``overwrite`` is off, or it exists and does not hold a run.
+        """
+        if self._empty:
+            return
+        self._check_ours()
+        if not overwrite:
+            raise RunError(
+                f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite, "
+                "or choose another directory with --out"
+            )
+
+    def check_resumable(self) -> None:
+        """Refuse a path that holds nothing to resume.
+
+        Raises:
+            RunError: it does not exist, it holds something else, or a run that lost its recipe.
+        """
+        if not self.path.exists():
+            raise RunError(f"there is no run to resume: {self.path} does not exist; start one without --resume")
+        if self._empty:
+            return
+        self._check_ours()
+        if not self.begun and (self.finished or complete_checkpoints(self.checkpoints)):
+            raise RunError(
+                f"{self.path} holds what a run trained, but not its {RECIPE_FILE}, which says what that is; restore "
+                "the file, or begin anew with --overwrite"
+            )
+
+    def _check_ours(self) -> None:
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} exists and is not a directory; choose another with --out")
+        # A recipe.yaml alone may be the user's own.
+        if not self._ours:
+            raise RunError(
+                f"{self.path} exists and does not hold a run (it has no {RUN_FILE} that a run wrote), so it is "
+                "left alone; choose another directory with --out"
+            )
+
+    def check_mixer(self) -> None:
+        """Refuse a run whose mixer is not installed, before its recipe is read.
+
+        Raises:
+            RunError: names the plugin that the run was trained with.
+        """
+        if not self.begun:
+            return
+        try:
+            name = from_yaml((self.path / RECIPE_FILE).read_text(encoding="utf-8"))["mixer"]["name"]
+        except (TextError, ValueError, TypeError, KeyError):
+            return  # damaged: `recipe` says how
+        if not isinstance(name, str):
+            return
+        try:
+            load_registry().get_recorded(name, self._record().get("mixer_plugin"))
+        except MixerError as error:
+            raise RunError(f"{self.path}: {error}") from error
+
+    def lengthens(self, recipe: Recipe) -> bool:
+        """Whether a recipe is the run's but for more steps.
+
+        Raises:
+            RunError: as `recipe`.
+        """
+        saved = self.recipe()
+        return recipe.train.steps > saved.train.steps and differences(recipe, saved).keys() <= LENGTH
+
+    def check_same(self, recipe: Recipe, fingerprint: str) -> None:
+        """Refuse to resume anything but the run that the directory holds.
+
+        Raises:
+            RunError: there is no run, its recipe differs (says where), or its data changed.
+        """
+        differing = differences(recipe, self.recipe())
+        if differing:
+            lines = [f"  {key}: {how}" for key, how in differing.items()]
+            hint = "\ntrain.steps can only grow" if "train.steps" in differing else ""
+            raise RunError(
+                f"{self.path} was started with another recipe (its {RECIPE_FILE}), so it cannot be resumed with this "
+                "one:\n" + "\n".join(lines) + hint
+            )
+        self.check_data(fingerprint)
+
+    def check_data(self, fingerprint: str) -> None:
+        """Refuse data other than the run's own.
+
+        Raises:
+            RunError: the data changed, or the run's records cannot be read.
+        """
+        if self._record().get("data_fingerprint") != fingerprint:
+            raise RunError(
+                f"{self.path}: the data changed since the run was started (other files, or another Python for "
+                f"the source 'stdlib'), so its text and its tokenizer are no longer those of its {RUN_FILE}"
+            )
+
+    def check_initial(self, fingerprint: str | None) -> None:
+        """Refuse to begin anew from other weights than the run's own.
+
+        Raises:
+            RunError: the checkpoint of the recipe's ``model.init_from`` changed.
+        """
+        if self._record().get("initial_weights") != fingerprint:
+            raise RunError(
+                f"{self.path}: the weights of model.init_from changed since the run was started (by its {RUN_FILE})"
+            )
+
+    def check_there(self) -> None:
+        """Refuse to write into a directory that was removed while training.
+
+        Raises:
+            RunError: its records are gone.
+        """
+        if not (self.path / RUN_FILE).exists():
+            raise RunError(
+                f"{self.path / RUN_FILE} is gone: the run directory was removed or replaced while the run was at work"
+            )
+
+    def _record(self) -> dict[str, Any]:
+        return read_object(self.path / RUN_FILE, RunError, "restore it, or begin anew in another directory")
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe of the run.
+
+        Raises:
+            RunError: the directory holds no run, or its mixer is not installed.
+        """
+        path = self.path / RECIPE_FILE
+        if not path.exists():
+            if not self.path.is_dir():
+                raise RunError(f"{self.path}: no such directory")
+            raise RunError(f"{self.path} holds no run: it has no {RECIPE_FILE}")
+        self.check_mixer()
+        try:
+            return load_recipe(path)
+        except RecipeError as error:
+            raise RunError(f"the run's own recipe cannot be read:\n{error}") from error
+
+    def finished_recipe(self) -> Recipe:
+        """The resolved recipe of a run that went to its end.
+
+        Raises:
+            RunError: as `recipe`, or the run is not finished.
+        """
+        recipe = self.recipe()
+        if not self.finished:
+            raise RunError(f"{self.path} holds a run that is not finished; continue it with mixerzoo train … --resume")
+        return recipe
+
+    def result(self) -> dict[str, Any]:
+        """The final figures of a finished run.
+
+        Raises:
+            RunError: they cannot be read.
+        """
+        advice = "remove it and --resume writes it again"
+        return read_object(self.path / RESULT_FILE, RunError, advice)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the final figures, which marks the run as finished.
+
+        What the directory holds is brought to the disk first.
+        """
+        text = to_json(result)
+        for name in (*_RESULT, CARD_FILE, METRICS_FILE):
+            if (self.path / name).is_file():
+                files.sync(self.path / name)
+        files.sync(self.path)
+        self._seal(*_RESULT, coming={RESULT_FILE: text})
+        files.write_text(self.path / RESULT_FILE, text)
+
+
+def home_of(checkpoint: Path) -> Path:
+    """The directory with a checkpoint's tokenizer and recipe: the checkpoints within a run share the run's."""
+    whole = checkpoint.resolve()
+    shared = whole.parent.name == CHECKPOINTS and not (checkpoint / "tokenizer.json").exists()
+    return whole.parent.parent if shared else checkpoint
+
+
+def check_tokenizer(checkpoint: Path) -> None:
+    """Refuse a tokenizer, or ends of text, other than the run wrote beside a checkpoint.
+
+    Args:
+        checkpoint: a run, a checkpoint within one, or any other, which passes.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    check_files(home_of(checkpoint), (*_TOKENIZER, GENERATION_FILE))
+
+
+def _carry_format(source: Path, own: TextTokenizer, folder: Path) -> None:
+    """Add to a saved tokenizer a checkpoint's chat template, special tokens and every end of its texts.
+
+    A checkpoint that is gone when its run is resumed said so when the run began.
+    """
+    config, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not source.is_dir():
+        config.unlink()
+        return
+    ours, own_tokenizer = read_object(config, RunError), tokenizer.read_bytes()
+    for name in copy_companions(source, folder):
+        if name == config.name:
+            theirs = read_object(config, RunError)
+            files.write_text(config, to_json({**ours, **theirs, "eos_token": ours["eos_token"]}))
+        elif name == "special_tokens_map.json":
+            names = read_object(folder / name, RunError)
+            files.write_text(folder / name, to_json({**names, "eos_token": ours["eos_token"]}))
+    tokenizer.write_bytes(own_tokenizer)
+    generation = folder / GENERATION_FILE
+    theirs = read_object(generation, RunError) if generation.exists() else {}
+    ends = {"pad_token_id": own.end_of_text_id, **theirs, "eos_token_id": sorted(TextFormat.load(source, own).end_ids)}
+    files.write_text(generation, to_json(ends))
+
+
+def _blank(path: Path) -> bool:
+    """Whether a file has no content; after a power cut some file systems give back zeros."""
+    return os.path.getsize(path) < 1 << 20 and not path.read_bytes().strip(b"\0")

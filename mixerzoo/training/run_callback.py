@@ -1,0 +1,192 @@
+"""What happens between the steps of a run: metrics.jsonl, validation, the reporter, and the wish to stop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mixerzoo.data import PreparedData
+from mixerzoo.errors import RunError
+from mixerzoo.inference import Progress, Score, score
+from mixerzoo.model import Decoder
+from mixerzoo.recipe import Recipe
+from mixerzoo.runs import RunDirectory
+from mixerzoo.training.interrupts import Interrupts
+from mixerzoo.training.reporter import Reporter
+from mixerzoo.training.stopwatch import Stopwatch
+
+
+class _Stop(Exception):
+    """A validation is not worth its end: the run is to stop."""
+
+
+class RunCallback(TrainerCallback):
+    """Writes metrics.jsonl, validates at intervals, tells the reporter, and stops for a signal.
+
+    Args:
+        run: its files.
+        recipe: of the run.
+        data: its validation text.
+        reporter: hears of it.
+        interrupts: what asks for the end.
+        stopwatch: measures the steps.
+        main: whether this is the process that writes.
+        validate_first: whether the step that training goes on from has yet to be validated.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        recipe: Recipe,
+        data: PreparedData,
+        reporter: Reporter,
+        interrupts: Interrupts,
+        stopwatch: Stopwatch,
+        *,
+        main: bool,
+        validate_first: bool,
+    ) -> None:
+        self._run, self._recipe, self._data, self._reporter = run, recipe, data, reporter
+        self._interrupts, self._stopwatch, self._main = interrupts, stopwatch, main
+        self._validate_first = validate_first
+        self._loss: float | None = None
+        self._group: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Trainer goes by what the checkpoint says, and a longer run has other intervals.
+        state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
+        if args.world_size > 1:
+            # Signals reach processes at different steps; over the CPU, so that no step waits for a GPU.
+            self._group = dist.new_group(backend="gloo")
+        if self._validate_first:
+            line = self._validate(kwargs["model"].decoder, state)
+            if self._main and line is not None:
+                self._run.metrics.insert_validation(line)
+        self._stopwatch.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if "loss" not in logs:
+            return
+        self._loss = logs["loss"]
+        speed = self.tokens_per_second(args)
+        self._reporter.logged(state.global_step, logs["loss"], speed)
+        if self._main:
+            figures = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate")}
+            self._run.metrics.append({"step": state.global_step, **figures, "tokens_per_second": speed})
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self._stopwatch.step()
+        self._reporter.step(state.global_step, self._loss, self.tokens_per_second(args))
+        interval = self._recipe.eval.interval
+        if interval is not None and state.global_step % interval == 0 and state.global_step < state.max_steps:
+            line = self._validate(kwargs["model"].decoder, state)
+            if self._main and line is not None:
+                self._run.metrics.append(line)
+        if self._to_stop():
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def _to_stop(self) -> bool:
+        received = self._interrupts.received
+        if self._group is None:
+            return received is not None
+        anyone = torch.tensor(received or 0)
+        dist.all_reduce(anyone, dist.ReduceOp.MAX, group=self._group)
+        self._interrupts.received = int(anyone) or None
+        return self._interrupts.received is not None
+
+    def _validate(self, decoder: Decoder, state: TrainerState) -> dict[str, Any] | None:
+        """The line of a validation; None: it was stopped, and is done when the run goes on.
+
+        Raises:
+            RunError: its loss is not finite.
+        """
+        decoder.eval()
+        try:
+            with self._stopwatch.paused():
+                result = score_validation(
+                    decoder, self._recipe, self._data, self._recipe.eval.max_sequences, self._stop_early
+                )
+        except _Stop:
+            return None
+        finally:
+            decoder.train()
+        check_finite(result, f"validation after step {state.global_step}")
+        self._reporter.validation(state.global_step, result)
+        return {"step": state.global_step, "validation": result.to_dict()}
+
+    def _stop_early(self, done: int, total: int) -> None:
+        # Several processes wait for each other at the end of a validation, so there it goes on.
+        if self._group is None and self._interrupts.received is not None:
+            raise _Stop
+
+    def tokens_per_second(self, args: TrainingArguments) -> float | None:
+        """Of training steps alone, over the run; None: none is measured."""
+        return tokens_per_second(self._recipe, self._stopwatch, args.world_size)
+
+
+def tokens_per_second(recipe: Recipe, stopwatch: Stopwatch, processes: int) -> float | None:
+    """Tokens that all processes together see in a second of training.
+
+    Args:
+        recipe: says how many are in a step.
+        stopwatch: says how long it takes.
+        processes: how many train.
+    """
+    speed = stopwatch.steps_per_second
+    train = recipe.train
+    per_step = train.batch_size * train.accumulation * processes * recipe.data.sequence_length
+    return None if speed is None else round(speed * per_step, 1)
+
+
+def score_validation(
+    decoder: Decoder, recipe: Recipe, data: PreparedData, max_sequences: int | None, progress: Progress | None
+) -> Score:
+    """Score the validation text as a recipe says.
+
+    Args:
+        decoder: the model.
+        recipe: of the run.
+        data: its text.
+        max_sequences: as in `mixerzoo.inference.scoring.score`.
+        progress: called after each batch.
+    """
+    return score(
+        decoder,
+        data.validation.tokens,
+        sequence_length=recipe.data.sequence_length,
+        start_token=data.tokenizer.end_of_text_id,
+        num_bytes=data.validation.num_bytes,
+        batch_size=recipe.eval.batch_size,
+        max_sequences=max_sequences,
+        bf16=recipe.train.precision == "bf16",
+        progress=progress,
+    )
+
+
+def check_finite(result: Score, what: str) -> None:
+    """Refuse a validation that is not a number.
+
+    Raises:
+        RunError: its loss is not finite.
+    """
+    if not math.isfinite(result.loss):
+        raise RunError(
+            f"the loss of the {what} is {result.loss}: the decoder no longer computes numbers on this text; lower "
+            "train.learning_rate, or clip with train.max_grad_norm"
+        )

@@ -1,0 +1,397 @@
+"""A thin subclass of the Hugging Face Trainer that closes its known traps.
+
+- A checkpoint appears in one rename and after it is on the disk, so one that was cut off is never picked up; what it
+  holds is checked before it is believed.
+- The mean of the losses since the last log line is carried in the checkpoint, so that one can be taken at any step.
+- The order of the data is a function of the seed alone, and every step sees the same number of sequences.
+- Weight decay goes by a parameter's role, not by its name.
+- A loss or weights that are not finite stop the run instead of being filtered out of the log, and are never saved.
+- Without CUDA every process says so (``use_cpu``), or two of them would train apart in silence.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from mixerzoo import files
+from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
+from mixerzoo.errors import RunError
+from mixerzoo.files import MANIFEST_FILE, read_manifest
+from mixerzoo.model import Decoder, decay_parameter_names
+from mixerzoo.recipe import Recipe
+from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints, prune, publish_checkpoint
+from mixerzoo.training.state import (
+    check_optimizer,
+    check_scheduler,
+    check_trainer_state,
+    random_state,
+    read_state,
+    set_random_state,
+    written,
+)
+from mixerzoo.training.stopwatch import Stopwatch
+
+__all__ = [
+    "MixerZooTrainer",
+    "NextTokenLoss",
+    "SeededOrder",
+    "complete_checkpoints",
+    "learning_rates",
+    "training_arguments",
+]
+
+
+_LOWER = "lower train.learning_rate, lengthen train.warmup_fraction, or clip with train.max_grad_norm"
+
+
+class NextTokenLoss(nn.Module):
+    """A decoder as Trainer wants it: inputs and labels in, mean loss out.
+
+    Args:
+        decoder: the model.
+    """
+
+    #: The loss is a mean over equally many tokens per batch, which Trainer divides by the accumulation.
+    accepts_loss_kwargs = False
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of labels [B, T] (already shifted) given input_ids [B, T]."""
+        logits = self.decoder(input_ids)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())}
+
+
+class SeededOrder(Sampler[int]):
+    """``count`` indices: one shuffle of the data after the other, each a function of seed and round.
+
+    Args:
+        size: of the dataset.
+        count: indices in all.
+        seed: of the shuffles.
+    """
+
+    def __init__(self, size: int, count: int, seed: int) -> None:
+        self._size, self._count, self._seed = size, count, seed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        given, number = 0, 0
+        while given < self._count:
+            generator = torch.Generator().manual_seed((self._seed << 20) + number)
+            yield from torch.randperm(self._size, generator=generator)[: self._count - given].tolist()
+            given += self._size
+            number += 1
+
+
+class MixerZooTrainer(Trainer):
+    """Trainer over a `NextTokenLoss`, run as a recipe's ``train`` section says.
+
+    Args:
+        decoder: the model, with its initial weights.
+        recipe: the experiment.
+        dataset: items ``{"input_ids": [T], "labels": [T]}``.
+        directory: where checkpoints go.
+        callbacks: Trainer callbacks.
+        run: whose checkpoints they are; None: they belong to no run.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        recipe: Recipe,
+        dataset: Dataset[dict[str, Tensor]],
+        directory: Path,
+        callbacks: list[TrainerCallback],
+        run: RunDirectory | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.run = run
+        self.stopwatch = Stopwatch(compiled=recipe.train.compile)
+        self._saving_into: Path | None = None
+        decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
+        super().__init__(
+            model=NextTokenLoss(decoder),
+            args=training_arguments(recipe, directory),
+            train_dataset=dataset,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model being trained."""
+        assert isinstance(self.model, NextTokenLoss)
+        return self.model.decoder
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The skeleton's matrices, and what the mixer says of its own."""
+        return decay_parameter_names(model)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        assert isinstance(dataset, Sized)
+        train = self.recipe.train
+        count = train.steps * train.accumulation * train.batch_size * self.args.world_size
+        return SeededOrder(len(dataset), count, self.recipe.seed)
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._saving_into or self.directory)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        self.check_finite()
+        with self.stopwatch.paused():
+            target = self.directory / f"checkpoint-{self.state.global_step}"
+            self._saving_into = Path(str(self._agreed(str(files.unfinished(target)))))
+            try:
+                if self.args.should_save:
+                    self.directory.mkdir(exist_ok=True)
+                    self._saving_into.mkdir()
+                    # Before the other processes write theirs into it.
+                    (self._saving_into / target.name).mkdir()
+                self.accelerator.wait_for_everyone()
+                with written(target):
+                    super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._publish(self._saving_into / target.name, target)
+            except BaseException:
+                shutil.rmtree(self._saving_into, ignore_errors=True)
+                raise
+            finally:
+                self._saving_into = None
+
+    def _publish(self, folder: Path, target: Path) -> None:
+        if self.run is not None:
+            self.run.check_there()
+            self.run.metrics.copy_to(folder)
+        publish_checkpoint(
+            folder,
+            target,
+            run="" if self.run is None else self.run.run_id,
+            step=self.state.global_step,
+            processes=self.args.world_size,
+        )
+        folder.parent.rmdir()
+        # Without any, a run that is cut off would begin anew; what a finished one keeps is decided at its end.
+        prune(self.directory, max(1, self.recipe.train.keep_checkpoints))
+
+    def _agreed(self, value: str) -> Any:
+        """The first process's value, in every process."""
+        shared = [value]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(shared)
+        return shared[0]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            save_checkpoint(self.decoder, output_dir or self.directory)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        for name, part in ((OPTIMIZER_FILE, self.optimizer), (SCHEDULER_FILE, self.lr_scheduler)):
+            with written(Path(output_dir, name)):
+                torch.save(part.state_dict(), Path(output_dir, name))
+
+    def _process_file(self, folder: str | Path) -> Path:
+        """Where a checkpoint has the state of this process alone."""
+        world = self.args.world_size
+        return Path(folder, "rng_state.pth" if world <= 1 else f"rng_state_{self.args.process_index}.pth")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save what each process has of its own: random numbers, the loss since the last log line, the clock."""
+        path = self._process_file(output_dir)
+        state = {
+            "random": random_state(),
+            "loss": self._tr_loss.detach().cpu(),
+            "logged": self._globalstep_last_logged,
+            "steps": self.stopwatch.steps,
+            "seconds": self.stopwatch.seconds,
+        }
+        with written(path):
+            torch.save(state, path)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        check_trainer_state(folder, _step_of(folder))
+        self.load_weights(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of a checkpoint, and what it measured of the time.
+
+        Raises:
+            CheckpointError: they cannot be read, or are not those of this decoder.
+            RunError: the rest of it cannot be read.
+        """
+        self._check_processes(folder)
+        saved = load_checkpoint(folder)
+        try:
+            self.decoder.load_state_dict(saved.state_dict())
+        except RuntimeError as error:
+            raise RunError(f"{folder}: holds the weights of another decoder than the recipe's") from error
+        state = self._process_state(folder)
+        self.stopwatch.steps, self.stopwatch.seconds = state["steps"], state["seconds"]
+
+    def _check_processes(self, folder: Path) -> None:
+        if not (folder / MANIFEST_FILE).exists():
+            return
+        then, now = read_manifest(folder).get("processes"), self.args.world_size
+        if then != now:
+            raise RunError(
+                f"{folder}: was saved by a run of {then} processes, and this one has {now}, so a step would see "
+                f"another number of sequences; go on with {then}"
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        folder = Path(checkpoint)
+        step = _step_of(folder)
+        optimizer = read_state(folder / OPTIMIZER_FILE)
+        check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step)
+        schedule = read_state(folder / SCHEDULER_FILE)
+        check_scheduler(schedule, self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE, step)
+        self.optimizer.load_state_dict(optimizer)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _process_state(self, folder: Path) -> dict[str, Any]:
+        path = self._process_file(folder)
+        state = read_state(path)
+        kinds = {"random": dict, "loss": Tensor, "logged": int, "steps": int, "seconds": float}
+        if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
+            raise RunError(f"{path}: holds no state of a process that trains; remove the checkpoint")
+        if state["loss"].shape != () or not 0 <= state["logged"] <= _step_of(folder):
+            raise RunError(f"{path}: damaged: the loss since the last log line; remove the checkpoint")
+        return state
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = self._process_state(Path(checkpoint))
+        set_random_state(state["random"], self._process_file(checkpoint))
+        self._tr_loss = state["loss"].to(self._tr_loss)
+        self._globalstep_last_logged = state["logged"]
+
+    def check_finite(self) -> None:
+        """Stop a run that can no longer end well, wherever its log lines fall.
+
+        Raises:
+            RunError: the loss since the last log line, or a weight, is not finite.
+        """
+        loss = self._tr_loss.detach().reshape(1)
+        if self.args.world_size > 1:
+            loss = self.accelerator.gather(loss)
+        self._refuse_not_finite({"loss": loss.mean().item()})
+        for name, parameter in self.decoder.named_parameters():
+            if not parameter.isfinite().all():
+                raise RunError(f"the weights of {name} are not finite after step {self.state.global_step}; {_LOWER}")
+
+    def _refuse_not_finite(self, logs: dict[str, float]) -> None:
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise RunError(f"the loss became {logs['loss']} by step {self.state.global_step}; {_LOWER}")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and stop a run whose loss is no longer a number.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        super().log(logs, start_time)
+        self._refuse_not_finite(logs)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def learning_rates(recipe: Recipe, steps: int) -> list[float]:
+    """The learning rate of each of the first steps of a run.
+
+    Args:
+        recipe: of the run.
+        steps: how many.
+    """
+    arguments = training_arguments(recipe, Path())
+    assert not isinstance(arguments.lr_scheduler_kwargs, str)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.train.learning_rate)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(recipe.train.steps),
+        num_training_steps=recipe.train.steps,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+    factor = schedule.lr_lambdas[0]
+    return [recipe.train.learning_rate * factor(step) for step in range(steps)]
+
+
+def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
+    """Trainer's arguments for a recipe."""
+    train = recipe.train
+    warmup = round(train.steps * train.warmup_fraction)
+    schedules: dict[str, tuple[str, dict[str, Any]]] = {
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": train.final_learning_rate_fraction}),
+        "constant": ("constant_with_warmup", {}),
+        "wsd": (
+            "warmup_stable_decay",
+            {
+                "num_decay_steps": max(1, round(train.steps * train.decay_fraction)),
+                "min_lr_ratio": train.final_learning_rate_fraction,
+                "decay_type": "linear",
+            },
+        ),
+    }
+    schedule, schedule_options = schedules[train.schedule]
+    cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(directory),
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=schedule_options,
+        warmup_steps=warmup,
+        optim="adamw_torch_fused",
+        adam_beta1=train.beta1,
+        adam_beta2=train.beta2,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bf16",
+        torch_compile=train.compile,
+        seed=recipe.seed,
+        logging_steps=train.log_interval,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=train.resolved_checkpoint_interval,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and torch.distributed.is_torchelastic_launched() else None,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=not cpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
