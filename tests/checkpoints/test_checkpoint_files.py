@@ -296,7 +296,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-    for module in ("pretrained", "export"):
+    for module in ("exchange.importing", "exchange.exporting"):
         monkeypatch.setattr(f"mixerzoo.{module}.load_checkpoint", lambda *_, **__: pytest.fail("weights were read"))
     for make in (
         lambda: import_checkpoint(saved, tmp_path / place),
@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_nothing_and_is_named(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mixerzoo.files.sync", full)
+    monkeypatch.setattr("mixerzoo.files.atomic.sync", full)
     target = tmp_path / "deep" / "new"
     made = {
         "import": lambda: import_checkpoint(saved, target),

@@ -331,7 +331,7 @@ def test_list_reports_broken_plugins_and_works_on(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(tmp_path)
     points = [*entry_points(group="mixerzoo"), EntryPoint("bad", "bad_plugin", "mixerzoo")]
     registry = Registry(points)
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     shown = output_of("list")
     assert "depth_attention" in shown
     assert "unknown:bad: ValueError: [red]out of order[/red]" in shown

@@ -340,7 +340,7 @@ def test_figures_are_shown_even_where_the_disk_is_full_by_then(finished, tmp_pat
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mixerzoo.files.replacing", full)
+    monkeypatch.setattr("mixerzoo.files.atomic.replacing", full)
     result = run(finished, "--json", "--out", tmp_path / "figures.json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["bits_per_byte"]

@@ -207,7 +207,7 @@ def test_a_built_in_name_cannot_be_taken(
     with pytest.raises(PluginError, match="'residual' comes from the plugin thief, but 'residual' is the built-in"):
         registry.get_recorded("residual", {"distribution": "thief", "version": "1.0"})
     assert registry.get_recorded("residual", {"distribution": "mixerzoo", "version": "0"}).plugin == "mixerzoo:residual"
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     listed = CliRunner().invoke(app, ["list"], env={"COLUMNS": "200"})
     assert listed.exit_code == 0
     assert words in listed.stdout
@@ -224,7 +224,7 @@ def test_list_shows_a_clash_and_strict_fails(site: SitePackages, monkeypatch: py
     site.install("second", good("own"))
     site.install("third", good("other"))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     clash = "several plugins offer a mixer named 'own': first:first and second:second"
     lenient = CliRunner().invoke(app, ["list"], env={"COLUMNS": "200"})
     assert lenient.exit_code == 0
@@ -614,7 +614,7 @@ def test_no_mixer_at_all() -> None:
 
 @pytest.mark.parametrize("columns", [20, 60, 80, 120])
 def test_a_list_of_nothing(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: Registry([]))
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: Registry([]))
     result = CliRunner().invoke(app, ["list"], env={"COLUMNS": str(columns)})
     assert (result.exit_code, result.stderr) == (0, "")
     assert columns < 60 or result.stdout.startswith("Mixer  ")
@@ -650,7 +650,7 @@ def test_list_names_a_mixer_that_fails_and_shows_the_others(
     site.install("culprit", own(body), release="2.5", point="p")
     site.install("the-good-one", good("later"))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     for columns in ("80", "120"):
         lenient = CliRunner().invoke(app, ["list"], env={"COLUMNS": columns})
         assert (lenient.exit_code, lenient.stderr) == (0, "")
@@ -681,7 +681,7 @@ def test_a_long_origin_pushes_no_figure_out_of_the_table(
     site.install("a-distribution-whose-name-does-not-end", good("own"), release="1.0.dev20260101")
     site.install("short", good("other"))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     shown = CliRunner().invoke(app, ["list"], env={"COLUMNS": str(columns)}).stdout.splitlines()
     assert max(map(len, shown)) <= columns
     assert "In flight" in shown[0]
@@ -702,7 +702,7 @@ def test_list_says_why_a_mixer_is_not_compared(
 ) -> None:
     site.install("picky", own(body))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     for arguments in (["list"], ["list", "--strict"]):
         result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
         assert (result.exit_code, result.stderr) == (0, "")
@@ -718,7 +718,7 @@ def test_list_says_why_a_mixer_is_not_compared(
 def test_an_interrupt_stops_list(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("slow", own("def plan(self):\n    import signal\n    signal.raise_signal(signal.SIGINT)"))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     assert CliRunner().invoke(app, ["list"]).exit_code == 130
 
 
@@ -728,7 +728,7 @@ def test_show_names_the_plugin_whose_options_cannot_be_told(
 ) -> None:
     site.install("odd", own("class Config(MixerConfig):\n    hook: Any = object()"))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     for arguments in (["show", "own"], ["show", "own", "--json"]):
         result = CliRunner().invoke(app, arguments)
         assert (result.exit_code, result.stdout) == (2, "")
@@ -739,7 +739,7 @@ def test_list_strict_fails_on_a_broken_plugin(site: SitePackages, monkeypatch: p
     site.install("broken", "import nowhere_to_be_found")
     site.install("fine", good("fine"))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     lenient = CliRunner().invoke(app, ["list"])
     assert lenient.exit_code == 0
     assert "broken:broken" in lenient.output
@@ -939,7 +939,7 @@ def test_control_characters_of_a_card_and_of_options_are_shown(
     card = registry.get("own").mixer.card
     assert (card.title, card.notes, card.summary) == (r"a\x1b[31mb", "c\\x9bd\ne", r"i\rj")
     assert card.dialects == {r"f\x07": r"g\u202eh"}
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     for arguments in (["list"], ["list", "--json"], ["show", "own"], ["show", "own", "--json"]):
         shown = CliRunner().invoke(app, arguments)
         assert shown.exit_code == 0
@@ -949,7 +949,7 @@ def test_control_characters_of_a_card_and_of_options_are_shown(
 def test_json_stays_json_whatever_a_mixer_prints(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("loud", own("def plan(self):\n    print('planning')\n    return super().plan()"))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     result = CliRunner().invoke(app, ["list", "--json"])
     assert [mixer["name"] for mixer in json.loads(result.stdout)["mixers"]] == ["own"]
     assert "planning" in result.stderr
@@ -958,7 +958,7 @@ def test_json_stays_json_whatever_a_mixer_prints(site: SitePackages, monkeypatch
 def test_list_tells_what_a_plugin_changed(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("changer", "import sys\nsys.path.append('/x')\n" + dedent(good("own")))
     registry = site.registry()
-    monkeypatch.setattr("mixerzoo.mixer.registry.load_registry", lambda: registry)
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     changes = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)["changes"]
     assert changes == [{"plugin": "changer:changer", "changed": ["sys.path ('/x'), undone"]}]
     strict = CliRunner().invoke(app, ["list", "--strict"])
@@ -1024,7 +1024,7 @@ def test_what_is_asked_of_a_plugin_later_is_guarded_too(
     """
     site.install("loud", "import torch\n" + own(body))
     registry = Registry(entry_points(group="mixerzoo"))
-    for module in ("mixer_choice", "foreign"):
+    for module in ("mixer.choice", "checkpoints.foreign_config"):
         monkeypatch.setattr(f"mixerzoo.{module}.load_registry", lambda: registry)
     state = torch.get_rng_state()
     assert not isinstance(mixer_choice.check_mixer({"name": "own"}), list)
