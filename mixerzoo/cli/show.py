@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mixerzoo.cli.options import Option
-    from mixerzoo.mixer import MixerEntry
+    from mixerzoo.mixer import Mixer, MixerEntry
 
 
 def command(
@@ -62,7 +62,7 @@ def _to_dict(entry: MixerEntry) -> dict[str, Any]:
         "parameters": card.parameters,
         "kv_bytes_per_token": card.kv_bytes,
         "in_flight_bytes_per_token": card.in_flight_bytes,
-        "needs_own_kv": entry.mixer.needs_own_kv,
+        "needs_own_kv": needs_own_kv(entry.mixer),
         "options": [option._asdict() for option in found],
         "dialects": dict(card.dialects),
         "neutral": card.neutral,
@@ -72,6 +72,22 @@ def _to_dict(entry: MixerEntry) -> dict[str, Any]:
         "version": entry.version,
         "plugin": entry.plugin,
     }
+
+
+def needs_own_kv(mixer: type[Mixer]) -> bool:
+    """Whether the plan that a mixer makes with its default options says so; no, where some option has no default."""
+    import torch
+    from pydantic import ValidationError
+
+    from mixerzoo.mixer import DecoderShape
+
+    try:
+        config = mixer.Config()
+    except ValidationError:
+        return False
+    shape = DecoderShape(8, 4, 2, 1, 4, order=(0, 1, 2, 3), norm_eps=1e-6, vocab_size=8)
+    with torch.device("meta"):
+        return mixer(config, shape).plan().needs_own_kv
 
 
 def _print(entry: MixerEntry) -> None:
@@ -96,7 +112,7 @@ def _print(entry: MixerEntry) -> None:
         "parameters": card.parameters,
         "KV bytes per token": card.kv_bytes,
         "in-flight bytes per token": card.in_flight_bytes,
-        "needs own keys and values": "yes: no layer may borrow them" if entry.mixer.needs_own_kv else "",
+        "needs own keys and values": "yes: no layer may borrow them" if needs_own_kv(entry.mixer) else "",
         "plain residual at": card.neutral,
         "from": f"{entry.distribution} {entry.version} ({entry.plugin})",
     }

@@ -6,7 +6,7 @@ H query heads, G key/value heads, d head_dim.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,72 +16,78 @@ from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixerzoo.errors import MixerError
-from mixerzoo.hf.configuration import MixerZooConfig
+from mixerzoo.hf.configuration import SLIDING, MixerZooConfig
 from mixerzoo.hf.keywords import use_pages
-from mixerzoo.mixer import AttentionInputs, DepthEntries, Site, State
+from mixerzoo.mixer import AttentionInputs, DepthEntries, State
 from mixerzoo.model import (
     Attention,
-    Borrowed,
     KeysAndValues,
     LatentAttention,
-    LatentFunctions,
     ModelConfig,
-    Rotary,
+    Past,
+    Turn,
     attention_with_depth,
     compute_dtype,
 )
 
 
-class Turn(NamedTuple):
-    """What an attention module is told of the step that runs it.
+class HubPast(Past):
+    """A `transformers.Cache`, pages of one, or nothing; attention over it is `transformers`' own.
 
-    Attributes:
-        mixed: `Stack.mixed` of the model.
-        depth_entries: `Stack.depth_entries` of the model.
-        attend_to_latents: of the model.
-        state: the mixer's.
-        site: where.
-        borrowed: of earlier steps.
-        owns_k: whether the step has keys of its own.
-        owns_v: whether it has values of its own.
-        rotary: RoPE of the tokens.
-        later_run: what calls the attention function; None where the attention module does.
+    Args:
+        config: of the model.
+        cache: what came before.
+        pages: the same where an engine keeps it behind the attention function.
+        masks: by layer type.
+        later_runs: of looped layers, by step.
+        kwargs: for the attention function.
     """
 
-    mixed: Callable[..., Any]
-    depth_entries: Callable[..., Any]
-    attend_to_latents: Callable[..., Any]
-    state: State
-    site: Site
-    borrowed: Borrowed
-    owns_k: bool
-    owns_v: bool
-    rotary: Rotary
-    later_run: "LaterRun | None"
+    def __init__(
+        self,
+        config: MixerZooConfig,
+        cache: Cache | None,
+        pages: PagedAttentionCache | None,
+        masks: dict[str, Any],
+        later_runs: nn.ModuleDict,
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.cache, self.pages, self.stores = cache, pages, cache is not None
+        self._config, self._masks, self._later_runs, self._kwargs = config, masks, later_runs, kwargs
 
-    def owned(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What of these the step has of its own; it borrows the others."""
-        return q, k if self.owns_k else None, v if self.owns_v else None
+    def later_run(self, step: int) -> "LaterRun | None":
+        """What calls the attention function of a step; None where the attention module does."""
+        return cast("LaterRun", self._later_runs[str(step)]) if str(step) in self._later_runs else None
 
-    def mix(
-        self, attention: Attention, q: Tensor, k: Tensor | None, v: Tensor | None
-    ) -> tuple[State, Tensor, Tensor | None, Tensor | None, DepthEntries | None]:
-        """The mixer's state, what is attended to and stored, and the entries that join the softmax."""
-        state, q, k, v = self.mixed(attention, self.state, self.site, q, k, v, self.rotary)
-        return state, q, k, v, self.depth_entries(state, self.site, q, self.rotary)
+    def arguments(self, step: int) -> tuple[Any, dict[str, Any]]:
+        """The mask of a step, and what else its attention function is given."""
+        kind = self._config.layer_types[step]
+        window = self._config.sliding_window if kind == SLIDING else None
+        return self._masks[kind], {"sliding_window": window, **self._kwargs}
 
-    def store(self, cache: Cache, k: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Put the step's own keys and values into its cache layer; all that the layer holds comes back."""
-        step = self.site.step
+    def store(self, slot: int | None, k: Tensor | None, v: Tensor | None) -> KeysAndValues:
+        if self.cache is None or slot is None:
+            return KeysAndValues(k, v)
         if k is not None and v is not None:
-            return cache.update(k, v, step)
+            return KeysAndValues(*self.cache.update(k, v, slot))
         alone = v if k is None else k
         if alone is None:
-            return None, None
+            return KeysAndValues(None, None)
         # Some caches count their tokens in the keys, and none expects a tensor to be missing.
         first, second = alone.tensor_split(2, dim=-1)
-        both = torch.cat(update_padded(cache, first, second, step), dim=-1)
-        return (None, both) if k is None else (both, None)
+        both = torch.cat(update_padded(self.cache, first, second, slot), dim=-1)
+        return KeysAndValues(None, both) if k is None else KeysAndValues(both, None)
+
+    def borrow(self, step: int, x: Tensor | AttentionInputs) -> None:
+        """Tell the cache that a step without keys and values of its own has seen the tokens of x [B, T, D]."""
+        if self.cache is not None:
+            hold_nothing(self.cache, step, x.q if isinstance(x, AttentionInputs) else x)
+
+    def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
+        raise NotImplementedError("the attention modules call the attention function themselves")
+
+    def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        raise NotImplementedError("the attention modules call the attention function themselves")
 
 
 def update_padded(cache: Cache, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -129,19 +135,15 @@ class MixerZooAttention(Attention):
         self.joint = joint
         self.num_key_value_groups = sizes.num_heads // sizes.resolved_kv_heads
 
-    def forward(
-        self,
-        hidden_states: Tensor | AttentionInputs,
-        turn: Turn,
-        attention_mask: Any = None,
-        past_key_values: Cache | None = None,
-        pages: PagedAttentionCache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, State, KeysAndValues]:
-        """The output [B, T, D], the weights if the attention implementation gives them, and what `Stack.attend` gives.
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor | AttentionInputs, turn: Turn[HubPast]
+    ) -> tuple[State, Tensor, KeysAndValues, Tensor | None]:
+        """As `Attention.forward`, and the weights if the attention implementation gives them.
 
         vLLM reads this source: it fuses the three projections and looks for the one call of the interface.
         """
+        past, step = turn.run.past, turn.site.step
+        attention_mask, kwargs = past.arguments(step)
         # A name of their own: vLLM does not fuse where one that is assigned between the calls may, for all that it can
         # see, share memory with the input.
         if self.joint:
@@ -153,28 +155,27 @@ class MixerZooAttention(Attention):
             query, key, value = turn.owned(*projected)
         else:
             query, key, value = self.project(hidden_states, turn.owns_k, turn.owns_v)
-        state, query, key, value, depth = turn.mix(self, query, key, value)
-        if past_key_values is not None:
-            key, value = turn.store(past_key_values, key, value)
-        key, value = turn.borrowed.beside(key, value)
-        read = KeysAndValues(key, value)
-        key, value = key.to(query.dtype), value.to(query.dtype)
-        if pages is not None:
-            key, value = use_pages(pages, key, value, turn.site.step, kwargs)
+        if not (turn.owns_k or turn.owns_v):
+            past.borrow(step, hidden_states)
+        state, query, key, value, depth = turn.mix(self, hidden_states, query, key, value)
+        own = turn.store(key, value)
+        key, value = turn.attended(own, query.dtype)
+        if past.pages is not None:
+            key, value = use_pages(past.pages, key, value, step, kwargs)
         attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
-        weights = None
+        weights, later_run = None, past.later_run(step)
         if depth is not None:
-            output = eager_attention_with_depth(self, query, key, value, attention_mask, depth, pages)
-        elif turn.later_run is not None:
-            output, weights = turn.later_run(query, key, value, attention_mask, **kwargs)
+            output = eager_attention_with_depth(self, query, key, value, attention_mask, depth, past.pages)
+        elif later_run is not None:
+            output, weights = later_run(query, key, value, attention_mask, **kwargs)
         else:
             output, weights = attention_interface(
                 self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
             )
         output = self.o_proj(output.reshape(query.size(0), query.size(2), -1))
-        return output, weights, state, read
+        return state, output, own, weights
 
 
 class LaterRun(nn.Module):
@@ -231,60 +232,69 @@ class MixerZooLatentAttention(LatentAttention):
         self.config = config
         self.layer_idx = layer_idx
 
-    def forward(
-        self,
-        hidden_states: Tensor | AttentionInputs,
-        turn: Turn,
-        attention_mask: Any = None,
-        past_key_values: Cache | None = None,
-        pages: PagedAttentionCache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, State, KeysAndValues]:
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor | AttentionInputs, turn: Turn[HubPast]
+    ) -> tuple[State, Tensor, KeysAndValues, Tensor | None]:
         """As `MixerZooAttention.forward`."""
-        width = self.value_dim
-        weights: Tensor | None = None
+        past = LatentPast(self, turn.run.past)
+        if not turn.owns_k:
+            turn.run.past.borrow(turn.site.step, hidden_states)
+        given: Turn[Past] = turn._replace(run=turn.run._replace(past=past))  # type: ignore[arg-type]
+        return *super().forward(hidden_states, given), past.weights
 
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            nonlocal weights
-            if pages is not None:
-                # Pages have one width.
-                value = F.pad(value, (0, key.size(-1) - width))
-            key, value = (x.expand(-1, self.num_heads, -1, -1) for x in (key, value))
-            if pages is not None:
-                key, value = use_pages(pages, key, value, turn.site.step, kwargs)
-            attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention
-            )
-            if turn.later_run is not None:
-                heads, weights = turn.later_run(query, key, value, attention_mask, **kwargs)
-            else:
-                heads, weights = attention_interface(
-                    self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
-                )
-            per_head: Tensor = heads.reshape(query.size(0), query.size(2), self.num_heads, -1).transpose(1, 2)
-            return per_head if pages is None else per_head[..., :width]
 
-        def weigh(query: Tensor, latents: Tensor) -> Tensor:
-            nonlocal weights
-            weights = eager_weights(query, latents.expand(-1, self.num_heads, -1, -1), attention_mask, self.scaling)
-            return weights
+class LatentPast(Past):
+    """The past as latent attention reads it.
 
-        def append(latents: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-            assert past_key_values is not None
-            # Caches expect as many heads of values as of keys: one.
-            flat = shares.transpose(1, 2).flatten(2).unsqueeze(1).to(latents.dtype) if shares.size(-1) else None
-            if flat is None:
-                stored, _ = turn.store(past_key_values, latents, None)
-                assert stored is not None
-                return stored, shares
-            stored, flat = update_padded(past_key_values, latents, flat, turn.site.step)
-            return stored, flat.view(*flat.shape[:1], *flat.shape[2:3], self.num_heads, -1).transpose(1, 2)
+    Args:
+        attention: the module that is asked for its attention function.
+        past: of the forward.
+    """
 
-        functions = LatentFunctions(attend, weigh, None if past_key_values is None else append)
-        state, output, read = turn.attend_to_latents(
-            self, turn.state, hidden_states, turn.borrowed, turn.site, turn.rotary, functions
+    def __init__(self, attention: MixerZooLatentAttention, past: HubPast) -> None:
+        self._attention, self._past, self.stores = attention, past, past.stores
+        #: Of the latest attention, if its implementation gives them.
+        self.weights: Tensor | None = None
+
+    def store(self, slot: int | None, k: Tensor | None, v: Tensor | None) -> KeysAndValues:
+        """Keep latents k, and in place of v the weights [B, H, T, N] of values that are summed over steps."""
+        cache = self._past.cache
+        if cache is None or slot is None or k is None or v is None:
+            return KeysAndValues(k, v)
+        if not v.size(-1):
+            return KeysAndValues(self._past.store(slot, k, None).k, v)
+        # Caches expect as many heads of values as of keys: one.
+        flat = v.transpose(1, 2).flatten(2).unsqueeze(1).to(k.dtype)
+        latents, flat = update_padded(cache, k, flat, slot)
+        shares = flat.view(*flat.shape[:1], *flat.shape[2:3], v.size(1), -1).transpose(1, 2)
+        return KeysAndValues(latents, shares)
+
+    def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
+        attention, pages, width = self._attention, self._past.pages, self._attention.value_dim
+        attention_mask, kwargs = self._past.arguments(step)
+        if pages is not None:
+            # Pages have one width.
+            v = F.pad(v, (0, k.size(-1) - width))
+        k, v = (x.expand(-1, attention.num_heads, -1, -1) for x in (k, v))
+        if pages is not None:
+            k, v = use_pages(pages, k, v, step, kwargs)
+        attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            attention.config._attn_implementation, eager_attention
         )
-        return output, weights, state, read
+        later_run = self._past.later_run(step)
+        if later_run is not None:
+            heads, self.weights = later_run(q, k, v, attention_mask, **kwargs)
+        else:
+            heads, self.weights = attention_interface(
+                attention, q, k, v, attention_mask, dropout=0.0, scaling=scale, **kwargs
+            )
+        per_head: Tensor = heads.reshape(q.size(0), q.size(2), attention.num_heads, -1).transpose(1, 2)
+        return per_head if pages is None else per_head[..., :width]
+
+    def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        attention_mask, _ = self._past.arguments(step)
+        self.weights = eager_weights(q, k.expand(-1, self._attention.num_heads, -1, -1), attention_mask, scale)
+        return self.weights
 
 
 def eager_attention(

@@ -94,14 +94,20 @@ class MixerZooConfig(PreTrainedConfig):
                 f"mixer {mixer.name!r} plans windows of {sorted(filter(None, windows))} tokens; the caches of "
                 "transformers know one window, of at least 2"
             )
+        if plan.tail is not None or plan.is_sequential:
+            what = "keeps a tail of each sequence" if plan.tail is not None else "lets steps write one slot in turn"
+            raise MixerError(
+                f"mixer {mixer.name!r} {what}, which the caches of transformers cannot do; use `mixerzoo generate` and "
+                "mixerzoo's own Decoder"
+            )
         self.num_hidden_layers = len(plan.order)
         self.layer_types = [FULL if plan.window(step) is None else SLIDING for step in steps]
         self.sliding_window = next(iter(windows), None)
         #: Why attention must be the written-out one, if so.
         self.needs_eager = None
-        if mixer.defines("depth_kv"):
+        if "depth_kv" in plan.hooks:
             self.needs_eager = f"mixer {mixer.name!r} joins entries along depth to the softmax"
-        elif any(plan.latent_sources):
+        elif "value_weights" in plan.hooks:
             self.needs_eager = f"mixer {mixer.name!r} sums values over the latents of several steps"
 
     @classmethod

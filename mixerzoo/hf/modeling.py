@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +25,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from mixerzoo.checkpoints import CARD_FILE, INDEX_FILE, WEIGHTS_FILE, model_card
 from mixerzoo.errors import MixerError
-from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention, Turn, hold_nothing
+from mixerzoo.hf.attention import HubPast, LaterRun, MixerZooAttention, MixerZooLatentAttention
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
 from mixerzoo.hf.keywords import PAST, READ_BY_GENERATE, check_keywords, chosen, find_past, split_loss_keywords
-from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site, State
-from mixerzoo.model import Borrowed, KeysAndValues, Layer, RMSNorm, Rotary, Stack, attend_to_latents
+from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site
+from mixerzoo.model import KeysAndValues, RMSNorm, Run, Stack
 
 #: Says that transformers, and nobody else, wrote a card.
 _BLANK_CARD = "This model card has been automatically generated"
-
-
-class _Shared(NamedTuple):
-    """What the steps of one forward share."""
-
-    rotary: Rotary
-    masks: dict[str, Any]
-    cache: Cache | None
-    pages: PagedAttentionCache | None
-    kwargs: dict[str, Any]
 
 
 class MixerZooPreTrainedModel(PreTrainedModel):
@@ -59,7 +49,7 @@ class MixerZooPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {  # noqa: RUF012
-        "attentions": [OutputRecorder(kind, index=1) for kind in (MixerZooAttention, MixerZooLatentAttention)]
+        "attentions": [OutputRecorder(kind, index=3) for kind in (MixerZooAttention, MixerZooLatentAttention)]
     }
 
     def __init__(self, config: MixerZooConfig, *inputs: Any, **kwargs: Any) -> None:
@@ -207,7 +197,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             first = plan.order.index(layer)
             if sizes.attention == "mla":
                 return MixerZooLatentAttention(config, sizes, first, has_k)
-            joint = has_k and has_v and not mixer.separate_inputs
+            joint = has_k and has_v and not plan.separate_inputs
             return MixerZooAttention(config, sizes, first, has_k, has_v, joint)
 
         self.assemble(sizes, mixer, attention)
@@ -287,7 +277,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             str(self.config._attn_implementation),
             pages=pages is not None,
             packed=from_positions or isinstance(attention_mask, dict),
-            depth=self.config.needs_eager if self.mixer.defines("depth_kv") else None,
+            depth=self.config.needs_eager if "depth_kv" in self.plan.hooks else None,
         )
         x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if use_cache and past is None and pages is None:
@@ -295,26 +285,17 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         if position_ids is None:
             position_ids = _positions(x, attention_mask, past)
         masks = self._masks(x, attention_mask, past, position_ids)
-        shared = _Shared(self.rotary(position_ids, x), masks, past, pages, {**kwargs, "position_ids": position_ids})
-        observed: list[Tensor] = []
-
-        def watch(state: State, site: Site) -> None:
-            read = self.mixer.read(state, site)
-            observed.append(read.q if isinstance(read, AttentionInputs) else read)
-
+        kwargs["position_ids"] = position_ids
+        run = Run(
+            self.mixer,
+            self.plan,
+            self.rotary(position_ids, x),
+            HubPast(self.config, past, pages, masks, self.later_runs, kwargs),
+        )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         observe = output_hidden_states is not None and output_hidden_states is not False
-        recompute = self.gradient_checkpointing and self.training and past is None
-        x = self.walk(
-            x,
-            Context(input_ids),
-            shared,
-            # Early exit shortens the configuration.
-            num_steps=self.config.num_hidden_layers,
-            recompute=self._recompute if recompute else None,
-            watch=watch if observe else None,
-        )
+        x, observed = self._steps(x, Context(input_ids), run, observe)
         x = self.norm(x)
         kept: dict[str, Any] = {PAST: None if not use_cache else pages if past is None else past}
         return BaseModelOutputWithPast(
@@ -323,40 +304,22 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             **kept,
         )
 
-    def attend(
-        self,
-        layer: Layer,
-        state: State,
-        x: Tensor | AttentionInputs,
-        borrowed: Borrowed,
-        site: Site,
-        shared: _Shared,
-    ) -> tuple[State, Tensor, KeysAndValues]:
-        step, kind = site.step, self.config.layer_types[site.step]
-        later_run = cast("LaterRun", self.later_runs[str(step)]) if str(step) in self.later_runs else None
-        if shared.cache is not None and not (self.plan.owns_k(step) or self.plan.owns_v(step)):
-            hold_nothing(shared.cache, step, x.q if isinstance(x, AttentionInputs) else x)
-        y, _, state, kv = layer.self_attn(
-            hidden_states=x,
-            turn=Turn(
-                self.mixed,
-                self.depth_entries,
-                partial(attend_to_latents, self),
-                state,
-                site,
-                borrowed,
-                self.plan.owns_k(step),
-                self.plan.owns_v(step),
-                shared.rotary,
-                later_run,
-            ),
-            attention_mask=shared.masks[kind],
-            past_key_values=shared.cache,
-            pages=shared.pages,
-            sliding_window=self.config.sliding_window if kind == SLIDING else None,
-            **shared.kwargs,
-        )
-        return state, y, kv
+    def _steps(self, x: Tensor, context: Context, run: Run[HubPast], observe: bool) -> tuple[Tensor, list[Tensor]]:
+        """The stream after all steps, and, if asked for, what each step's attention reads before its norm."""
+        stores, recompute = run.past.stores, self.gradient_checkpointing and self.training and not run.past.stores
+        state, observed = self.mixer.start(x, context), []
+        held: dict[int, KeysAndValues] = {}
+        # Early exit shortens the configuration.
+        for step, number in enumerate(self.plan.order[: self.config.num_hidden_layers]):
+            if observe:
+                read = self.mixer.read(state, Site(step, number, "attention"))
+                observed.append(read.q if isinstance(read, AttentionInputs) else read)
+            layer, reads = self.layers[number], self.reads(step, held, stores=stores)
+            run_layer = partial(self._gradient_checkpointing_func, layer.__call__) if recompute else layer
+            state, written = run_layer(state, step, reads, run)
+            if self.lends(step):
+                held[step] = written
+        return self.mixer.finish(state), observed
 
     def _masks(self, x: Tensor, mask: Any, cache: Cache | None, positions: Tensor) -> dict[str, Any]:
         """A mask for each layer type."""
@@ -373,9 +336,6 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             )
             for kind in dict.fromkeys(self.config.layer_types)
         }
-
-    def _recompute(self, layer: Layer, *arguments: Any) -> Any:
-        return self._gradient_checkpointing_func(layer.__call__, *arguments)
 
 
 def _positions(x: Tensor, mask: Any, cache: Cache | None) -> Tensor:
@@ -472,7 +432,7 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         Raises:
             MixerError: the mixer joins entries along depth to the softmax, or values are wider than keys.
         """
-        if self.model.mixer.defines("depth_kv"):
+        if "depth_kv" in self.model.plan.hooks:
             raise MixerError(f"{self.config.needs_eager}, which no paged attention computes; use generate")
         latent = self.config.mla
         if latent is not None and latent["v_head_dim"] > self.config.head_dim:

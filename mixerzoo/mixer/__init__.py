@@ -1,31 +1,19 @@
 """What the author of a mixer reads, how mixers are found, and what a plugin may not do meanwhile."""
 
-from mixerzoo.mixer.base import (
-    API_VERSION,
-    AttentionInputs,
-    AttentionMixer,
-    AttentionState,
-    Branch,
-    Context,
-    DecoderShape,
-    DepthEntries,
-    Mixer,
-    MixerCard,
-    MixerConfig,
-    Neutral,
-    ParameterRole,
-    Plan,
-    ReferenceReading,
-    Site,
-    State,
-)
+from mixerzoo.mixer.base import API_VERSION, AttentionMixer, AttentionState, Mixer
+from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, DepthEntries, MixingWeights, State
+from mixerzoo.mixer.card import MixerCard, MixerConfig, Neutral, ParameterRole, ReferenceReading
 from mixerzoo.mixer.choice import MixerChoice, check_mixer
 from mixerzoo.mixer.hookspecs import hookimpl
+from mixerzoo.mixer.plan import HOOKS, Hook, Plan, Tail
 from mixerzoo.mixer.plugin_guard import guarded, output_to_stderr
 from mixerzoo.mixer.registry import MixerEntry, Registry, load_registry, one_line
+from mixerzoo.mixer.shape import Branch, DecoderShape, Site
 
 __all__ = [
     "API_VERSION",
+    "HOOKS",
+    "AttentionCall",
     "AttentionInputs",
     "AttentionMixer",
     "AttentionState",
@@ -33,11 +21,13 @@ __all__ = [
     "Context",
     "DecoderShape",
     "DepthEntries",
+    "Hook",
     "Mixer",
     "MixerCard",
     "MixerChoice",
     "MixerConfig",
     "MixerEntry",
+    "MixingWeights",
     "Neutral",
     "ParameterRole",
     "Plan",
@@ -45,6 +35,7 @@ __all__ = [
     "Registry",
     "Site",
     "State",
+    "Tail",
     "check_mixer",
     "guarded",
     "hookimpl",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from pydantic.fields import FieldInfo
 
 from mixerzoo.errors import MixerError, PluginError
-from mixerzoo.mixer.base import MixerConfig
+from mixerzoo.mixer.card import MixerConfig
 from mixerzoo.mixer.plugin_guard import guarded
 from mixerzoo.mixer.registry import load_registry
 from mixerzoo.validation import Problem, problems, shown

@@ -19,7 +19,8 @@ from pydantic import PydanticUserError
 
 from mixerzoo.errors import MixerError, MixerzooError, PluginError, did_you_mean, visible
 from mixerzoo.mixer import hookspecs
-from mixerzoo.mixer.base import API_VERSION, Mixer, MixerCard, MixerConfig
+from mixerzoo.mixer.base import API_VERSION, Mixer
+from mixerzoo.mixer.card import MixerCard, MixerConfig
 from mixerzoo.mixer.plugin_guard import guarded
 
 logger = logging.getLogger(__name__)
@@ -274,6 +275,16 @@ def _listed(returned: Any) -> Iterable[Any]:
     return returned
 
 
+#: What the author of such a mixer changes.
+_FROM_VERSION_1 = (
+    f"this mixerzoo has version {API_VERSION}. Change: mix_raw_kv, mix_kv and depth_kv take (state, call), with site, q, k, v "
+    "and rotate in call; needs_own_kv and separate_inputs are fields of what plan() returns, as in "
+    "dataclasses.replace(super().plan(), needs_own_kv=True), and so is hooks, which takes the place of defines(); "
+    "Plan(order, k_slot, v_slot, windows) is Plan.borrowing(…), and latent_sources is v_reads; derive from "
+    f"Mixer[Config] or AttentionMixer[Config]; then set api_version = {API_VERSION}. Or install an older mixerzoo"
+)
+
+
 def _check_class(mixer: Any) -> None:
     if not (isinstance(mixer, type) and issubclass(mixer, Mixer)):
         raise PluginError(f"mixerzoo_mixers returned {mixer!r}, which is not a subclass of mixerzoo.Mixer")
@@ -291,6 +302,8 @@ def _check_class(mixer: Any) -> None:
             f"api_version = {API_VERSION}"
         )
     # What follows is true of this version alone.
+    if mixer.api_version == 1:
+        raise PluginError(f"mixer {mixer.name!r} was written for version 1 of the mixer API; {_FROM_VERSION_1}")
     if mixer.api_version != API_VERSION:
         newer = "mixerzoo" if mixer.api_version > API_VERSION else "the plugin"
         raise PluginError(

@@ -79,9 +79,14 @@ class KVCache:
         self._length: int | Tensor = 0
         if max_length is not None:
             self._length = _static(torch.zeros, (), dtype=torch.long, device=self.device)
-        steps = range(len(plan.order))
-        self._keys = {step: self._empty(step, *plan.k_size(shape)) for step in steps if plan.owns_k(step)}
-        self._values = {step: self._empty(step, *plan.v_size(shape, step)) for step in steps if plan.owns_v(step)}
+        self._keys = {slot: self._empty(slot, *plan.k_size(shape)) for slot in plan.k_slots}
+        self._values = {slot: self._empty(slot, *plan.v_size(shape, slot)) for slot in plan.v_slots}
+        self._tail: Tensor | None = None
+        if plan.tail is not None:
+            # One vector a token, the newest last; the first of a sequence follow on zeros.
+            size = (batch_size, plan.tail.length + max_rollback, plan.tail.width)
+            zeros = torch.zeros if max_length is None else partial(_static, torch.zeros)
+            self._tail = zeros(size, dtype=dtype, device=self.device)
         # By window: tokens before this position were dropped before a crop and cannot come back.
         self._oldest: dict[int, int] = {}
 
@@ -122,9 +127,9 @@ class KVCache:
         """Store the new keys and values of a slot and return all that attention sees there.
 
         Args:
-            slot: the owning step.
-            k: new keys [B, G, T, d], or None where the step owns no keys.
-            v: new values [B, G, T, d], or None where the step owns no values.
+            slot: its number in the plan. What a step wrote there in this forward, another one replaces.
+            k: new keys [B, G, T, d], or None for none.
+            v: new values [B, G, T, d], or None for none.
 
         Returns:
             Keys and values [B, G, S, d], or None where None was given. Their positions are
@@ -136,6 +141,21 @@ class KVCache:
         keys = None if k is None else self._append(self._keys, "keys", slot, k)
         values = None if v is None else self._append(self._values, "values", slot, v)
         return keys, values
+
+    def extend_tail(self, new: Tensor) -> Tensor:
+        """Take the new tokens' vectors [B, T, width] into the tail; the last ``Tail.length`` before them come back.
+
+        Raises:
+            CacheError: the plan has no tail, or the batch is of another size.
+        """
+        if self._tail is None or self.plan.tail is None:
+            raise CacheError("this cache's plan has no tail")
+        if new.size(0) != self.batch_size:
+            raise CacheError(f"a batch of {new.size(0)} rows does not fit in a cache of {self.batch_size}")
+        past = self._tail[:, -self.plan.tail.length :].clone()
+        joined = torch.cat([self._tail, new.to(self.dtype)], dim=1)
+        self._tail = self._replaced(self._tail, joined[:, -self._tail.size(1) :])
+        return past
 
     def advance(self, num_new: int) -> None:
         """Count ``num_new`` appended tokens as past."""
@@ -165,6 +185,15 @@ class KVCache:
                     f"cannot crop {dropped} tokens: a slot of window {limit} has dropped what it would "
                     f"need; create the cache with max_rollback={dropped} or more"
                 )
+        if self._tail is not None and dropped > self.max_rollback and length:
+            raise CacheError(
+                f"cannot crop {dropped} tokens: the tail has dropped what it would need; create the cache with "
+                f"max_rollback={dropped} or more"
+            )
+        if self._tail is not None and dropped:
+            kept = self._tail[:, : max(0, self._tail.size(1) - dropped)]
+            none = torch.zeros_like(self._tail[:, kept.size(1) :])
+            self._tail = self._replaced(self._tail, torch.cat([none, kept], dim=1))
         # Positions from ``length`` on will be filled again.
         self._oldest = {limit: min(first, length) for limit, first in oldest.items()}
         for step, storage, window in self._slots():
@@ -192,6 +221,8 @@ class KVCache:
             raise CacheError(f"rows must be a vector of numbers from 0 to {self.batch_size - 1}, got {rows.tolist()}")
         for step, storage, _ in self._slots():
             storage[step] = self._replaced(storage[step], storage[step].index_select(0, rows))
+        if self._tail is not None:
+            self._tail = self._replaced(self._tail, self._tail.index_select(0, rows))
         self.batch_size = len(rows)
 
     def copy(self) -> KVCache:
@@ -200,6 +231,7 @@ class KVCache:
         twin = copy.copy(self)
         if isinstance(self._length, Tensor):
             twin._length = clone(self._length)
+        twin._tail = None if self._tail is None else clone(self._tail)
         twin._oldest = dict(self._oldest)
         twin._keys = {step: clone(data) for step, data in self._keys.items()}
         twin._values = {step: clone(data) for step, data in self._values.items()}
@@ -212,6 +244,8 @@ class KVCache:
         else:
             self._length = 0
         self._oldest = {}
+        if self._tail is not None:
+            self._tail = self._replaced(self._tail, torch.zeros_like(self._tail))
         for step, storage, _ in self._slots():
             data = storage[step]
             if self.max_length is None or data.requires_grad:
@@ -226,13 +260,13 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values: those held by growing storage, all of fixed storage.
+        """Bytes of the keys, values and tail: those held by growing storage, all of fixed storage.
 
         The unused end of the last block of growing storage counts in `allocated_nbytes` only.
         """
         if self.max_length is not None:
             return self.allocated_nbytes
-        total = 0
+        total = 0 if self._tail is None else self._tail.nbytes
         for step, storage, window in self._slots():
             data = storage[step]
             held = self.length if window is None else data.size(2)
@@ -242,7 +276,8 @@ class KVCache:
     @property
     def allocated_nbytes(self) -> int:
         """Bytes of all storage."""
-        return sum(storage[step].nbytes for step, storage, _ in self._slots())
+        tail = 0 if self._tail is None else self._tail.nbytes
+        return tail + sum(storage[step].nbytes for step, storage, _ in self._slots())
 
     def __repr__(self) -> str:
         kind = "growing" if self.max_length is None else f"max_length={self.max_length}"
@@ -303,7 +338,7 @@ class KVCache:
     def _append(self, storage: dict[int, Tensor], what: str, slot: int, new: Tensor) -> Tensor:
         data = storage.get(slot)
         if data is None:
-            raise CacheError(f"step {slot} owns no {what} in this cache's plan")
+            raise CacheError(f"there is no slot {slot} of {what} in this cache's plan")
         if new.size(0) != self.batch_size:
             raise CacheError(f"a batch of {new.size(0)} rows does not fit in a cache of {self.batch_size}")
         new = new.to(data.dtype)

@@ -190,13 +190,20 @@ class ModelConfig(BaseModel):
         sliding = range(self.num_layers) if self.sliding_layers is None else self.sliding_layers
         limits = [self.sliding_window if layer in sliding else None for layer in plan.order]
         for step, limit in enumerate(limits):
-            for owner in (plan.k_slot[step], plan.v_slot[step]):
-                if limits[owner] != limit:
+            for writer, slot in enumerate(plan.k_writes):
+                if limits[writer] == limit or (slot is None and plan.v_writes[writer] is None):
+                    continue
+                if slot in plan.k_reads[step] or plan.v_writes[writer] in plan.v_reads[step]:
                     raise MixerError(
-                        f"the mixer lets step {step} read keys or values of step {owner}, and model.sliding_layers "
+                        f"the mixer lets step {step} read keys or values of step {writer}, and model.sliding_layers "
                         "gives a window to one of the two only; let both have it, or none"
                     )
-        windows = [min(filter(None, pair), default=None) for pair in zip(plan.windows, limits, strict=True)]
+        by_slot = list(limits)
+        for step, limit in enumerate(limits):
+            for slot in (plan.k_writes[step], plan.v_writes[step]):
+                if slot is not None:
+                    by_slot[slot] = limit
+        windows = [min(filter(None, pair), default=None) for pair in zip(plan.windows, by_slot, strict=True)]
         return replace(plan, windows=tuple(windows))
 
     def shape(self) -> DecoderShape:

@@ -6,18 +6,16 @@ Letters in shapes: B batch, T tokens of this call, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import math
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixerzoo.errors import CacheError, MixerError
-from mixerzoo.mixer import AttentionInputs, Context, Mixer, MixerConfig, Plan, Site, State
+from mixerzoo.errors import CacheError
+from mixerzoo.mixer import Context, DepthEntries, Mixer, MixerConfig, Plan
+from mixerzoo.model.attention import Attention
 from mixerzoo.model.backends import (
     AttentionMask,
     BackendName,
@@ -25,23 +23,46 @@ from mixerzoo.model.backends import (
     attention_weights,
     attention_with_depth,
     backend_function,
-    check_backend,
     make_mask,
 )
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import ModelConfig
 from mixerzoo.model.inputs import check_inputs
-from mixerzoo.model.latent_attention import LatentAttention, LatentFunctions, attend_to_latents
-from mixerzoo.model.layer import Attention, Layer, Rotary
-from mixerzoo.model.stack import Borrowed, KeysAndValues, Stack
+from mixerzoo.model.latent_attention import LatentAttention
+from mixerzoo.model.past import KeysAndValues, Past, Run
+from mixerzoo.model.rope import Rotary
+from mixerzoo.model.stack import Stack
 
 
-class _Forward(NamedTuple):
-    """What all layers of one forward share."""
+class CachedPast(Past):
+    """A `KVCache`, or nothing, and an attention backend over it.
 
-    rotary: Rotary
-    masks: dict[int | None, AttentionMask]
-    cache: KVCache | None
+    Args:
+        plan: whose windows the masks have.
+        cache: what came before; None where nothing did and nothing is kept.
+        masks: by window.
+        backend: computes attention.
+    """
+
+    def __init__(
+        self, plan: Plan, cache: KVCache | None, masks: dict[int | None, AttentionMask], backend: BackendName
+    ) -> None:
+        self.plan, self.cache, self.masks, self.backend = plan, cache, masks, backend
+        self.stores = cache is not None
+
+    def store(self, slot: int | None, k: Tensor | None, v: Tensor | None) -> KeysAndValues:
+        if self.cache is None or slot is None:
+            return KeysAndValues(k, v)
+        return KeysAndValues(*self.cache.append(slot, k, v))
+
+    def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
+        mask = self.masks[self.plan.window(step)]
+        if depth is not None:
+            return attention_with_depth(q, k, v, mask.dense, scale, *depth)
+        return backend_function(self.backend)(q, k, v, mask, scale)
+
+    def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        return attention_weights(q, k, self.masks[self.plan.window(step)], scale)
 
 
 class Backbone(Stack):
@@ -62,7 +83,7 @@ class Backbone(Stack):
         )
         self.activation_checkpointing = False
         # Entries along depth join the softmax in the written-out attention only.
-        self._backend: BackendName = "eager" if mixer.defines("depth_kv") else config.attention_backend
+        self._backend: BackendName = "eager" if "depth_kv" in self.plan.hooks else config.attention_backend
 
     def forward(
         self,
@@ -75,54 +96,123 @@ class Backbone(Stack):
     ) -> Tensor:
         """Normed hidden states [B, T, D], or [B, 1, D] with ``last_only``; arguments as in `Decoder.forward`."""
         x = self.scaled(self.embed_tokens(tokens))
-        shared = self._prepare(x, cache, left_padding, documents)
-        num_new = tokens.size(1)
+        positions = self._positions(x, cache, left_padding, documents)
+        if self.plan.is_sequential and tokens.size(1) > 1:
+            hidden = self._one_by_one(tokens, x, positions, cache, left_padding, documents)
+            return hidden[:, -1:] if last_only else hidden
+        return self._steps(tokens, x, positions, cache, left_padding, documents, last_only=last_only)
+
+    def _steps(
+        self,
+        tokens: Tensor,
+        x: Tensor,
+        positions: Tensor,
+        cache: KVCache | None,
+        left_padding: Tensor | None,
+        documents: Tensor | None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """All steps, for embeddings x [B, T, D] of tokens at positions [B or 1, T]."""
+        run = self._run(x, positions, cache, left_padding, documents)
+        num_new, last_step = tokens.size(1), len(self.plan.order) - 1
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         narrows = last_only and documents is None and num_new > 1
-        x = self.walk(
-            x,
-            Context(tokens),
-            shared,
+        state = self.mixer.start(x, self._context(tokens, x, positions, cache))
+        held: dict[int, KeysAndValues] = {}
+        for step, number in enumerate(self.plan.order):
+            layer, reads = self.layers[number], self.reads(step, held, stores=cache is not None)
             # Non-re-entrant: the re-entrant variant loses the gradients of tensors inside the state.
-            recompute=partial(checkpoint, use_reentrant=False) if recompute else None,
-            narrow=(lambda: self._for_last_token(shared)) if narrows else None,
-        )
+            run_layer = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+            state, written = run_layer(state, step, reads, run)
+            if self.lends(step):
+                held[step] = written
+            # Later steps only read what is stored by now, so tokens whose logits nobody asks for end here.
+            if narrows and step == self.plan.last_owner < last_step:
+                narrowed = self.mixer.last_token(state)
+                if narrowed is not None:
+                    state, run = narrowed, self._for_last_token(run)
+        x = self.mixer.finish(state)
         if cache is not None:
             cache.advance(num_new)
         hidden: Tensor = self.norm(x[:, -1:] if last_only else x)
         return hidden
 
-    def _prepare(
-        self, x: Tensor, cache: KVCache | None, left_padding: Tensor | None, documents: Tensor | None
-    ) -> _Forward:
-        num_new = x.size(1)
+    def _one_by_one(
+        self,
+        tokens: Tensor,
+        x: Tensor,
+        positions: Tensor,
+        cache: KVCache | None,
+        left_padding: Tensor | None,
+        documents: Tensor | None,
+    ) -> Tensor:
+        """`_steps` of one token after the other, for plans whose steps write one slot in turn."""
         if cache is None:
-            queries = torch.arange(num_new, device=x.device)
-            positions = queries[None]
+            sizes = self.model_config.shape()
+            cache = KVCache(self.plan, sizes, x.size(0), dtype=x.dtype, device=x.device)
+        hidden = [
+            self._steps(tokens[:, t : t + 1], x[:, t : t + 1], positions[:, t : t + 1], cache, left_padding, documents)
+            for t in range(tokens.size(1))
+        ]
+        return torch.cat(hidden, dim=1)
+
+    def _positions(
+        self, x: Tensor, cache: KVCache | None, left_padding: Tensor | None, documents: Tensor | None
+    ) -> Tensor:
+        """Positions [B or 1, T] of the tokens, counted from the beginning of each text."""
+        if cache is None:
+            positions = torch.arange(x.size(1), device=x.device)[None]
         else:
             if cache.plan != self.plan:
                 raise CacheError("this cache was made for another plan; use decoder.new_cache()")
             if documents is not None:
                 raise CacheError("packed documents cannot be decoded through a cache; pass cache=None")
-            queries = cache.positions(num_new)
-            positions = queries[None]
+            positions = cache.positions(x.size(1))[None]
         if left_padding is not None:
             positions = (positions - left_padding[:, None]).clamp(min=0)
-        if documents is not None:
-            positions = _positions_in_documents(documents)
-        masks = self._masks(queries, num_new, cache, left_padding, documents)
-        return _Forward(self.rotary(positions, x), masks, cache)
+        return positions if documents is None else _positions_in_documents(documents)
 
-    def _for_last_token(self, shared: _Forward) -> _Forward:
-        """What the layers share once only the last of the new tokens goes on."""
+    def _context(self, tokens: Tensor, x: Tensor, positions: Tensor, cache: KVCache | None) -> Context:
+        """What the mixer is told beside the embeddings x [B, T, D]."""
+        tail = self.plan.tail
+        if tail is None:
+            return Context(tokens)
+        new = self.mixer.tail(x, Context(tokens))
+        past = new.new_zeros(new.size(0), tail.length, tail.width) if cache is None else cache.extend_tail(new)
+        joined = torch.cat([past.to(new.dtype), new], dim=1)
+        # Before the first token of a text there is none, whatever lies there in the row.
+        earlier = tuple(
+            joined[:, tail.length - back : joined.size(1) - back] * (positions >= back).unsqueeze(-1)
+            for back in range(1, tail.length + 1)
+        )
+        return Context(tokens, earlier)
+
+    def _run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: KVCache | None,
+        left_padding: Tensor | None,
+        documents: Tensor | None,
+    ) -> Run[CachedPast]:
+        """What the steps share."""
+        num_new = x.size(1)
+        queries = torch.arange(num_new, device=x.device) if cache is None else cache.positions(num_new)
+        masks = self._masks(queries, num_new, cache, left_padding, documents)
+        past = CachedPast(self.plan, cache, masks, self._backend)
+        return Run(self.mixer, self.plan, self.rotary(positions, x), past)
+
+    def _for_last_token(self, run: Run[CachedPast]) -> Run[CachedPast]:
+        """What the steps share once only the last of the new tokens goes on."""
         # The positions of keys stay those of the beginning: by now windowed slots have dropped what left them.
-        rules = {window: mask.visibility for window, mask in shared.masks.items()}
+        past = run.past
         masks = {
-            window: self._mask(rule._replace(queries=rule.queries[-1:], square=False), shared.cache)
-            for window, rule in rules.items()
+            window: self._mask(mask.visibility._replace(queries=mask.visibility.queries[-1:], square=False), past.cache)
+            for window, mask in past.masks.items()
         }
-        rotary = Rotary(shared.rotary.cos[:, :, -1:], shared.rotary.sin[:, :, -1:])
-        return _Forward(rotary, masks, shared.cache)
+        rotary = Rotary(run.rotary.cos[:, :, -1:], run.rotary.sin[:, :, -1:])
+        return run._replace(rotary=rotary, past=CachedPast(self.plan, past.cache, masks, self._backend))
 
     def _masks(
         self,
@@ -147,70 +237,6 @@ class Backbone(Stack):
         if cache is not None and cache.max_length is not None and torch.compiler.is_compiling():
             sees_all = False
         return make_mask(rule, self._backend, sees_all)
-
-    def attend(
-        self,
-        layer: Layer,
-        state: State,
-        x: Tensor | AttentionInputs,
-        borrowed: Borrowed,
-        site: Site,
-        shared: _Forward,
-    ) -> tuple[State, Tensor, KeysAndValues]:
-        attention = self._latent_attention if self.model_config.attention == "mla" else self._grouped_attention
-        return attention(layer, state, x, borrowed, site, shared)
-
-    def _grouped_attention(
-        self,
-        layer: Layer,
-        state: State,
-        x: Tensor | AttentionInputs,
-        borrowed: Borrowed,
-        site: Site,
-        shared: _Forward,
-    ) -> tuple[State, Tensor, KeysAndValues]:
-        attn, step = layer.self_attn, site.step
-        assert isinstance(attn, Attention)
-        q, k, v = attn.project(x, self.plan.owns_k(step), self.plan.owns_v(step))
-        state, q, k, v = self.mixed(attn, state, site, q, k, v, shared.rotary)
-        if shared.cache is not None and not (k is None and v is None):
-            k, v = shared.cache.append(step, k, v)
-        k, v = borrowed.beside(k, v)
-        mask = shared.masks[self.plan.window(step)]
-        depth = self.depth_entries(state, site, q, shared.rotary)
-        if depth is None:
-            heads = backend_function(self._backend)(q, k.to(q.dtype), v.to(q.dtype), mask, attn.scaling)
-        else:
-            heads = attention_with_depth(q, k.to(q.dtype), v.to(q.dtype), mask.dense, attn.scaling, *depth)
-        return state, attn.output(heads), KeysAndValues(k, v)
-
-    def _latent_attention(
-        self,
-        layer: Layer,
-        state: State,
-        x: Tensor | AttentionInputs,
-        borrowed: Borrowed,
-        site: Site,
-        shared: _Forward,
-    ) -> tuple[State, Tensor, KeysAndValues]:
-        attn, cache = layer.self_attn, shared.cache
-        assert isinstance(attn, LatentAttention)
-        mask = shared.masks[self.plan.window(site.step)]
-        attend = backend_function(self._backend)
-
-        def append(latents: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-            assert cache is not None
-            both = cache.append(site.step, latents, weights)
-            assert both[0] is not None
-            assert both[1] is not None
-            return both[0], both[1]
-
-        functions = LatentFunctions(
-            attend=lambda q, k, v: attend(q, k, v, mask, attn.scaling),
-            weigh=lambda q, k: attention_weights(q, k, mask, attn.scaling),
-            append=None if cache is None else append,
-        )
-        return attend_to_latents(self, attn, state, x, borrowed, site, shared.rotary, functions)
 
 
 class Decoder(nn.Module):
@@ -317,73 +343,6 @@ class Decoder(nn.Module):
         """How many parameters the skeleton and the mixer have (tied weights count once)."""
         mixing = sum(p.numel() for p in self.mixer.parameters())
         return sum(p.numel() for p in self.parameters()) - mixing, mixing
-
-
-def materialize(
-    decoder: Decoder,
-    seed: int,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Decoder:
-    """Give a decoder built on the meta device its storage and its initial weights.
-
-    Projections, embedding and head are normal with ``init_std``; norms are 1, biases 0. Each weight is drawn from a
-    generator of its own, seeded with ``seed`` and its name, so two decoders of one seed that differ in the
-    mixer share every other weight. The draws are made on the CPU in float32, so the weights do not depend
-    on the device.
-
-    Args:
-        decoder: on the meta device.
-        seed: of explicit generators; the global one is left alone.
-        device: where the weights go.
-        dtype: of the weights.
-
-    Raises:
-        MixerError: the mixer left a parameter without a value.
-        BackendError: the attention backend cannot run on the device.
-    """
-    check_backend(decoder.config.attention_backend, device)
-    decoder.to_empty(device="cpu")
-    decoder.tie_weights()
-    std = decoder.config.init_std
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            if name.startswith("model.mixer."):
-                continue
-            if name.endswith(".bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.ndim == 1:
-                nn.init.ones_(parameter)
-            else:
-                nn.init.normal_(parameter, std=std, generator=_generator(seed, name))
-    initialise_mixer(decoder, seed)
-    return decoder.to(device=device, dtype=dtype)
-
-
-@torch.no_grad()
-def initialise_mixer(decoder: Decoder, seed: int) -> None:
-    """Give a mixer's parameters their initial values.
-
-    Args:
-        decoder: its mixer has storage, on the CPU and in float32.
-        seed: as in `materialize`.
-
-    Raises:
-        MixerError: the mixer left a parameter without a value.
-    """
-    mixer = decoder.mixer
-    for parameter in mixer.parameters():
-        parameter.fill_(math.nan)
-    mixer.reset_parameters(_generator(seed, "model.mixer"), decoder.config.init_std)
-    for name, parameter in mixer.named_parameters():
-        if parameter.isnan().any():
-            raise MixerError(f"mixer {mixer.name!r} gives its parameter {name!r} no initial value")
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def _positions_in_documents(documents: Tensor) -> Tensor:

@@ -9,17 +9,15 @@ and with RoPE, u value head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from mixerzoo.errors import MixerError
-from mixerzoo.mixer import AttentionInputs, Site, State
+from mixerzoo.mixer import AttentionInputs, State
 from mixerzoo.model.config import ModelConfig
-from mixerzoo.model.layer import RMSNorm, Rotary
-from mixerzoo.model.stack import Borrowed, KeysAndValues, Stack
+from mixerzoo.model.norm import RMSNorm
+from mixerzoo.model.past import KeysAndValues, Past, Turn
+from mixerzoo.model.rope import Rotary
 
 
 class LatentAttention(nn.Module):
@@ -53,6 +51,50 @@ class LatentAttention(nn.Module):
             self.kv_a_layernorm = RMSNorm(self.rank, config.norm_eps)
         self.kv_b_proj = nn.Linear(self.rank, config.num_heads * (self.nope_dim + self.value_dim), bias=False)
         self.o_proj = nn.Linear(config.num_heads * self.value_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor | AttentionInputs, turn: Turn[Past]) -> tuple[State, Tensor, KeysAndValues]:
+        """As `Attention.forward`.
+
+        Without a past, keys and values are expanded. With one, queries go into the space of latents instead, and of
+        values that a mixer sums over steps, each step's part is expanded after attention.
+
+        Raises:
+            MixerError: the mixer gives queries, keys and values inputs of their own.
+        """
+        mixer, plan, rotary, past = turn.run
+        if isinstance(x, AttentionInputs):
+            raise MixerError(f"mixer {mixer.name!r} returned AttentionInputs, which latent attention cannot take")
+        state, step, q = turn.state, turn.site.step, self.query(x, rotary)
+        latents = self.latent(x, rotary) if turn.owns_k else None
+        k = v = None
+        if latents is not None and (not past.stores or "mix_kv" in plan.hooks):
+            k, v = self.expand(latents)
+            if "mix_kv" in plan.hooks:
+                state, k, v = mixer.mix_kv(state, turn.call(x, q, k, v))
+        if not past.stores:
+            if k is None or v is None:
+                k, v = self.expand(_given(turn.reads.k[0]))
+            heads = past.attend(step, q, k, v, self.scaling, None)
+            return state, self.output(heads), KeysAndValues(latents, None)
+        sources = plan.value_sources(step)
+        if latents is None:
+            own = KeysAndValues(None, None)
+            held = _given(turn.reads.k[0]).to(q.dtype)
+        else:
+            weights = mixer.value_weights(state, turn.site) if sources else q[..., :0]
+            own = past.store(plan.k_writes[step], latents, weights)
+            held = _given(own.k).to(q.dtype)
+        q = self.absorb(q)
+        if not sources:
+            summed = past.attend(step, q, held, held[..., : self.rank], self.scaling, None)
+            return state, self.output(self.values(summed)), own
+        shares, over_sequence = _given(own.v), past.weigh(step, q, held, self.scaling)
+        heads = torch.zeros_like(q[..., : self.value_dim])
+        for number, (owner, kept) in enumerate((*turn.reads.latents, (self, held))):
+            assert isinstance(owner, LatentAttention)
+            weighted = (over_sequence * shares[..., number].unsqueeze(2)).to(q.dtype)
+            heads = heads + owner.values(weighted @ kept[..., : self.rank].to(q.dtype))
+        return state, self.output(heads), own
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Queries [B, H, T, n+p] of normed inputs [B, T, D]; the last p elements have RoPE."""
@@ -101,84 +143,7 @@ class LatentAttention(nn.Module):
         return weight.view(self.num_heads, -1, self.rank)
 
 
-class LatentFunctions(NamedTuple):
-    """What a decoder attends with, and where it keeps latents.
-
-    Attributes:
-        attend: attention over the sequence: q [B, H, T, ·], k and v [B, 1 or H, S, ·] → [B, H, T, ·].
-        weigh: its weights [B, H, T, S], of the same q and k.
-        append: stores a step's latents [B, 1, T, r+p] and weights [B, H, T, N] of N sources, and gives back all
-            that is stored, or None where there is no past.
-    """
-
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
-    weigh: Callable[[Tensor, Tensor], Tensor]
-    append: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
-
-
-def attend_to_latents(
-    stack: Stack,
-    attn: LatentAttention,
-    state: State,
-    x: Tensor | AttentionInputs,
-    borrowed: Borrowed,
-    site: Site,
-    rotary: Rotary,
-    functions: LatentFunctions,
-) -> tuple[State, Tensor, KeysAndValues]:
-    """`Stack.attend` with latent attention.
-
-    Without a past, keys and values are expanded. With one, queries go into the space of latents instead, and of
-    values that a mixer sums over steps, each step's part is expanded after attention.
-
-    Args:
-        stack: the decoder.
-        attn: the attention module of the step.
-        state: of the mixer.
-        x: normed inputs [B, T, D].
-        borrowed: of earlier steps.
-        site: where.
-        rotary: RoPE of the tokens.
-        functions: of the decoder.
-
-    Raises:
-        MixerError: the mixer gives queries, keys and values inputs of their own.
-    """
-    if isinstance(x, AttentionInputs):
-        raise MixerError(f"mixer {stack.mixer.name!r} returned AttentionInputs, which latent attention cannot take")
-    mixer, plan, step = stack.mixer, stack.plan, site.step
-    attend, weigh, append = functions
-    q = attn.query(x, rotary)
-    latents = attn.latent(x, rotary) if plan.owns_k(step) else None
-    k = v = None
-    if latents is not None and (append is None or mixer.defines("mix_kv")):
-        k, v = attn.expand(latents)
-        state, k, v = mixer.mix_kv(state, site, q, k, v)
-    if append is None:
-        if latents is None:
-            assert borrowed.k is not None
-            latents = borrowed.k.k
-            k, v = attn.expand(latents)
-        assert k is not None
-        assert v is not None
-        return state, attn.output(attend(q, k, v)), KeysAndValues(latents, latents[..., :0])
-    sources = plan.sources_of_latents(step)
-    if latents is None:
-        assert borrowed.k is not None
-        latents, weights = borrowed.k
-    else:
-        weights = mixer.value_weights(state, site) if sources else q[..., :0]
-        latents, weights = append(latents, weights)
-    latents = latents.to(q.dtype)
-    q = attn.absorb(q)
-    if not sources:
-        summed = attend(q, latents, latents[..., : attn.rank])
-        return state, attn.output(attn.values(summed)), KeysAndValues(latents, weights)
-    heads = torch.zeros_like(q[..., : attn.value_dim])
-    over_sequence = weigh(q, latents)
-    for number, (source, kept) in enumerate(zip(sources, (*borrowed.latents, latents), strict=True)):
-        owner = stack.attention_of(source)
-        assert isinstance(owner, LatentAttention)
-        weighted = (over_sequence * weights[..., number].unsqueeze(2)).to(q.dtype)
-        heads = heads + owner.values(weighted @ kept[..., : attn.rank].to(q.dtype))
-    return state, attn.output(heads), KeysAndValues(latents, weights)
+def _given(held: Tensor | None) -> Tensor:
+    """What a plan without gaps has put there."""
+    assert held is not None
+    return held

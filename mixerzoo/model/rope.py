@@ -6,7 +6,7 @@ The options have the names that Hugging Face gives them. Letters in shapes: d ro
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -137,3 +137,37 @@ def frequencies(
     pairs = torch.arange(0, head_dim, 2, device=device, dtype=dtype)
     plain = 1.0 / (theta ** (pairs / head_dim))
     return plain if scaling is None else scaling.scaled(plain, theta)
+
+
+class Rotary(NamedTuple):
+    """Cosine and sine [B or 1, 1, T, d] of the rotary angles."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def at(
+        cls, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
+    ) -> Rotary:
+        """Angles of positions [B or 1, T] for heads whose two halves rotate against each other.
+
+        Args:
+            positions: integer positions.
+            head_dim: d, even.
+            theta: base; pair i turns by ``position · theta^(−2i/d)``.
+            dtype: of the arithmetic and of the result.
+            scaling: of the frequencies, for contexts longer than those of the training.
+        """
+        frequency = frequencies(head_dim, theta, scaling, dtype=dtype, device=positions.device)
+        angles = positions.to(dtype)[:, None, :, None] * frequency
+        angles = torch.cat([angles, angles], dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+        if scaling is None or scaling.amplitude == 1.0:
+            return cls(cos, sin)
+        return cls(cos * scaling.amplitude, sin * scaling.amplitude)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate x [B, heads, T, d]."""
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return (x * self.cos + turned * self.sin).to(x.dtype)

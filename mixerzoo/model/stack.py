@@ -1,54 +1,28 @@
-"""The walk over the steps of a plan: what every decoder shares, whatever its cache and its attention are.
+"""The modules of a decoder, and what its steps lend each other: shared by all, whatever their past is.
 
 Parameter names are those of Hugging Face Llama and Qwen3; the mixer's live under ``mixer``.
-Letters in shapes: B batch, T tokens of this call, D hidden size, H query heads, G key/value heads, d head_dim.
+Letters in shapes: B batch, T tokens of this call, D hidden size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mixerzoo.errors import MixerError
-from mixerzoo.mixer import AttentionInputs, Context, DepthEntries, Mixer, Plan, Site, State
+from mixerzoo.mixer import Mixer, Plan
 from mixerzoo.model.config import ModelConfig
-from mixerzoo.model.layer import Attention, Layer, RMSNorm, Rotary, compute_dtype
-
-
-class KeysAndValues(NamedTuple):
-    """Keys and values that one step attends to; with latent attention, latents and weights of their sums."""
-
-    k: Tensor
-    v: Tensor
-
-
-class Borrowed(NamedTuple):
-    """What a step reads of earlier ones: their keys, their values, and the latents that its values come from."""
-
-    k: KeysAndValues | None
-    v: KeysAndValues | None
-    latents: tuple[Tensor, ...]
-
-    def beside(self, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A step's own keys and values, with the borrowed ones where it has none."""
-        if k is None:
-            assert self.k is not None
-            k = self.k.k
-        if v is None:
-            assert self.v is not None
-            v = self.v.v
-        return k, v
+from mixerzoo.model.layer import Layer
+from mixerzoo.model.norm import RMSNorm, compute_dtype
+from mixerzoo.model.past import KeysAndValues, Reads
+from mixerzoo.model.rope import Rotary
 
 
 class Stack(nn.Module):
-    """Embedding, layers, mixer and final norm, and the walk over the steps of the plan.
-
-    What the past is and how attention over it is computed is a subclass's: see `attend`.
-    """
+    """Embedding, layers, mixer and final norm of a decoder; its forward is a subclass's."""
 
     def assemble(
         self,
@@ -84,13 +58,9 @@ class Stack(nn.Module):
         )
         self.mixer = mixer
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self._lent = {
-            step
-            for step in steps
-            if step in plan.k_slot[step + 1 :]
-            or step in plan.v_slot[step + 1 :]
-            or any(step in sources for sources in plan.latent_sources[step + 1 :])
-        }
+        self._k_from = _writers(plan.k_writes, plan.k_reads)
+        self._v_from = _writers(plan.v_writes, plan.v_reads)
+        self._lending = {writer for read in (*self._k_from, *self._v_from) for writer in read} - {None}
 
     def scaled(self, x: Tensor) -> Tensor:
         """Embeddings [B, T, D] as the first layer is given them."""
@@ -101,149 +71,79 @@ class Stack(nn.Module):
         config = self.model_config
         return Rotary.at(positions, config.rotary_dim, config.rope_theta, compute_dtype(x), config.rope_scaling)
 
-    def walk(
-        self,
-        x: Tensor,
-        context: Context,
-        shared: Any,
-        *,
-        num_steps: int | None = None,
-        recompute: Callable[..., Any] | None = None,
-        narrow: Callable[[], Any] | None = None,
-        watch: Callable[[State, Site], None] | None = None,
-    ) -> Tensor:
-        """The stream [B, T, D] after all steps, before the final norm.
+    def reads(self, step: int, held: Mapping[int, KeysAndValues], *, stores: bool) -> Reads:
+        """What a step attends to and earlier ones wrote.
 
         Args:
-            x: embeddings [B, T, D].
-            context: what else the mixer is told.
-            shared: what the steps of one forward share, for `attend`. Its ``cache`` is None where there is no past.
-            num_steps: stop after so many steps; default: all.
-            recompute: runs a layer so that its activations are computed again in the backward.
-            narrow: makes of ``shared`` that of the last token alone, if only that one is wanted; [B, 1, D] is
-                returned where the mixer can give it.
-            watch: is shown the state before each step.
+            step: its number.
+            held: what the steps that lend have written, by their numbers.
+            stores: whether there is a past. Without one mixed values are at hand, and no latents are needed.
         """
-        state = self.mixer.start(x, context)
-        held: dict[int, KeysAndValues] = {}
-        last_step = len(self.plan.order) - 1
-        for step in range(len(self.plan.order))[:num_steps]:
-            # Without a cache mixed values are at hand, and no latents of other steps are needed.
-            sources = () if shared.cache is None else self.plan.sources_of_latents(step)[:-1]
-            borrowed = Borrowed(
-                held.get(self.plan.k_slot[step]),
-                held.get(self.plan.v_slot[step]),
-                tuple(held[source].k for source in sources),
-            )
-            layer = self.layers[self.plan.order[step]]
-            if watch is not None:
-                watch(state, Site(step, self.plan.order[step], "attention"))
-            if recompute is not None:
-                state, kv = recompute(layer, self._step, state, borrowed, step, shared)
-            else:
-                state, kv = layer(self._step, state, borrowed, step, shared)
-            if step in self._lent:
-                held[step] = kv
-            # Later steps only read what is stored by now, so tokens whose logits nobody asks for end here.
-            if narrow is not None and step == self.plan.last_owner < last_step:
-                narrowed = self.mixer.last_token(state)
-                if narrowed is not None:
-                    state, shared = narrowed, narrow()
-        return self.mixer.finish(state)
+        k_from, v_from = self._k_from[step], self._v_from[step]
+        latents: list[tuple[nn.Module, Tensor]] = []
+        if stores and self.model_config.attention == "mla" and len(v_from) > 1:
+            for writer in v_from[:-1]:
+                assert writer is not None
+                kept = held[writer].k
+                assert kept is not None
+                maker = self.layers[self.plan.order[writer]].self_attn
+                assert isinstance(maker, nn.Module)
+                latents.append((maker, kept))
+            v_from = v_from[-1:]
+        return Reads(
+            tuple(None if writer is None else held[writer].k for writer in k_from),
+            tuple(None if writer is None else held[writer].v for writer in v_from),
+            tuple(latents),
+        )
 
-    def attend(
-        self, layer: Layer, state: State, x: Tensor | AttentionInputs, borrowed: Borrowed, site: Site, shared: Any
-    ) -> tuple[State, Tensor, KeysAndValues]:
-        """The attention sublayer: store what the step owns, and attend to that and to what is borrowed.
+    def lends(self, step: int) -> bool:
+        """Whether later steps read what a step writes."""
+        return step in self._lending
 
-        Args:
-            layer: the weights.
-            state: of the mixer.
-            x: normed inputs.
-            borrowed: of earlier steps.
-            site: where.
-            shared: as `walk` was given it.
 
-        Returns:
-            The mixer's state, the output [B, T, D], and the keys and values that were attended to.
-        """
-        raise NotImplementedError
-
-    def attention_of(self, step: int) -> nn.Module:
-        """The attention module that a step runs."""
-        layer = self.layers[self.plan.order[step]]
-        assert isinstance(layer, Layer)
-        return layer.self_attn
-
-    def mixed(
-        self, attn: Attention, state: State, site: Site, q: Tensor, k: Tensor | None, v: Tensor | None, rotary: Rotary
-    ) -> tuple[State, Tensor, Tensor | None, Tensor | None]:
-        """Projected heads of the new tokens made into what is attended to and stored: norms, RoPE, the mixer's hooks.
-
-        Args:
-            attn: the attention module.
-            state: of the mixer.
-            site: where.
-            q: [B, H, T, d].
-            k: [B, G, T, d], or None where the step owns no keys.
-            v: [B, G, T, d], or None where the step owns no values.
-            rotary: RoPE of the tokens.
-        """
-        q = attn.query(q, rotary)
-        if k is not None and v is not None:
-            state, k, v = self.mixer.mix_raw_kv(state, site, k, v)
-        if k is not None:
-            k = attn.key(k, rotary)
-        if k is not None and v is not None:
-            state, k, v = self.mixer.mix_kv(state, site, q, k, v)
-        return state, q, k, v
-
-    def depth_entries(self, state: State, site: Site, q: Tensor, rotary: Rotary) -> DepthEntries | None:
-        """What the mixer joins to the softmax of queries [B, H, T, d], if anything."""
-        if not self.mixer.defines("depth_kv"):
-            return None
-        return self.mixer.depth_kv(state, site, q, rotary.rotate)
-
-    def _step(
-        self, layer: Layer, state: State, borrowed: Borrowed, step: int, shared: Any
-    ) -> tuple[State, KeysAndValues]:
-        site = Site(step, self.plan.order[step], "attention")
-        x = self.mixer.read(state, site)
-        if isinstance(x, AttentionInputs):
-            x = AttentionInputs(*(layer.input_layernorm(part) for part in x))
-        else:
-            x = layer.input_layernorm(x)
-        state, y, kv = self.attend(layer, state, x, borrowed, site, shared)
-        state = self.mixer.write(state, site, y)
-
-        site = site._replace(branch="mlp")
-        x = self.mixer.read(state, site)
-        if isinstance(x, AttentionInputs):
-            raise MixerError(f"mixer {self.mixer.name!r} returned AttentionInputs at an MLP site")
-        state = self.mixer.write(state, site, layer.mlp(layer.post_attention_layernorm(x)))
-        return state, kv
+def _writers(writes: Sequence[int | None], reads: Sequence[tuple[int, ...]]) -> tuple[tuple[int | None, ...], ...]:
+    """For each step and slot that it reads the step that wrote it last, or None for itself."""
+    latest: dict[int, int] = {}
+    writers = []
+    for step, (slot, read) in enumerate(zip(writes, reads, strict=True)):
+        if slot is not None:
+            latest[slot] = step
+        writers.append(tuple(None if latest[other] == step else latest[other] for other in read))
+    return tuple(writers)
 
 
 def _check_plan(config: ModelConfig, mixer: Mixer, plan: Plan) -> None:
     """Refuse a mixer that cannot work on this decoder, in words."""
+    name = repr(mixer.name)
     if max(plan.order, default=-1) >= config.num_layers or min(plan.order, default=0) < 0:
-        raise MixerError(f"mixer {mixer.name!r} plans layers {plan.order} of {config.num_layers}")
-    borrowing = [s for s in range(len(plan.order)) if not (plan.owns_k(s) and plan.owns_v(s))]
-    if mixer.needs_own_kv and borrowing:
-        raise MixerError(
-            f"mixer {mixer.name!r} needs each layer's own keys and values, but steps {borrowing} borrow theirs"
-        )
+        raise MixerError(f"mixer {name} plans layers {plan.order} of {config.num_layers}")
+    borrowing = [step for step in range(len(plan.order)) if not (plan.owns_k(step) and plan.owns_v(step))]
+    if plan.needs_own_kv and borrowing:
+        raise MixerError(f"mixer {name} needs each layer's own keys and values, but steps {borrowing} borrow theirs")
+    if plan.is_sequential and any(window is not None for window in plan.windows):
+        raise MixerError(f"mixer {name} lets steps write one slot in turn, and such a slot cannot have a window")
+    fusing = [step for step in range(len(plan.order)) if len(plan.k_reads[step]) + len(plan.v_reads[step]) > 2]
     if config.attention == "gqa":
-        if plan.latent_sources:
-            raise MixerError(f"mixer {mixer.name!r} plans latent_sources, but there are no latents without mla")
+        if "value_weights" in plan.hooks and fusing and "fuse_kv" not in plan.hooks:
+            raise MixerError(f"mixer {name} weighs latents, but there are no latents without mla")
+        if fusing and "fuse_kv" not in plan.hooks:
+            raise MixerError(f"mixer {name} plans that step {fusing[0]} reads several slots, but has no fuse_kv")
         return
-    reason = None
-    per_head = ("mix_raw_kv", "depth_kv") if mixer.defines("value_weights") else ("mix_raw_kv", "depth_kv", "mix_kv")
-    if mixer.separate_inputs:
-        reason = "it gives queries, keys and values separate inputs, and there keys and values come from one"
-    elif any(k != v for k, v in zip(plan.k_slot, plan.v_slot, strict=True)):
-        reason = "its plan shares keys and values apart, and there both come from one latent"
-    elif any(mixer.defines(hook) for hook in per_head):
-        reason = "it mixes the keys and values of each head, which are not stored there"
+    reason = _no_latents(plan)
     if reason is not None:
-        raise MixerError(f"mixer {mixer.name!r} cannot work with model.attention mla: {reason}; use gqa")
+        raise MixerError(f"mixer {name} cannot work with model.attention mla: {reason}; use gqa")
+
+
+def _no_latents(plan: Plan) -> str | None:
+    """Why a plan cannot be carried out on latents; None where it can."""
+    if plan.separate_inputs:
+        return "it gives queries, keys and values separate inputs, and there keys and values come from one"
+    weighing = "value_weights" in plan.hooks
+    per_head = {"mix_raw_kv", "depth_kv", "fuse_kv"} | (set() if weighing else {"mix_kv"})
+    if plan.hooks & per_head:
+        return "it mixes the keys and values of each head, which are not stored there"
+    for step, (k_read, v_read) in enumerate(zip(plan.k_reads, plan.v_reads, strict=True)):
+        sums_up = weighing and v_read[-1:] == k_read and list(v_read) == sorted(v_read) and plan.owns_v(step)
+        if plan.k_writes[step] != plan.v_writes[step] or (v_read != k_read and not sums_up):
+            return "its plan shares keys and values apart, and there both come from one latent"
+    return None

@@ -7,7 +7,8 @@ import torch
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model.config import ModelConfig
-from mixerzoo.model.decoder import Decoder, initialise_mixer
+from mixerzoo.model.decoder import Decoder
+from mixerzoo.model.initial import initialise_mixer
 
 _MIXER = "model.mixer."
 

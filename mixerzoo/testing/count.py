@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixerzoo.mixer import DepthEntries, Mixer
@@ -111,8 +110,7 @@ def counted_flops(mixer: Mixer) -> Iterator[FlopCounter]:
                 result = method(*arguments)
             if isinstance(result, DepthEntries):
                 # A score and a weighted value for each query head and entry.
-                queries: Tensor = next(a for a in arguments[1:] if isinstance(a, Tensor))
-                counter.flops += 4 * queries.numel() * result.k.size(3)
+                counter.flops += 4 * arguments[1].q.numel() * result.k.size(3)
             return result
 
         return call

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from mixerzoo.mixer import Mixer, Site
+from mixerzoo.mixer import AttentionCall, Mixer, Site
 
-CALLS = ("start", "read", "mix_raw_kv", "mix_kv", "value_weights", "depth_kv", "write", "finish")
+CALLS = ("tail", "start", "read", "mix_raw_kv", "mix_kv", "fuse_kv", "value_weights", "depth_kv", "write", "finish")
 #: Those that return a state, alone or with keys and values.
 _STATEFUL = ("start", "mix_raw_kv", "mix_kv", "write")
 
@@ -64,7 +64,10 @@ class Call:
     @property
     def site(self) -> Site | None:
         """Where the call was made; None for start and finish."""
-        return next((a for a in self.arguments if isinstance(a, Site)), None)
+        for argument in self.arguments:
+            if isinstance(argument, Site | AttentionCall):
+                return argument if isinstance(argument, Site) else argument.site
+        return None
 
     def __str__(self) -> str:
         return self.name if self.site is None else f"{self.name} at {self.site}"
@@ -118,16 +121,18 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
+def _given(call: Call) -> list[Any]:
+    """What the decoder made and passed: not the state, nor what the mixer had let it read."""
+    arguments = call.arguments if call.name in ("tail", "start") else call.arguments[1:]
+    return [(a.q, a.k, a.v) if isinstance(a, AttentionCall) else a for a in arguments]
+
+
 def state_bytes(calls: Calls) -> list[int]:
     """Bytes that the tensors in each call's state keep in memory, each stretch of it counted once.
 
     What a view shows of a tensor that the decoder gave counts alone; of any other tensor the whole counts.
     """
-    lent = {
-        tensor.untyped_storage().data_ptr()
-        for call in calls.made
-        for tensor in tensors_in(call.arguments if call.name == "start" else call.arguments[1:])
-    }
+    lent = {tensor.untyped_storage().data_ptr() for call in calls.made for tensor in tensors_in(_given(call))}
 
     def kept(state: Any) -> int:
         spans: dict[Any, int] = {}

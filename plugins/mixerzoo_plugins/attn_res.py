@@ -78,7 +78,7 @@ class DepthQuery(nn.Module):
         return ops.source_softmax(values, inverse_rms, self.query * self.gain, self.recency_bias)
 
 
-class AttnRes(Mixer):
+class AttnRes(Mixer[Config]):
     """Hidden-state attention over depth in place of residual addition."""
 
     name = "attn_res"
@@ -128,7 +128,6 @@ class AttnRes(Mixer):
         )
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
-        assert isinstance(self.config, Config)
         for query in self.queries.values():
             assert isinstance(query, DepthQuery)
             nn.init.zeros_(query.query)

@@ -15,7 +15,7 @@ class Config(MixerConfig):
     )
 
 
-class CLA(AttentionMixer):
+class CLA(AttentionMixer[Config]):
     """Keys and values of the first step of each group, through the plan alone."""
 
     name = "cla"
@@ -46,7 +46,7 @@ class CLA(AttentionMixer):
         self.owners = tuple(step - step % config.group for step in range(shape.num_steps))
 
     def plan(self) -> Plan:
-        return Plan(self.shape.order, self.owners, self.owners, windows=(None,) * self.shape.num_steps)
+        return Plan.borrowing(self.shape.order, self.owners, self.owners)
 
 
 @hookimpl

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -10,12 +11,14 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     AttentionInputs,
     AttentionMixer,
     AttentionState,
     Context,
     DecoderShape,
     DepthEntries,
+    Hook,
     Mixer,
     MixerCard,
     MixerChoice,
@@ -29,12 +32,13 @@ from mixerzoo import (
     load_registry,
 )
 
-#: What at most one part may define, in words.
-_OWNED = {
-    "plan": "the plan of layers and cache slots",
+#: What at most one part may have, in words.
+_OWNED: dict[Hook, str] = {
     "mix_raw_kv": "keys and values before RoPE",
     "mix_kv": "keys and values before the cache write",
+    "fuse_kv": "keys and values of several slots",
     "depth_kv": "entries of the softmax",
+    "value_weights": "sums of latents",
 }
 
 
@@ -83,7 +87,7 @@ class ComposedState(NamedTuple):
     memories: tuple[State, ...]
 
 
-class Compose(Mixer):
+class Compose(Mixer[Config]):
     """Delegates each call to the part that owns it."""
 
     name = "compose"
@@ -119,21 +123,26 @@ class Compose(Mixer):
         if not streams:
             self.residual = load_registry().get("residual").mixer(MixerConfig(), shape)
         self._attention = tuple(part.name for part in parts.values() if isinstance(part, AttentionMixer))
-        self._owner = {method: _owner(method, list(parts.values())) for method in _OWNED}
-        self.needs_own_kv = any(part.needs_own_kv for part in parts.values())
-        self.separate_inputs = any(part.separate_inputs for part in parts.values())
+        self._plans = {name: part.plan() for name, part in parts.items()}
+        self._owner = {hook: _owner(words, self._having(hook)) for hook, words in _OWNED.items()}
+        self._planner = _owner("the plan of layers and cache slots", self._planning())
+        self._tail_owner = _owner("the tail that the cache keeps", self._keeping_tail())
 
     @property
     def stream(self) -> Mixer:
         """The part that mixes the residual stream."""
         return self.residual if self._stream_name is None else self._part(self._stream_name)
 
-    def defines(self, hook: str) -> bool:
-        return any(part.defines(hook) for part in self._parts())
-
     def plan(self) -> Plan:
-        owner = self._owner["plan"]
-        return super().plan() if owner is None else self._part(owner).plan()
+        plans = self._plans.values()
+        slots = Plan.plain(self.shape.order) if self._planner is None else self._plans[self._planner]
+        return replace(
+            slots,
+            hooks=frozenset().union(*(plan.hooks for plan in plans)),
+            needs_own_kv=any(plan.needs_own_kv for plan in plans),
+            separate_inputs=any(plan.separate_inputs for plan in plans),
+            tail=None if self._tail_owner is None else self._plans[self._tail_owner].tail,
+        )
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         for part in self._parts():
@@ -146,6 +155,10 @@ class Compose(Mixer):
             for parameter, role in self._part(name).parameter_roles().items()
         }
 
+    def tail(self, x: Tensor, context: Context) -> Tensor:
+        assert self._tail_owner is not None
+        return self._part(self._tail_owner).tail(x, context)
+
     def start(self, x: Tensor, context: Context) -> ComposedState:
         memories = tuple(self._attention_part(name).remember(x, context) for name in self._attention)
         return ComposedState(self.stream.start(x, context), memories)
@@ -153,33 +166,26 @@ class Compose(Mixer):
     def read(self, state: ComposedState, site: Site) -> Tensor | AttentionInputs:
         return self.stream.read(state.stream, site)
 
-    def mix_raw_kv(
-        self, state: ComposedState, site: Site, k: Tensor, v: Tensor
-    ) -> tuple[ComposedState, Tensor, Tensor]:
-        name = self._owner["mix_raw_kv"]
-        if name is None:
-            return state, k, v
-        inner, k, v = self._part(name).mix_raw_kv(self._inner(state, site, name), site, k, v)
+    def mix_raw_kv(self, state: ComposedState, call: AttentionCall) -> tuple[ComposedState, Tensor, Tensor]:
+        name = self._owner_of("mix_raw_kv")
+        inner, k, v = self._part(name).mix_raw_kv(self._inner(state, name), call)
         return self._remembering(state, name, inner), k, v
 
-    def mix_kv(
-        self, state: ComposedState, site: Site, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[ComposedState, Tensor, Tensor]:
-        name = self._owner["mix_kv"]
-        if name is None:
-            return state, k, v
-        inner, k, v = self._part(name).mix_kv(self._inner(state, site, name), site, q, k, v)
+    def mix_kv(self, state: ComposedState, call: AttentionCall) -> tuple[ComposedState, Tensor, Tensor]:
+        name = self._owner_of("mix_kv")
+        inner, k, v = self._part(name).mix_kv(self._inner(state, name), call)
         return self._remembering(state, name, inner), k, v
 
-    def depth_kv(
-        self, state: ComposedState, site: Site, q: Tensor, rotate: Callable[[Tensor], Tensor]
-    ) -> DepthEntries | None:
-        name = self._owner["depth_kv"]
-        return None if name is None else self._part(name).depth_kv(self._inner(state, site, name), site, q, rotate)
+    def fuse_kv(self, site: Site, keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self._part(self._owner_of("fuse_kv")).fuse_kv(site, keys, values)
+
+    def depth_kv(self, state: ComposedState, call: AttentionCall) -> DepthEntries | None:
+        name = self._owner_of("depth_kv")
+        return self._part(name).depth_kv(self._inner(state, name), call)
 
     def write(self, state: ComposedState, site: Site, y: Tensor) -> ComposedState:
         memories = tuple(
-            self._attention_part(name).absorb(self._inner(state, site, name), site, y) for name in self._attention
+            self._attention_part(name).absorb(self._absorbing(state, site, name), site, y) for name in self._attention
         )
         return ComposedState(self.stream.write(state.stream, site, y), memories)
 
@@ -187,15 +193,15 @@ class Compose(Mixer):
         return self.stream.finish(state.stream)
 
     def value_weights(self, state: ComposedState, site: Site) -> Tensor:
-        name = self._owner["mix_kv"]
-        assert name is not None
-        return self._part(name).value_weights(self._inner(state, site, name), site)
+        name = self._owner_of("value_weights")
+        return self._part(name).value_weights(self._inner(state, name), site)
 
     def last_token(self, state: ComposedState) -> ComposedState | None:
-        if any(memory != () for memory in state.memories):
-            return None
         stream = self.stream.last_token(state.stream)
-        return None if stream is None else ComposedState(stream, state.memories)
+        inner = [self._attention_part(name).last_token(self._inner(state, name)) for name in self._attention]
+        if stream is None or None in inner:
+            return None
+        return ComposedState(stream, tuple(part.memory for part in inner if part is not None))
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         one_stream = self.shape.hidden_size * dtype.itemsize
@@ -222,15 +228,35 @@ class Compose(Mixer):
         assert isinstance(part, AttentionMixer)
         return part
 
-    def _inner(self, state: ComposedState, site: Site, name: str) -> State:
+    def _having(self, hook: Hook) -> list[str]:
+        return [name for name, plan in self._plans.items() if hook in plan.hooks]
+
+    def _planning(self) -> list[str]:
+        plain = Plan.plain(self.shape.order)
+        return [name for name, plan in self._plans.items() if plan.slots != plain]
+
+    def _keeping_tail(self) -> list[str]:
+        return [name for name, plan in self._plans.items() if plan.tail is not None]
+
+    def _owner_of(self, hook: Hook) -> str:
+        name = self._owner[hook]
+        # The plan lists no hook without one.
+        assert name is not None
+        return name
+
+    def _inner(self, state: ComposedState, name: str) -> State:
         """The state that a part's hook is given."""
         if name not in self._attention:
             return state.stream
-        x: Any = None
-        if self._attention_part(name).reads_stream:
-            x = self.stream.read(state.stream, site)
-            x = x.v if isinstance(x, AttentionInputs) else x
-        return AttentionState(x, state.memories[self._attention.index(name)])
+        return AttentionState(None, state.memories[self._attention.index(name)])
+
+    def _absorbing(self, state: ComposedState, site: Site, name: str) -> AttentionState:
+        """The same after a sublayer, with what it read for a part that asks for it."""
+        inner: AttentionState = self._inner(state, name)
+        if not self._attention_part(name).reads_stream:
+            return inner
+        x = self.stream.read(state.stream, site)
+        return inner._replace(x=x.v if isinstance(x, AttentionInputs) else x)
 
     def _remembering(self, state: ComposedState, name: str, inner: State) -> ComposedState:
         """The state after a part's hook returned ``inner``."""
@@ -240,15 +266,14 @@ class Compose(Mixer):
         return state._replace(memories=(*state.memories[:place], inner.memory, *state.memories[place + 1 :]))
 
 
-def _owner(method: str, parts: Sequence[Mixer]) -> str | None:
-    """Name of the part that defines a method.
+def _owner(words: str, names: Sequence[str]) -> str | None:
+    """The one part, if any, that has what only one may have.
 
     Raises:
-        MixerError: two of them do.
+        MixerError: several do.
     """
-    names = [part.name for part in parts if part.defines(method)]
     if len(names) > 1:
-        raise MixerError(f"compose: {' and '.join(map(repr, names))} each define {_OWNED[method]}; keep one of them")
+        raise MixerError(f"compose: {' and '.join(map(repr, names))} each define {words}; keep one of them")
     return names[0] if names else None
 
 

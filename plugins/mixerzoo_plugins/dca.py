@@ -4,6 +4,7 @@ with weights per channel and per token."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from mixerzoo import (
     MixerCard,
     MixerConfig,
     Neutral,
+    Plan,
     Site,
     hookimpl,
 )
@@ -87,7 +89,7 @@ class GRN(nn.Module):
         return mixed
 
 
-class Dca(Mixer):
+class Dca(Mixer[Config]):
     """Each block's query, key and value inputs are weighed apart.
 
     X_0 is the embedding. In the dialect ``streams`` X_i is the stream after block i. In ``outputs`` it is what block
@@ -96,7 +98,6 @@ class Dca(Mixer):
 
     name = "dca"
     Config = Config
-    separate_inputs = True
     card = MixerCard(
         title="DeepCrossAttention",
         summary="Queries, keys and values each read their own per-channel, per-token weighted sum over earlier blocks.",
@@ -147,6 +148,9 @@ class Dca(Mixer):
         self.queries, self.keys, self.values = (
             nn.ModuleDict({str(i): self._grn(i) for i in range(1, last)}) for _ in range(3)
         )
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), separate_inputs=True)
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         for module in self.modules():

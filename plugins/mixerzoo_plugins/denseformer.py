@@ -37,7 +37,7 @@ class State(NamedTuple):
     history: tuple[Tensor, ...]
 
 
-class DenseFormer(Mixer):
+class DenseFormer(Mixer[Config]):
     """Depth-weighted average after each block.
 
     Depth t counts unrolled blocks; X_0 is the embedding and X_t the raw output of block t.

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mixerzoo import (
+    AttentionCall,
     AttentionMixer,
     AttentionState,
     Context,
@@ -83,7 +84,7 @@ class Memory(NamedTuple):
     weights: Tensor | None
 
 
-class DepthAttention(AttentionMixer):
+class DepthAttention(AttentionMixer[Config]):
     """Same-token attention over depth, inside attention.
 
     The mix is made of the new tokens only, before the cache write, so decoding in any chunking agrees
@@ -92,7 +93,6 @@ class DepthAttention(AttentionMixer):
 
     name = "depth_attention"
     Config = Config
-    needs_own_kv = True
     card = MixerCard(
         title="Depth-Attention",
         summary="Each layer's query attends over earlier layers' keys at its token and mixes their values.",
@@ -158,23 +158,17 @@ class DepthAttention(AttentionMixer):
             tuple(j for j in range(step + 1) if last_reader.get(j, -1) > step) for step in range(shape.num_steps)
         )
 
-    def defines(self, hook: str) -> bool:
-        # With per-head keys and values the plan is the vanilla one.
-        return super().defines(hook) and (hook != "plan" or self.keeps_weights)
-
     def plan(self) -> Plan:
-        plan = super().plan()
+        plan = replace(super().plan(), needs_own_kv=True)
         if not self.keeps_weights:
-            return plan
-        sources = tuple(unrolled if len(unrolled) > 1 else () for unrolled in self.unrolled)
-        return replace(plan, latent_sources=sources)
+            return replace(plan, hooks=plan.hooks - {"value_weights"})
+        return replace(plan, v_reads=self.unrolled)
 
     def remember(self, x: Tensor, context: Context) -> Memory:
         return Memory((), None)
 
-    def mix_kv(
-        self, state: AttentionState, site: Site, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[AttentionState, Tensor, Tensor]:
+    def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        site, q, k, v = call.site, call.q, call.k, call.v
         before = self.held[site.step - 1] if site.step else ()
         known: dict[int, KeyValue] = dict(zip(before, state.memory.kept, strict=True))
         sources = [known[j] for j in self.source_steps[site.step]]

@@ -36,11 +36,10 @@ class FusedKVLite(AttentionMixer):
 
     def plan(self) -> Plan:
         steps = range(self.shape.num_steps)
-        return Plan(
+        return Plan.borrowing(
             self.shape.order,
             k_slot=tuple(min(step, self.middle) for step in steps),
             v_slot=tuple(step if step <= self.middle else 0 for step in steps),
-            windows=(None,) * len(steps),
         )
 
 

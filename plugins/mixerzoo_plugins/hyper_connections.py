@@ -269,7 +269,7 @@ class PermutationConnection(ConstrainedConnection):
         return super().flops() + (4 + self.num_streams) * math.factorial(self.num_streams) * self.mixes
 
 
-class HyperConnections(Mixer):
+class HyperConnections(Mixer[Config]):
     """Several residual streams with learned connections. The state is the streams [B, T, n, D]."""
 
     name = "hyper_connections"
@@ -327,7 +327,6 @@ class HyperConnections(Mixer):
             self.head = nn.Parameter(torch.empty(config.num_streams))
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
-        assert isinstance(self.config, Config)
         for number, connection in enumerate(self.connections):
             assert isinstance(connection, Connection)
             connection.reset(number, self.config, generator, std)

@@ -73,7 +73,7 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x, self.a), self.b)
 
 
-class Laurel(Mixer):
+class Laurel(Mixer[Config]):
     """The residual branch becomes a learned linear function of the stream and of its past along depth.
 
     x_i is the stream before sublayer i, f_i the sublayer.
@@ -180,7 +180,6 @@ class Laurel(Mixer):
         return streams * self.shape.hidden_size * dtype.itemsize
 
     def flops_per_token(self) -> int:
-        assert isinstance(self.config, Config)
         hidden, flops = self.shape.hidden_size, 0
         low_rank = 4 * hidden * self.config.rank
         for i in range(self.num_sites):
@@ -199,7 +198,6 @@ class Laurel(Mixer):
 
     def _bounded(self, weights: Tensor) -> Tensor:
         """α and β [2]."""
-        assert isinstance(self.config, Config)
         if self.config.bound == "none":
             return weights
         exact = weights.to(torch.promote_types(weights.dtype, torch.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     AttentionMixer,
     AttentionState,
     DecoderShape,
@@ -19,6 +21,7 @@ from mixerzoo import (
     MixerCard,
     MixerConfig,
     Neutral,
+    Plan,
     Site,
     hookimpl,
 )
@@ -33,7 +36,7 @@ class Config(MixerConfig):
     )
 
 
-class Lime(AttentionMixer):
+class Lime(AttentionMixer[Config]):
     """A static matrix per layer routes the projected keys and values of all layers and heads into its own heads.
 
     The memory is the raw keys and values of the layers so far, one [B, G, T, 2d] each.
@@ -41,7 +44,6 @@ class Lime(AttentionMixer):
 
     name = "lime"
     Config = Config
-    needs_own_kv = True
     card = MixerCard(
         title="LIMe",
         summary="A learned matrix per layer mixes the keys and values of all layers and heads so far into its own.",
@@ -85,9 +87,11 @@ class Lime(AttentionMixer):
                 nn.init.uniform_(router[:, :-heads], -bound, bound, generator=generator)
             nn.init.eye_(router[:, -heads:])
 
-    def mix_raw_kv(
-        self, state: AttentionState, site: Site, k: Tensor, v: Tensor
-    ) -> tuple[AttentionState, Tensor, Tensor]:
+    def plan(self) -> Plan:
+        return replace(super().plan(), needs_own_kv=True)
+
+    def mix_raw_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        site, k, v = call.site, call.k, call.v
         sources = (*state.memory, torch.cat([k, v], dim=-1))
         if site.step:
             k, v = _routed(self.routers[str(site.step)], sources).chunk(2, dim=-1)

@@ -3,7 +3,7 @@ keys and values in earlier layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     AttentionMixer,
     AttentionState,
     Context,
@@ -22,6 +23,7 @@ from mixerzoo import (
     MixerConfig,
     Neutral,
     ParameterRole,
+    Plan,
     Site,
     hookimpl,
 )
@@ -68,12 +70,11 @@ class LightProjection(nn.Module):
         return KeyValue(_normed(k, self.eps) * self.key_gain.to(k.dtype), v)
 
 
-class Moda(AttentionMixer):
+class Moda(AttentionMixer[Config]):
     """Each query attends, in one softmax, over the tokens so far and over its own token's earlier layers."""
 
     name = "moda"
     Config = Config
-    needs_own_kv = True
     card = MixerCard(
         title="Mixture-of-Depths Attention",
         summary="One softmax over the tokens so far and over the keys of the same token in earlier layers.",
@@ -110,9 +111,10 @@ class Moda(AttentionMixer):
         #: step → the projection of its MLP's input.
         self.projections = nn.ModuleDict({str(step): LightProjection(shape) for step in steps})
 
-    def defines(self, hook: str) -> bool:
+    def plan(self) -> Plan:
+        plan = replace(super().plan(), needs_own_kv=True)
         # One layer has no earlier ones, and need not forgo its attention backend.
-        return super().defines(hook) and (hook != "depth_kv" or self.last_step > 0)
+        return plan if self.last_step else replace(plan, hooks=plan.hooks - {"depth_kv"})
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         for projection in self.projections.values():
@@ -127,21 +129,18 @@ class Moda(AttentionMixer):
     def remember(self, x: Tensor, context: Context) -> Memory:
         return Memory()
 
-    def mix_kv(
-        self, state: AttentionState, site: Site, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[AttentionState, Tensor, Tensor]:
-        if site.step == self.last_step:
-            return state, k, v
-        memory = state.memory._replace(attention=(*state.memory.attention, KeyValue(k, v)))
-        return state._replace(memory=memory), k, v
+    def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        if call.site.step == self.last_step:
+            return state, call.k, call.v
+        memory = state.memory._replace(attention=(*state.memory.attention, KeyValue(call.k, call.v)))
+        return state._replace(memory=memory), call.k, call.v
 
-    def depth_kv(
-        self, state: AttentionState, site: Site, q: Tensor, rotate: Callable[[Tensor], Tensor]
-    ) -> DepthEntries | None:
-        if site.step == 0:
+    def depth_kv(self, state: AttentionState, call: AttentionCall) -> DepthEntries | None:
+        step = call.site.step
+        if step == 0:
             return None
-        earlier, mlp = state.memory.attention[: site.step], state.memory.mlp
-        keys = [entry.k for entry in earlier] + [rotate(entry.k) for entry in mlp]
+        earlier, mlp = state.memory.attention[:step], state.memory.mlp
+        keys = [entry.k for entry in earlier] + [call.rotate(entry.k) for entry in mlp]
         values = [entry.v for entry in (*earlier, *mlp)]
         return DepthEntries(torch.stack(keys, dim=3), torch.stack(values, dim=3))
 

@@ -3,6 +3,7 @@ block outputs, with weights made from the token's present state."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from mixerzoo import (
     MixerConfig,
     Neutral,
     ParameterRole,
+    Plan,
     Site,
     hookimpl,
     ops,
@@ -81,7 +83,7 @@ class WeightMLP(nn.Module):
         return 2 * (self.w1.numel() + self.w2.numel()) + 3 * self.w1.size(1) + self.w1.size(0) + self.bias.numel()
 
 
-class Mudd(Mixer):
+class Mudd(Mixer[Config]):
     """Multiway dynamic dense connections.
 
     X_0 is the embedding and X_i the output of block i, residual included. After block i, its output makes the
@@ -90,7 +92,6 @@ class Mudd(Mixer):
 
     name = "mudd"
     Config = Config
-    separate_inputs = True
     card = MixerCard(
         title="MUDDFormer",
         summary="Queries, keys, values and residual each read a token-dependent mix of all earlier block outputs.",
@@ -133,6 +134,9 @@ class Mudd(Mixer):
                 for i in range(1, last + 1)
             }
         )
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), separate_inputs=True)
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         for mix in self.mixes.values():

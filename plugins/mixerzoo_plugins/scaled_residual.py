@@ -58,7 +58,7 @@ class Gate(nn.Module):
         return logits.to(torch.promote_types(h.dtype, torch.float32)).sigmoid().to(h.dtype)
 
 
-class ScaledResidual(Mixer):
+class ScaledResidual(Mixer[Config]):
     """A weighted sum in place of each residual addition. The state is the stream h [B, T, D]."""
 
     name = "scaled_residual"
@@ -98,7 +98,6 @@ class ScaledResidual(Mixer):
             self.beta = nn.ParameterList(torch.empty(num_weights) for _ in range(num_sites))
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
-        assert isinstance(self.config, Config)
         if not self.has_gate:
             for weight in (*self.alpha, *self.beta):
                 nn.init.ones_(weight)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mixerzoo import AttentionMixer, Mixer, MixerCard, Neutral, Plan, hookimpl
 
 
@@ -31,8 +29,8 @@ class SVFormer(AttentionMixer):
     )
 
     def plan(self) -> Plan:
-        plain = Plan.plain(self.shape.order)
-        return replace(plain, v_slot=(0,) * self.shape.num_steps)
+        steps = range(self.shape.num_steps)
+        return Plan.borrowing(self.shape.order, k_slot=steps, v_slot=(0,) * len(steps))
 
 
 @hookimpl

@@ -30,7 +30,7 @@ class State(NamedTuple):
     held: tuple[Tensor, ...]
 
 
-class UNet(Mixer):
+class UNet(Mixer[Config]):
     """Skips between mirrored depths.
 
     Depth t counts unrolled layers: h_t is the output of layer t, h_0 the embedding.
@@ -84,7 +84,6 @@ class UNet(Mixer):
             self.backout = nn.Parameter(torch.empty(1))
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
-        assert isinstance(self.config, Config)
         if self.skip_at:
             nn.init.zeros_(self.skip)
         if self.config.backout is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,6 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
+    AttentionInputs,
     AttentionMixer,
     AttentionState,
     Context,
@@ -20,8 +23,9 @@ from mixerzoo import (
     MixerError,
     Neutral,
     ParameterRole,
-    Site,
+    Plan,
     hookimpl,
+    ops,
 )
 
 
@@ -36,7 +40,7 @@ class Config(MixerConfig):
     )
 
 
-class ValueEmbedding(AttentionMixer):
+class ValueEmbedding(AttentionMixer[Config]):
     """v ← v + gate·E_l[token], before the cache write.
 
     The memory is (tokens,), int64 [B, T], up to the last layer that has a table.
@@ -44,8 +48,6 @@ class ValueEmbedding(AttentionMixer):
 
     name = "value_embedding"
     Config = Config
-    needs_own_kv = True
-    reads_stream = True
     card = MixerCard(
         title="Value embeddings",
         summary="Some layers add a learned, gated vector of the token itself to its value.",
@@ -105,16 +107,19 @@ class ValueEmbedding(AttentionMixer):
             raise MixerError("value_embedding looks tokens up by their ids, but the decoder was given embeddings")
         return (context.tokens,)
 
-    def mix_kv(
-        self, state: AttentionState, site: Site, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[AttentionState, Tensor, Tensor]:
-        if site.step not in self.steps:
+    def plan(self) -> Plan:
+        return replace(super().plan(), needs_own_kv=True)
+
+    def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        step, k, v = call.site.step, call.k, call.v
+        if step not in self.steps:
             return state, k, v
         (tokens,) = state.memory
-        added = self.tables[str(site.step)][tokens].unflatten(-1, (v.size(1), v.size(3))).transpose(1, 2)
-        if str(site.step) in self.gates:
-            added = self._gate(site.step, state.x).to(added.dtype) * added
-        memory = state.memory if site.step < self.steps[-1] else ()
+        added = self.tables[str(step)][tokens].unflatten(-1, (v.size(1), v.size(3))).transpose(1, 2)
+        if str(step) in self.gates:
+            stream = call.stream.v if isinstance(call.stream, AttentionInputs) else call.stream
+            added = self._gate(step, stream).to(added.dtype) * added
+        memory = state.memory if step < self.steps[-1] else ()
         return state._replace(memory=memory), k, v + added.to(v.dtype)
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
@@ -128,11 +133,10 @@ class ValueEmbedding(AttentionMixer):
 
     def _gate(self, step: int, x: Tensor) -> Tensor:
         """2σ(W·x̂[:c]) [B, G, T, 1] of the stream x [B, T, D]."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse_rms = torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.shape.norm_eps)
-        normed = exact[..., : self.gate_channels] * inverse_rms
+        inverse_rms = ops.inverse_rms(x, self.shape.norm_eps)
+        normed = x[..., : self.gate_channels].to(inverse_rms.dtype) * inverse_rms.unsqueeze(-1)
         weight = self.gates[str(step)]
-        logits = F.linear(normed.to(weight.dtype), weight).to(exact.dtype)
+        logits = F.linear(normed.to(weight.dtype), weight).to(inverse_rms.dtype)
         return 2 * logits.sigmoid().transpose(1, 2).unsqueeze(-1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     AttentionMixer,
     AttentionState,
     DecoderShape,
@@ -17,6 +19,7 @@ from mixerzoo import (
     MixerConfig,
     MixerError,
     Neutral,
+    Plan,
     Site,
     hookimpl,
 )
@@ -33,7 +36,7 @@ class Config(MixerConfig):
     gate: bool = Field(False, description="Scale the first layer's value by 2σ(θ), one θ per layer and kv head.")
 
 
-class ValueResidual(AttentionMixer):
+class ValueResidual(AttentionMixer[Config]):
     """v_l ← λ1·v_0 + λ2·v_l, of the new tokens only and before the cache write.
 
     The memory is (v_0,), [B, G, T, d], from the first layer up to the last.
@@ -41,7 +44,6 @@ class ValueResidual(AttentionMixer):
 
     name = "value_residual"
     Config = Config
-    needs_own_kv = True
     card = MixerCard(
         title="Value residual (ResFormer)",
         summary="Every layer attends over a mix of its own values and the first layer's.",
@@ -88,15 +90,17 @@ class ValueResidual(AttentionMixer):
         for gate in self.gates.values():
             nn.init.zeros_(gate)
 
-    def mix_kv(
-        self, state: AttentionState, site: Site, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[AttentionState, Tensor, Tensor]:
+    def plan(self) -> Plan:
+        return replace(super().plan(), needs_own_kv=True)
+
+    def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        site, v = call.site, call.v
         if site.step == 0:
             first = v
         else:
             (first,) = state.memory
             v = self._mix(site.step, first, v)
-        return state._replace(memory=(first,) if site.step < self.last_step else ()), k, v
+        return state._replace(memory=(first,) if site.step < self.last_step else ()), call.k, v
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         kept = self.shape.num_kv_heads * self.shape.head_dim if self.last_step else 0

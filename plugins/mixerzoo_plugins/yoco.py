@@ -21,7 +21,7 @@ class Config(MixerConfig):
     )
 
 
-class YOCO(AttentionMixer):
+class YOCO(AttentionMixer[Config]):
     """A self-decoder with windows, and a cross-decoder whose layers share one global slot, through the plan alone."""
 
     name = "yoco"
@@ -65,7 +65,7 @@ class YOCO(AttentionMixer):
         steps = range(self.shape.num_steps)
         slots = tuple(min(step, self.middle) for step in steps)
         windows = tuple(self.window if step < self.middle else None for step in steps)
-        return Plan(self.shape.order, slots, slots, windows)
+        return Plan.borrowing(self.shape.order, slots, slots, windows)
 
 
 @hookimpl

@@ -148,9 +148,9 @@ def test_flops_look_at_each_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
 PLANS = {
     "plain": Plan.plain((0, 1, 2, 3)),
     "looped": Plan.plain((0, 1, 2, 1, 2, 3)),
-    "shared keys and values": Plan((0, 1, 2, 3), (0, 0, 2, 2), (0, 0, 2, 2), (None,) * 4),
-    "shared values": Plan((0, 1, 2, 3), (0, 1, 2, 3), (0, 0, 0, 0), (None,) * 4),
-    "windows": Plan((0, 1, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3), (3, 5, None, 100)),
+    "shared keys and values": Plan.borrowing((0, 1, 2, 3), (0, 0, 2, 2), (0, 0, 2, 2), (None,) * 4),
+    "shared values": Plan.borrowing((0, 1, 2, 3), (0, 1, 2, 3), (0, 0, 0, 0), (None,) * 4),
+    "windows": Plan.borrowing((0, 1, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3), (3, 5, None, 100)),
 }
 
 

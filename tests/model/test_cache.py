@@ -38,7 +38,7 @@ def new_cache(plan: Plan, batch_size: int = 1, **options: Any) -> KVCache:
 def windowed(*windows: int | None) -> Plan:
     """Every step owns its slots."""
     steps = tuple(range(len(windows)))
-    return Plan(order=steps, k_slot=steps, v_slot=steps, windows=windows)
+    return Plan.borrowing(order=steps, k_slot=steps, v_slot=steps, windows=windows)
 
 
 def numbered(batch_size: int, num_tokens: int, first: float = 0.0) -> Tensor:
@@ -140,7 +140,7 @@ class CacheMachine(RuleBasedStateMachine):
         max_rollback: int,
         block_size: int,
     ) -> None:
-        plan = Plan(order=tuple(range(num_steps)), **data.draw(zoo.plans(num_steps), label="plan"))
+        plan = Plan.borrowing(order=tuple(range(num_steps)), **data.draw(zoo.plans(num_steps), label="plan"))
         self.cache = new_cache(
             plan, batch_size, max_length=max_length, max_rollback=max_rollback, block_size=block_size
         )
@@ -312,7 +312,7 @@ def test_tokens_are_kept_in_the_cache_s_dtype(dtype: torch.dtype) -> None:
 def test_elements_by_hand(length: int, data: st.DataObject) -> None:
     num_steps = data.draw(st.integers(1, 5))
     options = data.draw(zoo.plans(num_steps))
-    plan = Plan(order=tuple(range(num_steps)), **options)
+    plan = Plan.borrowing(order=tuple(range(num_steps)), **options)
     slots = [*enumerate(options["k_slot"]), *enumerate(options["v_slot"])]
     kept = [min(length, options["windows"][step] or length) for step, owner in slots if step == owner]
     assert plan.elements(shape(num_steps), length) == sum(kept) * HEADS * HEAD_DIM
@@ -458,7 +458,7 @@ def test_overflow_of_fixed_storage() -> None:
 
 
 def test_slots_that_are_not_there() -> None:
-    cache = new_cache(Plan(order=(0, 1), k_slot=(0, 0), v_slot=(0, 1), windows=(None, None)))
+    cache = new_cache(Plan.borrowing(order=(0, 1), k_slot=(0, 0), v_slot=(0, 1), windows=(None, None)))
     tokens = numbered(1, 1)
     with pytest.raises(CacheError, match="step 1 owns no keys"):
         cache.append(1, tokens, tokens)
@@ -550,23 +550,23 @@ def test_plans_that_cannot_be(
     k_slot: tuple[int, ...], v_slot: tuple[int, ...], windows: tuple[int | None, ...], message: str
 ) -> None:
     with pytest.raises(MixerError, match=message):
-        Plan(order=(0, 1), k_slot=k_slot, v_slot=v_slot, windows=windows)
+        Plan.borrowing(order=(0, 1), k_slot=k_slot, v_slot=v_slot, windows=windows)
 
 
 def test_a_slot_must_be_owned_by_the_step_that_it_names() -> None:
     with pytest.raises(MixerError, match="step 2 reads k_slot 1, which step 1 does not own"):
-        Plan(order=(0, 1, 2), k_slot=(0, 0, 1), v_slot=(0, 1, 2), windows=(None,) * 3)
+        Plan.borrowing(order=(0, 1, 2), k_slot=(0, 0, 1), v_slot=(0, 1, 2), windows=(None,) * 3)
 
 
 def test_windows_of_steps_that_own_nothing_are_ignored() -> None:
-    plan = Plan(order=(0, 1), k_slot=(0, 0), v_slot=(0, 0), windows=(3, 7))
+    plan = Plan.borrowing(order=(0, 1), k_slot=(0, 0), v_slot=(0, 0), windows=(3, 7))
     assert [plan.window(step) for step in range(2)] == [3, 3]
     assert plan.elements(shape(2), length=10) == 2 * 3 * HEADS * HEAD_DIM
 
 
 def test_a_plain_plan() -> None:
     plan = Plan.plain((0, 1, 1, 2))
-    assert plan == Plan(order=(0, 1, 1, 2), k_slot=(0, 1, 2, 3), v_slot=(0, 1, 2, 3), windows=(None,) * 4)
+    assert plan == Plan.borrowing(order=(0, 1, 1, 2), k_slot=(0, 1, 2, 3), v_slot=(0, 1, 2, 3), windows=(None,) * 4)
     assert all(plan.owns_k(step) and plan.owns_v(step) for step in range(4))
 
 

@@ -135,8 +135,8 @@ def test_cached_decoding_sees_an_adapter_of_the_expansion(mixer: str) -> None:
 def test_the_cache_holds_latents_and_weights_to_the_byte(case: Case) -> None:
     decoder = built(case)
     plan = decoder.plan
-    latents = len(set(plan.k_slot)) * (SIZES["kv_lora_rank"] + SIZES["qk_rope_head_dim"])
-    weights = 3 * sum(map(len, plan.latent_sources))
+    latents = len(plan.k_slots) * (SIZES["kv_lora_rank"] + SIZES["qk_rope_head_dim"])
+    weights = 3 * sum(len(plan.value_sources(step)) for step in range(len(plan.order)))
     cache = decoder.new_cache(2)
     decoder(zoo.some_tokens(2, 9), cache)
     if not any(plan.windows):
@@ -147,7 +147,7 @@ def test_the_cache_holds_latents_and_weights_to_the_byte(case: Case) -> None:
 def test_depth_attention_keeps_h_weights_for_each_source_and_step() -> None:
     # L = 6, s = 3: steps 1 to 3 read layer 0, steps 4 and 5 read 0 and 3; each adds itself.
     decoder = built(Case("depth_attention", {"stride": 3}), num_layers=6)
-    assert [len(sources) for sources in decoder.plan.latent_sources] == [0, 2, 2, 2, 3, 3]
+    assert [len(decoder.plan.value_sources(step)) for step in range(6)] == [0, 2, 2, 2, 3, 3]
     assert decoder.plan.elements(decoder.shape) == 6 * (7 + 4) + 3 * (3 * 2 + 2 * 3)
 
 

@@ -219,8 +219,8 @@ def test_sources_of_lime_are_raw() -> None:
 
 
 def test_moda_on_one_layer_keeps_the_attention_backend() -> None:
-    assert zoo.build("moda", {}, {}).mixer.defines("depth_kv")
-    assert not zoo.build("moda", {}, {"num_layers": 1}).mixer.defines("depth_kv")
+    assert zoo.build("moda", {}, {}).plan.hooks.__contains__("depth_kv")
+    assert not zoo.build("moda", {}, {"num_layers": 1}).plan.hooks.__contains__("depth_kv")
 
 
 @pytest.mark.parametrize("layers", [2, 5])

@@ -28,8 +28,8 @@ def test_the_plan_is_the_paper_s(mixer: str, data: st.DataObject, model: dict[st
     plan = zoo.build(mixer, options, model).plan
     num_steps = len(plan.order)
     expected = [zoo.NAIVE[mixer].slots(step, num_steps, **options) for step in range(num_steps)]
-    assert list(plan.k_slot) == [k for k, _, _ in expected]
-    assert list(plan.v_slot) == [v for _, v, _ in expected]
+    assert [read[0] for read in plan.k_reads] == [k for k, _, _ in expected]
+    assert [read[0] for read in plan.v_reads] == [v for _, v, _ in expected]
     assert [plan.window(step) for step in range(num_steps)] == [window for _, _, window in expected]
 
 
@@ -92,8 +92,8 @@ def test_layers_that_borrow_in_every_run_have_no_projection(
     decoder = zoo.build(mixer, data.draw(zoo.OPTIONS[mixer], label="options"), model)
     plain = zoo.build("residual", {}, model)
     shape, order = decoder.shape, decoder.plan.order
-    own_k = {layer for step, layer in enumerate(order) if decoder.plan.k_slot[step] == step}
-    own_v = {layer for step, layer in enumerate(order) if decoder.plan.v_slot[step] == step}
+    own_k = {layer for step, layer in enumerate(order) if decoder.plan.owns_k(step)}
+    own_v = {layer for step, layer in enumerate(order) if decoder.plan.owns_v(step)}
     for layer in range(shape.num_layers):
         names = {name for name, _ in decoder.model.layers[layer].self_attn.named_parameters()}
         assert ("k_proj.weight" in names) == (layer in own_k)

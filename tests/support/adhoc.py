@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mixerzoo import (
+    AttentionCall,
     AttentionInputs,
     AttentionMixer,
     AttentionState,
@@ -38,8 +38,7 @@ class Planned(Residual):
     Config = PlannedConfig
 
     def plan(self) -> Plan:
-        assert isinstance(self.config, PlannedConfig)
-        return Plan(self.shape.order, self.config.k_slot, self.config.v_slot, self.config.windows)
+        return Plan.borrowing(self.shape.order, self.config.k_slot, self.config.v_slot, self.config.windows)
 
 
 class SeparateConfig(MixerConfig):
@@ -55,7 +54,7 @@ class SeparateState(NamedTuple):
     embedding: Tensor
 
 
-class Separate(Mixer):
+class Separate(Mixer[SeparateConfig]):
     """Queries read the stream x, values the embedding e, keys x + back · e."""
 
     name = "separate"
@@ -66,7 +65,6 @@ class Separate(Mixer):
         return SeparateState(x, x)
 
     def read(self, state: SeparateState, site: Site) -> Tensor | AttentionInputs:
-        assert isinstance(self.config, SeparateConfig)
         if site.branch == "mlp":
             return state.x
         return AttentionInputs(q=state.x, k=state.x + self.config.back * state.embedding, v=state.embedding)
@@ -84,10 +82,8 @@ class RawMixed(AttentionMixer):
     name = "raw_mixed"
     card = Residual.card
 
-    def mix_raw_kv(
-        self, state: AttentionState, site: Site, k: Tensor, v: Tensor
-    ) -> tuple[AttentionState, Tensor, Tensor]:
-        raw = (k, v)
+    def mix_raw_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        raw = k, v = call.k, call.v
         if state.memory:
             k, v = k + state.memory[0] / 2, v - state.memory[1] / 2
         return state._replace(memory=raw), k, v
@@ -110,9 +106,8 @@ class DepthJoined(AttentionMixer):
     def remember(self, x: Tensor, context: Context) -> Joined:
         return Joined((), (), ())
 
-    def mix_kv(
-        self, state: AttentionState, site: Site, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[AttentionState, Tensor, Tensor]:
+    def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        k, v = call.k, call.v
         keys, values, light = state.memory
         return state._replace(memory=Joined((*keys, k), (*values, v), light)), k, v
 
@@ -122,14 +117,12 @@ class DepthJoined(AttentionMixer):
             return memory
         return memory._replace(light=(*memory.light, y[:, None, :, : self.shape.head_dim]))
 
-    def depth_kv(
-        self, state: AttentionState, site: Site, q: Tensor, rotate: Callable[[Tensor], Tensor]
-    ) -> DepthEntries | None:
-        if not site.step:
+    def depth_kv(self, state: AttentionState, call: AttentionCall) -> DepthEntries | None:
+        if not call.site.step:
             return None
         keys, values, light = state.memory
         light = tuple(x.expand(-1, self.shape.num_kv_heads, -1, -1) for x in light)
-        k = torch.stack([*keys[:-1], *map(rotate, light)], dim=3)
+        k = torch.stack([*keys[:-1], *map(call.rotate, light)], dim=3)
         return DepthEntries(k, torch.stack([*values[:-1], *light], dim=3))
 
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     AttentionInputs,
     Context,
     DecoderShape,
@@ -271,7 +272,8 @@ class ShiftsTokens(Residual):
 class MixesAfterTheCache(Residual):
     """Adds the value of the token before, which in decoding is in the cache and not in the call."""
 
-    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mix_kv(self, state: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        k, v = call.k, call.v
         return state, k, v + 0.5 * torch.cat([torch.zeros_like(v[:, :, :1]), v[:, :, :-1]], dim=2)
 
 
@@ -279,8 +281,9 @@ class MixesAfterTheCache(Residual):
 class MixesRawValuesWhenDecoding(DepthAttention):
     """Keeps raw values for later layers where one token comes alone, mixed ones elsewhere."""
 
-    def mix_kv(self, state: Any, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Tensor, Tensor]:
-        new, k, mixed = super().mix_kv(state, site, q, k, v)
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        site, q, k, v = call.site, call.q, call.k, call.v
+        new, k, mixed = super().mix_kv(state, call)
         if q.size(2) == 1 and new.kept and site.step in self.held[site.step]:
             new = new._replace(kept=(*new.kept[:-1], depth_attention.KeyValue(k, v)))
         return new, k, mixed
@@ -352,7 +355,7 @@ class SharedKeys(Residual):
 
     def plan(self) -> Plan:
         first = (0,) * self.shape.num_steps
-        return Plan(self.shape.order, first, first, (None,) * self.shape.num_steps)
+        return Plan.borrowing(self.shape.order, first, first, (None,) * self.shape.num_steps)
 
 
 @caught_by("last_token")
@@ -482,7 +485,8 @@ class MutatesOutput(Residual):
 class MutatesQuery(Residual):
     """Normalises the query for its own use, in place."""
 
-    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mix_kv(self, state: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = call.q, call.k, call.v
         weight = q.div_(1 + q.norm(dim=-1, keepdim=True)).mean((1, 3), keepdim=True)
         return state, k, v * (1 + weight)
 
@@ -491,7 +495,8 @@ class MutatesQuery(Residual):
 class MutatesKey(Residual):
     """Scales keys in place."""
 
-    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mix_kv(self, state: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        k, v = call.k, call.v
         return state, k.mul_(0.5), v
 
 
@@ -499,7 +504,8 @@ class MutatesKey(Residual):
 class MutatesValue(DepthAttention):
     """Scales values in place before it mixes them."""
 
-    def mix_kv(self, state: Any, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Tensor, Tensor]:
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        site, q, k, v = call.site, call.q, call.k, call.v
         return super().mix_kv(state, site, q, k, v.mul_(0.5))
 
 
@@ -613,23 +619,17 @@ class ReadsOneChannel(Residual):
 class DropsTheState(Residual):
     """Returns what it mixed and no state."""
 
-    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def mix_kv(self, state: Tensor, call: AttentionCall) -> Any:
+        k, v = call.k, call.v
         return k, v
-
-
-@caught_by("returns")
-class DeniesItsHook(DepthAttention):
-    """Mixes, and says that it does not, so that a composition would not ask it."""
-
-    def defines(self, hook: str) -> bool:
-        return hook != "mix_kv" and super().defines(hook)
 
 
 @caught_by("returns")
 class SharesOneValueHead(Residual):
     """Gives all key/value heads the values of the first, without saying so: attention broadcasts them."""
 
-    def mix_kv(self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mix_kv(self, state: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        k, v = call.k, call.v
         return state, k, v[:, :1]
 
 
@@ -660,16 +660,6 @@ class ChangesItsPlan(Residual):
     def plan(self) -> Plan:
         self.asked += 1
         return replace(super().plan(), windows=(self.asked,) * self.shape.num_steps)
-
-
-@caught_by("kv_bytes")
-class DeniesItsPlan(SharedKeys):
-    """Plans, and says that it does not, so that a composition would give the plan to another part."""
-
-    card = replace(Residual.card, kv_bytes="2·G·d·e")
-
-    def defines(self, hook: str) -> bool:
-        return hook != "plan" and super().defines(hook)
 
 
 @caught_by("in_flight_bytes")
@@ -792,7 +782,8 @@ class WritesNoEquation(Residual):
 class NotNeutralAtDepthOne(DepthAttention):
     """A null source takes part of the value even where there is no other."""
 
-    def mix_kv(self, state: Any, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Tensor, Tensor]:
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        site, q, k, v = call.site, call.q, call.k, call.v
         return super().mix_kv(state, site, q, k, 0.5 * v)
 
 
@@ -1162,8 +1153,9 @@ class SplitsInputsOfTheMlp(Residual):
 class MixesRawValues(DepthAttention):
     """Later layers get raw values in place of mixed ones: sound in itself, and another method."""
 
-    def mix_kv(self, state: Any, site: Site, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Tensor, Tensor]:
-        new, k, mixed = super().mix_kv(state, site, q, k, v)
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        site, k, v = call.site, call.k, call.v
+        new, k, mixed = super().mix_kv(state, call)
         kept = new.memory.kept
         if kept and site.step in self.held[site.step]:
             kept = (*kept[:-1], kept[-1]._replace(v=kept[-1].v if kept[-1].v is None else v))

@@ -22,7 +22,7 @@ import adhoc
 import naive
 from case import LOOPED, POST_ROPE, Case
 from mixerzoo import Decoder, LoopConfig, Mixer, MixerError, ModelConfig, load_registry
-from mixerzoo.model.decoder import materialize
+from mixerzoo.model import materialize
 from mixerzoo.testing import Reference
 from mixerzoo.testing.against import trace
 from mixerzoo.testing.reference import Trace

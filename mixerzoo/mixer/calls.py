@@ -1,0 +1,90 @@
+"""What passes between a decoder and its mixer.
+
+Letters in shapes: B batch, T tokens of this call, D hidden size, H query heads, G key/value heads, d head_dim,
+N sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from mixerzoo.mixer.shape import Site
+
+#: A mixer's state: a tensor or a (named, possibly nested) tuple of tensors. It is a value: passed in,
+#: returned, never mutated, never kept on a module.
+State: TypeAlias = Any
+
+
+class Context(NamedTuple):
+    """What a forward knows besides the embeddings.
+
+    Attributes:
+        tokens: token ids, int64 [B, T], or None where the caller passed embeddings instead.
+        earlier: for a mixer whose plan has a tail of n vectors: n tensors [B, T, width], entry i − 1 with the vectors
+            of the tokens i places before, and zeros where there is no such token: at the beginning of a sequence, of
+            a packed document, and after padding. Else empty.
+    """
+
+    tokens: Tensor | None
+    earlier: tuple[Tensor, ...] = ()
+
+
+class AttentionInputs(NamedTuple):
+    """Separate inputs [B, T, D] for the query, key and value projections of one attention sublayer.
+
+    The layer's input norm is applied to each.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class AttentionCall(NamedTuple):
+    """What the attention hooks of a mixer are told.
+
+    Attributes:
+        site: an attention site.
+        stream: what the mixer let the sublayer read, before its input norm: [B, T, D], or three.
+        x: the same after the norm, which the projections read.
+        q: queries [B, H, T, d], after head norm and RoPE.
+        k: keys [B, G, T, d]: projected ones in `Mixer.mix_raw_kv`, else after head norm and RoPE. `Mixer.depth_kv`
+            finds what is attended to there, and None where the step has no keys of its own.
+        v: values [B, G, T, d], likewise.
+        rotate: applies the tokens' RoPE to heads [B, any, T, d] that have none yet.
+    """
+
+    site: Site
+    stream: Tensor | AttentionInputs
+    x: Tensor | AttentionInputs
+    q: Tensor
+    k: Any
+    v: Any
+    rotate: Callable[[Tensor], Tensor]
+
+
+class DepthEntries(NamedTuple):
+    """Keys and values of a token's own depth that join its softmax over the sequence.
+
+    Attributes:
+        k: [B, G, T, N, d], as the query is compared with them: after RoPE.
+        v: [B, G, T, N, d].
+    """
+
+    k: Tensor
+    v: Tensor
+
+
+class MixingWeights(NamedTuple):
+    """How a mixer weighs its sources at one site, for inspection.
+
+    Attributes:
+        weights: [N], or [B, T, N], or for heads [B, G, T, N]; Σ_i weights_i · sources_i is what the site gets.
+        sources: N tensors, [B, T, D] each, or heads [B, G, T, d].
+    """
+
+    weights: Tensor
+    sources: tuple[Tensor, ...]
