@@ -84,8 +84,10 @@ def trace(decoder: Decoder, reference: Reference, tokens: list[int]) -> Trace:
         rope_theta=config.rope_theta,
         k_norm=config.k_norm,
         scale_embeddings=config.scale_embeddings,
-        k_slot=tuple(read[0] for read in decoder.plan.k_reads),
-        v_slot=tuple(read[-1] for read in decoder.plan.v_reads),
+        k_writes=decoder.plan.k_writes,
+        v_writes=decoder.plan.v_writes,
+        k_reads=decoder.plan.k_reads,
+        v_reads=decoder.plan.v_reads,
         windows=decoder.plan.windows,
         latent=latent,
     )

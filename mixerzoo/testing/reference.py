@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,10 +46,13 @@ class Sizes(NamedTuple):
         rope_theta: base of the rotary embedding.
         k_norm: "pre_rope" (the key norm comes before RoPE) or "post_rope" (after it).
         scale_embeddings: multiply embeddings by √D.
-        k_slot: the step whose keys each step attends to; None: its own.
-        v_slot: the step whose values each step attends to; None: its own.
+        k_writes: the slot, a number below that of the steps, that each step puts its own keys in, in place of what an
+            earlier step put there for the same token, or None where it has no keys; None altogether: its own number.
+        v_writes: likewise for values.
+        k_reads: the slots whose keys each step attends to, fused if they are several; None: its own.
+        v_reads: likewise for values. With latent attention the last one's alone.
         windows: how many most recent tokens (the present one included) can be seen in the keys and values of
-            each step; None: all.
+            each slot; None: all.
         latent: sizes of latent attention, or None for grouped-query attention.
     """
 
@@ -61,8 +64,10 @@ class Sizes(NamedTuple):
     rope_theta: float = 10000.0
     k_norm: str = "pre_rope"
     scale_embeddings: bool = False
-    k_slot: tuple[int, ...] | None = None
-    v_slot: tuple[int, ...] | None = None
+    k_writes: tuple[int | None, ...] | None = None
+    v_writes: tuple[int | None, ...] | None = None
+    k_reads: tuple[tuple[int, ...], ...] | None = None
+    v_reads: tuple[tuple[int, ...], ...] | None = None
     windows: tuple[int | None, ...] | None = None
     latent: Latent | None = None
 
@@ -79,7 +84,8 @@ class TokenMixer:
     """How one token's vector travels through the depth of the decoder. This base is the plain residual stream.
 
     One is made for every token. For every step it is asked: `read`, `mix_raw_kv`, `mix_kv`, `depth_kv`, `write`
-    (attention), `read`, `write` (MLP); at the end `finish`. A subclass keeps what it must remember on itself.
+    (attention), `read`, `write` (MLP); at the end `finish`. A subclass keeps what it must remember on itself. What an
+    attention's projections read, three normed vectors [D] for q, k and v, is in ``self.normed`` when its hooks are asked.
 
     ``step`` is the unrolled depth from 0, ``layer`` the physical layer whose weights run there (another number in
     looped decoders), ``branch`` is "attention" or "mlp".
@@ -88,8 +94,13 @@ class TokenMixer:
         embedding: of the token [D].
     """
 
+    normed: tuple[Tensor, Tensor, Tensor]
+
     def __init__(self, embedding: Tensor) -> None:
         self.x = embedding
+
+    def follow(self, before: Sequence[Any]) -> None:
+        """Look at the mixers of the tokens before, the nearest last, once they are done and before this one begins."""
 
     def read(self, step: int, layer: int, branch: str) -> Vectors:
         """The vector [D] that the sublayer's norm reads; for attention possibly three, for q, k and v."""
@@ -124,6 +135,19 @@ class TokenMixer:
         """
         return k, v
 
+    def fuse_kv(
+        self, step: int, layer: int, keys: list[list[Tensor]], values: list[list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """One token's keys and values, of any token so far, from those in all slots that a step reads.
+
+        Args:
+            step: from 0.
+            layer: the physical layer.
+            keys: G keys [d] of each slot, as they are stored.
+            values: G values [d] of each slot.
+        """
+        raise NotImplementedError
+
     def depth_kv(self, step: int, layer: int, q: list[Tensor], rotate: Rotation) -> tuple[Heads, Heads]:
         """Keys and values of this token that join its softmax over the sequence: N entries of G vectors [d] each.
 
@@ -153,7 +177,7 @@ class Trace(NamedTuple):
 
     Attributes:
         logits: [T, V].
-        keys: keys[step][t][g], the key [d] that attention reads: after mixing. Empty for steps that borrow keys.
+        keys: keys[slot][t][g], the key [d] that the slot holds: after mixing. Empty for slots that nobody writes.
         values: likewise.
         mixers: the mixer of each token.
     """
@@ -180,7 +204,10 @@ def run(weights: Mapping[str, Tensor], sizes: Sizes, begin: Begin, tokens: Seque
     values: list[Heads] = [[] for _ in sizes.order]
     latents: list[list[tuple[Tensor, Tensor]]] = [[] for _ in sizes.order]
     steps = tuple(range(len(sizes.order)))
-    k_slot, v_slot, windows = sizes.k_slot or steps, sizes.v_slot or steps, sizes.windows or (None,) * len(steps)
+    k_writes, v_writes = sizes.k_writes or steps, sizes.v_writes or steps
+    alone = tuple((step,) for step in steps)
+    k_reads, v_reads = sizes.k_reads or alone, sizes.v_reads or alone
+    windows = sizes.windows or (None,) * len(steps)
     prefixes = [f"model.layers.{layer}." for layer in range(max(sizes.order) + 1)]
     layers = [{n.removeprefix(p): w for n, w in weights.items() if n.startswith(p)} for p in prefixes]
     logits, mixers = [], []
@@ -189,13 +216,15 @@ def run(weights: Mapping[str, Tensor], sizes: Sizes, begin: Begin, tokens: Seque
         if sizes.scale_embeddings:
             x_0 = x_0 * math.sqrt(len(x_0))
         mixer = begin(x_0, token)
+        mixer.follow(mixers)
         turn = partial(rotate, position=position, theta=sizes.rope_theta)
         for step, layer in enumerate(sizes.order):
             own = layers[layer]
             x = mixer.read(step, layer, "attention")
             inputs = x if isinstance(x, tuple) else (x, x, x)
             x_q, x_k, x_v = (rms_norm(part, own["input_layernorm.weight"], sizes.norm_eps) for part in inputs)
-            owns_k, owns_v = k_slot[step] == step, v_slot[step] == step
+            mixer.normed = x_q, x_k, x_v
+            owns_k, owns_v = k_writes[step] is not None, v_writes[step] is not None
             if sizes.latent is None:
                 q = queries(own, sizes, x_q, turn)
                 k = heads_of(own["self_attn.k_proj.weight"] @ x_k, sizes) if owns_k else []
@@ -205,20 +234,23 @@ def run(weights: Mapping[str, Tensor], sizes: Sizes, begin: Begin, tokens: Seque
                 k = normed_keys(own, sizes, k, turn)
             else:
                 q = latent_queries(own, sizes, x_q, turn)
-                latents[step] += [new_latent(own, sizes, x_k, turn)] if owns_k else []
-                k, v = latent_heads(own, sizes, latents[step][-1]) if owns_k else ([], [])
+                latent = new_latent(own, sizes, x_k, turn)
+                _put(latents, k_writes[step], position, latent)
+                k, v = latent_heads(own, sizes, latent) if owns_k else ([], [])
             if owns_k and owns_v:
                 k, v = mixer.mix_kv(step, layer, q, k, v)
-            keys[step] += [k] if owns_k else []
-            values[step] += [v] if owns_v else []
-            seen_k, seen_v = keys[k_slot[step]], values[v_slot[step]]
+            _put(keys, k_writes[step], position, k)
+            _put(values, v_writes[step], position, v)
             if sizes.latent is not None and not owns_k:
                 # What is shared is the latent; each layer expands it with weights of its own.
-                expanded = [latent_heads(own, sizes, latent) for latent in latents[k_slot[step]]]
-                seen_k, seen_v = [k for k, _ in expanded], [v for _, v in expanded]
-            first_seen = max(0, position + 1 - (windows[k_slot[step]] or position + 1))
+                seen = [latent_heads(own, sizes, latent) for latent in latents[k_reads[step][0]]]
+            elif sizes.latent is not None:
+                seen = list(zip(keys[k_reads[step][0]], values[v_reads[step][-1]], strict=True))
+            else:
+                seen = _fused(mixer, step, layer, [keys[s] for s in k_reads[step]], [values[s] for s in v_reads[step]])
+            seen = seen[max(0, position + 1 - (windows[k_reads[step][0]] or position + 1)) :]
             depth_k, depth_v = mixer.depth_kv(step, layer, q, turn)
-            heads = attend(q, seen_k[first_seen:] + depth_k, seen_v[first_seen:] + depth_v)
+            heads = attend(q, [k for k, _ in seen] + depth_k, [v for _, v in seen] + depth_v)
             mixer.write(step, layer, "attention", own["self_attn.o_proj.weight"] @ torch.cat(heads))
 
             x = mixer.read(step, layer, "mlp")
@@ -228,6 +260,22 @@ def run(weights: Mapping[str, Tensor], sizes: Sizes, begin: Begin, tokens: Seque
         logits.append(head @ rms_norm(mixer.finish(), weights["model.norm.weight"], sizes.norm_eps))
         mixers.append(mixer)
     return Trace(torch.stack(logits), keys, values, mixers)
+
+
+def _put(slots: list[list[Any]], slot: int | None, position: int, content: Any) -> None:
+    """Put what a token has into a slot, in place of what an earlier step put there for it."""
+    if slot is not None:
+        slots[slot][position:] = [content]
+
+
+def _fused(
+    mixer: TokenMixer, step: int, layer: int, keys: list[Heads], values: list[Heads]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Keys and values of every token so far, from the slots that a step reads."""
+    if len(keys) == 1 and len(values) == 1:
+        return list(zip(keys[0], values[0], strict=True))
+    tokens = range(len(keys[0]))
+    return [mixer.fuse_kv(step, layer, [slot[t] for slot in keys], [slot[t] for slot in values]) for t in tokens]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -431,7 +431,7 @@ def test_what_a_hook_may_return(site: SitePackages, returned: str) -> None:
         ("name = ''", "mixer class Own is named ''; a name"),
         ("name = '../own'", "mixer class Own is named '../own'; a name"),
         ("name = 'own\\n'", "mixer class Own is named 'own\\n'; a name"),
-        ("api_version = '1'", "mixer 'own': api_version is '1'; it must be a whole number: api_version = 1"),
+        ("api_version = '1'", "mixer 'own': api_version is '1'; it must be a whole number: api_version = 2"),
         ("api_version = None", "mixer 'own': api_version is None; it must be a whole number"),
         ("api_version = True", "mixer 'own': api_version is True; it must be a whole number"),
         ("card = {'title': 'Own'}", "mixer 'own': card is {'title': 'Own'}, not a mixerzoo.MixerCard"),

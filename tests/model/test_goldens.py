@@ -14,7 +14,7 @@ from torch import Tensor
 
 import zoo
 from golden_cases import NAMES, Golden, golden
-from mixerzoo import Decoder, load_checkpoint
+from mixerzoo import AttentionCall, Decoder, load_checkpoint
 from mixerzoo.errors import CheckpointError
 
 LOGITS = [(name, order) for name in NAMES for order in golden(name).k_norms]
@@ -106,9 +106,9 @@ def test_mixed_values_depth_weights_and_hidden_states(name: str, directories: di
         stored[slot] = v
         return append(slot, k, v)
 
-    def mixing(state: Any, site: Any, q: Tensor, k: Tensor, v: Tensor) -> Any:
-        raw[site.step] = (q, k, v)
-        return mix_kv(state, site, q, k, v)
+    def mixing(state: Any, call: AttentionCall) -> Any:
+        raw[call.site.step] = (call.q, call.k, call.v)
+        return mix_kv(state, call)
 
     def reading(state: Any, site: Any) -> Any:
         if site.branch == "attention":

@@ -219,8 +219,8 @@ def test_sources_of_lime_are_raw() -> None:
 
 
 def test_moda_on_one_layer_keeps_the_attention_backend() -> None:
-    assert zoo.build("moda", {}, {}).plan.hooks.__contains__("depth_kv")
-    assert not zoo.build("moda", {}, {"num_layers": 1}).plan.hooks.__contains__("depth_kv")
+    assert "depth_kv" in zoo.build("moda", {}, {}).plan.hooks
+    assert "depth_kv" not in zoo.build("moda", {}, {"num_layers": 1}).plan.hooks
 
 
 @pytest.mark.parametrize("layers", [2, 5])
@@ -242,7 +242,8 @@ def test_scores_along_depth_do_not_depend_on_the_position() -> None:
     q = torch.randn(1, 4, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     state = mixer.start(torch.zeros(1, 1, 16, dtype=torch.float64), Context(tokens[:, :1]))
     sites = mixer.shape.sites()
-    state, _, _ = mixer.mix_kv(state, sites[0], q, k, k)
+    stream = torch.zeros(1, 1, 16, dtype=torch.float64)
+    state, _, _ = mixer.mix_kv(state, AttentionCall(sites[0], stream, stream, q, k, k, lambda x: x))
     for site in sites[:2]:
         state = mixer.write(state, site, torch.ones(1, 1, 16, dtype=torch.float64))
     scores = []
@@ -253,7 +254,7 @@ def test_scores_along_depth_do_not_depend_on_the_position() -> None:
             turned = [first * cos(angle) - second * sin(angle), second * cos(angle) + first * sin(angle)]
             return torch.cat(turned, dim=-1)
 
-        entries = mixer.depth_kv(state, sites[2], rotate(q), rotate)
+        entries = mixer.depth_kv(state, AttentionCall(sites[2], stream, stream, rotate(q), k, k, rotate))
         assert entries.k.shape == (1, 2, 1, 2, 6)
         # The attention's key has its RoPE already, and is left as it is; the MLP's is turned with the query.
         assert torch.equal(entries.k[..., 0, :], k)

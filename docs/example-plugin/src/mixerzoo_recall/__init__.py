@@ -25,11 +25,11 @@ class State(NamedTuple):
     embedding: Tensor
 
 
-class Recall(Mixer):
+class Recall(Mixer[Config]):
     """x ← a·x + b·x_0 after a block. Depth t counts unrolled blocks from 1."""
 
     name = "recall"
-    api_version = 1
+    api_version = 2
     Config = Config
     card = MixerCard(
         title="Recall",
