@@ -84,8 +84,8 @@ class TokenMixer:
     """How one token's vector travels through the depth of the decoder. This base is the plain residual stream.
 
     One is made for every token. For every step it is asked: `read`, `mix_raw_kv`, `mix_kv`, `depth_kv`, `write`
-    (attention), `read`, `write` (MLP); at the end `finish`. A subclass keeps what it must remember on itself. What an
-    attention's projections read, three normed vectors [D] for q, k and v, is in ``self.normed`` when its hooks are asked.
+    (attention), `read`, `write` (MLP); at the end `finish`. A subclass keeps what it must remember on itself. When the
+    hooks of an attention are asked, ``self.normed`` has what its projections read: three vectors [D], for q, k and v.
 
     ``step`` is the unrolled depth from 0, ``layer`` the physical layer whose weights run there (another number in
     looped decoders), ``branch`` is "attention" or "mlp".
@@ -200,82 +200,98 @@ def run(weights: Mapping[str, Tensor], sizes: Sizes, begin: Begin, tokens: Seque
     """
     embedding = weights["model.embed_tokens.weight"]
     head = weights.get("lm_head.weight", embedding)
-    keys: list[Heads] = [[] for _ in sizes.order]
-    values: list[Heads] = [[] for _ in sizes.order]
-    latents: list[list[tuple[Tensor, Tensor]]] = [[] for _ in sizes.order]
-    steps = tuple(range(len(sizes.order)))
-    k_writes, v_writes = sizes.k_writes or steps, sizes.v_writes or steps
-    alone = tuple((step,) for step in steps)
-    k_reads, v_reads = sizes.k_reads or alone, sizes.v_reads or alone
-    windows = sizes.windows or (None,) * len(steps)
     prefixes = [f"model.layers.{layer}." for layer in range(max(sizes.order) + 1)]
     layers = [{n.removeprefix(p): w for n, w in weights.items() if n.startswith(p)} for p in prefixes]
-    logits, mixers = [], []
+    attention = _Attention(sizes)
+    logits: list[Tensor] = []
+    mixers: list[TokenMixer] = []
     for position, token in enumerate(tokens):
         x_0 = embedding[token]
         if sizes.scale_embeddings:
             x_0 = x_0 * math.sqrt(len(x_0))
         mixer = begin(x_0, token)
         mixer.follow(mixers)
-        turn = partial(rotate, position=position, theta=sizes.rope_theta)
         for step, layer in enumerate(sizes.order):
             own = layers[layer]
-            x = mixer.read(step, layer, "attention")
-            inputs = x if isinstance(x, tuple) else (x, x, x)
-            x_q, x_k, x_v = (rms_norm(part, own["input_layernorm.weight"], sizes.norm_eps) for part in inputs)
-            mixer.normed = x_q, x_k, x_v
-            owns_k, owns_v = k_writes[step] is not None, v_writes[step] is not None
-            if sizes.latent is None:
-                q = queries(own, sizes, x_q, turn)
-                k = heads_of(own["self_attn.k_proj.weight"] @ x_k, sizes) if owns_k else []
-                v = heads_of(own["self_attn.v_proj.weight"] @ x_v, sizes) if owns_v else []
-                if owns_k and owns_v:
-                    k, v = mixer.mix_raw_kv(step, layer, k, v)
-                k = normed_keys(own, sizes, k, turn)
-            else:
-                q = latent_queries(own, sizes, x_q, turn)
-                latent = new_latent(own, sizes, x_k, turn)
-                _put(latents, k_writes[step], position, latent)
-                k, v = latent_heads(own, sizes, latent) if owns_k else ([], [])
-            if owns_k and owns_v:
-                k, v = mixer.mix_kv(step, layer, q, k, v)
-            _put(keys, k_writes[step], position, k)
-            _put(values, v_writes[step], position, v)
-            if sizes.latent is not None and not owns_k:
-                # What is shared is the latent; each layer expands it with weights of its own.
-                seen = [latent_heads(own, sizes, latent) for latent in latents[k_reads[step][0]]]
-            elif sizes.latent is not None:
-                seen = list(zip(keys[k_reads[step][0]], values[v_reads[step][-1]], strict=True))
-            else:
-                seen = _fused(mixer, step, layer, [keys[s] for s in k_reads[step]], [values[s] for s in v_reads[step]])
-            seen = seen[max(0, position + 1 - (windows[k_reads[step][0]] or position + 1)) :]
-            depth_k, depth_v = mixer.depth_kv(step, layer, q, turn)
-            heads = attend(q, [k for k, _ in seen] + depth_k, [v for _, v in seen] + depth_v)
-            mixer.write(step, layer, "attention", own["self_attn.o_proj.weight"] @ torch.cat(heads))
-
+            mixer.write(step, layer, "attention", attention(mixer, own, step, layer, position))
             x = mixer.read(step, layer, "mlp")
             assert isinstance(x, Tensor)
             normed = rms_norm(x, own["post_attention_layernorm.weight"], sizes.norm_eps)
             mixer.write(step, layer, "mlp", swiglu(own, normed))
         logits.append(head @ rms_norm(mixer.finish(), weights["model.norm.weight"], sizes.norm_eps))
         mixers.append(mixer)
-    return Trace(torch.stack(logits), keys, values, mixers)
+    return Trace(torch.stack(logits), attention.keys, attention.values, mixers)
+
+
+class _Attention:
+    """The attention of all steps, and the slots that they write and read."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        steps = tuple(range(len(sizes.order)))
+        alone = tuple((step,) for step in steps)
+        self.sizes = sizes
+        self.keys: list[Heads] = [[] for _ in steps]
+        self.values: list[Heads] = [[] for _ in steps]
+        self.latents: list[list[tuple[Tensor, Tensor]]] = [[] for _ in steps]
+        self.k_writes, self.v_writes = sizes.k_writes or steps, sizes.v_writes or steps
+        self.k_reads, self.v_reads = sizes.k_reads or alone, sizes.v_reads or alone
+        self.windows = sizes.windows or (None,) * len(steps)
+
+    def __call__(self, mixer: TokenMixer, own: Mapping[str, Tensor], step: int, layer: int, position: int) -> Tensor:
+        """The output [D] of a step's attention for one token."""
+        sizes = self.sizes
+        turn = partial(rotate, position=position, theta=sizes.rope_theta)
+        x = mixer.read(step, layer, "attention")
+        inputs = x if isinstance(x, tuple) else (x, x, x)
+        x_q, x_k, x_v = (rms_norm(part, own["input_layernorm.weight"], sizes.norm_eps) for part in inputs)
+        mixer.normed = x_q, x_k, x_v
+        k_slot, v_slot = self.k_writes[step], self.v_writes[step]
+        k: list[Tensor] = []
+        v: list[Tensor] = []
+        if sizes.latent is None:
+            q = queries(own, sizes, x_q, turn)
+            k = k if k_slot is None else heads_of(own["self_attn.k_proj.weight"] @ x_k, sizes)
+            v = v if v_slot is None else heads_of(own["self_attn.v_proj.weight"] @ x_v, sizes)
+            if k and v:
+                k, v = mixer.mix_raw_kv(step, layer, k, v)
+            k = normed_keys(own, sizes, k, turn)
+        else:
+            q = latent_queries(own, sizes, x_q, turn)
+            if k_slot is not None:
+                latent = new_latent(own, sizes, x_k, turn)
+                _put(self.latents, k_slot, position, latent)
+                k, v = latent_heads(own, sizes, latent)
+        if k and v:
+            k, v = mixer.mix_kv(step, layer, q, k, v)
+        _put(self.keys, k_slot, position, k)
+        _put(self.values, v_slot, position, v)
+        window = self.windows[self.k_reads[step][0]] or position + 1
+        seen = self._seen(mixer, own, step, layer)[max(0, position + 1 - window) :]
+        depth_k, depth_v = mixer.depth_kv(step, layer, q, turn)
+        heads = attend(q, [k for k, _ in seen] + depth_k, [v for _, v in seen] + depth_v)
+        return own["self_attn.o_proj.weight"] @ torch.cat(heads)
+
+    def _seen(
+        self, mixer: TokenMixer, own: Mapping[str, Tensor], step: int, layer: int
+    ) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Keys and values of every token so far, from the slots that a step reads."""
+        if self.sizes.latent is not None and self.k_writes[step] is None:
+            # What is shared is the latent; each layer expands it with weights of its own.
+            return [latent_heads(own, self.sizes, latent) for latent in self.latents[self.k_reads[step][0]]]
+        keys = [self.keys[slot] for slot in self.k_reads[step]]
+        values = [self.values[slot] for slot in self.v_reads[step]]
+        if self.sizes.latent is not None:
+            values = values[-1:]
+        if len(keys) == 1 and len(values) == 1:
+            return list(zip(keys[0], values[0], strict=True))
+        tokens = range(len(keys[0]))
+        return [mixer.fuse_kv(step, layer, [slot[t] for slot in keys], [slot[t] for slot in values]) for t in tokens]
 
 
 def _put(slots: list[list[Any]], slot: int | None, position: int, content: Any) -> None:
     """Put what a token has into a slot, in place of what an earlier step put there for it."""
     if slot is not None:
         slots[slot][position:] = [content]
-
-
-def _fused(
-    mixer: TokenMixer, step: int, layer: int, keys: list[Heads], values: list[Heads]
-) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Keys and values of every token so far, from the slots that a step reads."""
-    if len(keys) == 1 and len(values) == 1:
-        return list(zip(keys[0], values[0], strict=True))
-    tokens = range(len(keys[0]))
-    return [mixer.fuse_kv(step, layer, [slot[t] for slot in keys], [slot[t] for slot in values]) for t in tokens]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

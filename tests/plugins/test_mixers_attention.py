@@ -11,7 +11,7 @@ from hypothesis import given
 from torch import Tensor
 
 import zoo
-from mixerzoo import Context, Decoder, MixerError
+from mixerzoo import AttentionCall, Context, Decoder, MixerError
 from mixerzoo.testing.observe import observed, state_bytes
 
 MIXERS = ("value_residual", "value_embedding", "lime", "moda")
