@@ -277,7 +277,7 @@ def _listed(returned: Any) -> Iterable[Any]:
 
 #: What the author of such a mixer changes.
 _FROM_VERSION_1 = (
-    f"this mixerzoo has version {API_VERSION}. Change: mix_raw_kv, mix_kv and depth_kv take (state, call), and call has "
+    f"this mixerzoo has version {API_VERSION}. Change: mix_raw_kv, mix_kv and depth_kv take (state, call); call has "
     "site, q, k, v and rotate; needs_own_kv and separate_inputs are fields of what plan() returns, as in "
     "dataclasses.replace(super().plan(), needs_own_kv=True), and so is hooks, which takes the place of defines(); "
     "Plan(order, k_slot, v_slot, windows) is Plan.borrowing(…), and latent_sources is v_reads; derive from "
