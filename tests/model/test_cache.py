@@ -460,9 +460,9 @@ def test_overflow_of_fixed_storage() -> None:
 def test_slots_that_are_not_there() -> None:
     cache = new_cache(Plan.borrowing(order=(0, 1), k_slot=(0, 0), v_slot=(0, 1), windows=(None, None)))
     tokens = numbered(1, 1)
-    with pytest.raises(CacheError, match="step 1 owns no keys"):
+    with pytest.raises(CacheError, match="there is no slot 1 of keys"):
         cache.append(1, tokens, tokens)
-    with pytest.raises(CacheError, match="step 2 owns no values"):
+    with pytest.raises(CacheError, match="there is no slot 2 of values"):
         cache.append(2, None, tokens)
 
 
@@ -542,7 +542,7 @@ def test_rows_out_of_range(rows: list[Any]) -> None:
         ((0, 1), (0, 1), (None,), "windows has 1 entries for 2 steps"),
         ((1, 1), (0, 1), (None, None), "step 0 reads k_slot 1; it must be its own or an earlier one's"),
         ((0, 1), (0, -1), (None, None), "step 1 reads v_slot -1; it must be its own or an earlier one's"),
-        ((0, 0), (0, 0), (0, None), "the window of step 0 is 0; it must be at least 1"),
+        ((0, 0), (0, 0), (0, None), "the window of slot 0 is 0; it must be at least 1"),
         ((0, 1), (0, 0), (2, None), "step 1 reads keys and values of different windows"),
     ],
 )

@@ -4,6 +4,7 @@ mixer at its neutral setting and the residual stream; and bytes are what the pla
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import zoo
-from mixerzoo import Decoder, KVCache
+from mixerzoo import Decoder, KVCache, Plan
 from mixerzoo.errors import BackendError, CacheError, MixerError
 from zoo import Case, assert_close, some_tokens
 
@@ -520,9 +521,9 @@ def test_methods_that_need_their_own_values_are_refused_where_there_are_none() -
         name = "borrowing"
 
         def plan(self) -> Any:
-            return zoo.mixer_class("planned")(
-                zoo.mixer_class("planned").Config(**zoo.planned((0, 1, 1, 3), (0, 1, 1, 3))), self.shape
-            ).plan()
+            own = super().plan()
+            planned = Plan.borrowing(own.order, (0, 1, 1, 3), (0, 1, 1, 3))
+            return replace(planned, hooks=own.hooks, needs_own_kv=own.needs_own_kv)
 
     with pytest.raises(MixerError, match=r"'borrowing' needs each layer's own keys and values, but steps \[2\]"):
         zoo.decoder_of(Borrowing)
