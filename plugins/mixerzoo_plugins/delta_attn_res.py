@@ -1,0 +1,132 @@
+"""Delta Attention Residuals (arXiv 2605.18855): a router over the changes that sublayers made to the stream."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mixerzoo import Context, DecoderShape, Mixer, MixerCard, MixerConfig, Site, hookimpl, ops
+
+
+class Config(MixerConfig):
+    """Options of Delta Attention Residuals."""
+
+    block_size: int = Field(1, ge=1, description="S: changes of S sublayers are summed into one source.")
+
+
+class Source(NamedTuple):
+    """A change [B, T, D] of the stream, and 1 / rms of it [B, T], computed once."""
+
+    value: Tensor
+    inverse_rms: Tensor
+
+
+class State(NamedTuple):
+    """The stream [B, T, D], the finished sources, and the sum of the open block's outputs, if one is open."""
+
+    x: Tensor
+    sources: tuple[Source, ...]
+    running: Tensor | None
+
+
+class DepthQuery(nn.Module):
+    """Query and norm gain of one site, [D] each."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(size))
+        self.gain = nn.Parameter(torch.empty(size))
+
+
+class DeltaAttnRes(Mixer[Config]):
+    """The stream is a plain sum; what a sublayer reads is that sum and a softmax-weighted sum of its changes."""
+
+    name = "delta_attn_res"
+    Config = Config
+    card = MixerCard(
+        title="Delta Attention Residuals",
+        summary="Each sublayer reads the stream and a learned softmax-weighted sum of the changes made to it so far.",
+        paper="arXiv 2605.18855",
+        equation="h_i = x_i + Σ_j α_j·v_j,  α = softmax_j(w_i·RMSNorm_γ(v_j))\nx_{i+1} = x_i + f_i(norm(h_i)),  "
+        "v_0 = x_0,  v_j = x_j − x_{j−1}",
+        family="depth-weighted",
+        acts_on="hidden states, before each sublayer but the first",
+        parameters="(2L−1)·2·D",
+        kv_bytes="2·L·G·d·e",
+        in_flight_bytes="(2L+1)·D·e + 2L·4; blocks of S at most (⌊(2L−1)/S⌋ + 3)·D·e + (⌊(2L−1)/S⌋ + 1)·4",
+        notes=(
+            "As the authors' code does it: what is weighed is added to the stream, the embedding is the first source, "
+            "the change v_j is the output of sublayer j, and the final norm reads the stream alone. There blocks close "
+            "at layers; here they are S sublayers, and the open block is in the stream only. Queries start at zero, "
+            "so a read starts as the stream and the mean of the sources. In a looped decoder every unrolled site has "
+            "a query of its own."
+        ),
+    )
+
+    def __init__(self, config: Config, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.num_sublayers = 2 * shape.num_steps
+        #: Numbers of sublayers after which a block is finished, as long as a sublayer follows that reads it.
+        self.closing = frozenset(range(config.block_size, self.num_sublayers, config.block_size))
+        #: By number of sublayers done before the read; before the first there is nothing to weigh.
+        self.queries = nn.ModuleDict({str(i): DepthQuery(shape.hidden_size) for i in range(1, self.num_sublayers)})
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        for query in self.queries.values():
+            assert isinstance(query, DepthQuery)
+            nn.init.zeros_(query.query)
+            nn.init.ones_(query.gain)
+
+    def start(self, x: Tensor, context: Context) -> State:
+        return State(x, (self._source(x),), None)
+
+    def read(self, state: State, site: Site) -> Tensor:
+        if site.number == 0:
+            return state.x
+        query = self.queries[str(site.number)]
+        assert isinstance(query, DepthQuery)
+        values, inverse_rms = zip(*state.sources, strict=True)
+        return state.x + ops.source_softmax(values, inverse_rms, query.query * query.gain)
+
+    def write(self, state: State, site: Site, y: Tensor) -> State:
+        x, done = state.x + y, site.number + 1
+        if done == self.num_sublayers:
+            return State(x, (), None)
+        running = y if state.running is None else state.running + y
+        if done in self.closing:
+            return State(x, (*state.sources, self._source(running)), None)
+        return State(x, state.sources, running if done < max(self.closing, default=0) else None)
+
+    def finish(self, state: State) -> Tensor:
+        return state.x
+
+    def in_flight_bytes(self, dtype: torch.dtype) -> int:
+        exact = torch.promote_types(dtype, torch.float32)
+        hidden = self.shape.hidden_size * dtype.itemsize
+        peak, last = 0, max(self.closing, default=0)
+        for done in range(1, self.num_sublayers):
+            sources = 1 + sum(closed <= done for closed in self.closing)
+            running = done not in self.closing and done < last
+            peak = max(peak, (1 + running + sources) * hidden + sources * exact.itemsize)
+        return peak
+
+    def flops_per_token(self) -> int:
+        sources = sum(1 + sum(closed <= done for closed in self.closing) for done in range(1, self.num_sublayers))
+        return 4 * self.shape.hidden_size * sources + self.shape.hidden_size * (self.num_sublayers - 1)
+
+    def sources(self, site: Site) -> tuple[Site | None, ...]:
+        if site.number == 0:
+            return ()
+        sites = self.shape.sites()
+        return (None, *(sites[closed - 1] for closed in sorted(self.closing) if closed <= site.number))
+
+    def _source(self, value: Tensor) -> Source:
+        return Source(value, ops.inverse_rms(value, self.shape.norm_eps))
+
+
+@hookimpl
+def mixerzoo_mixers() -> list[type[Mixer]]:
+    return [DeltaAttnRes]
