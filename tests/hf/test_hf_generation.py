@@ -16,7 +16,7 @@ from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 import zoo
 from case import LATENT
-from hf_models import CHOSEN, LATENT_CASES, fresh, model_of, shared
+from hf_models import CHOSEN, LATENT_CASES, PLAIN_CASES, fresh, model_of, shared
 from mixerzoo import TextTokenizer, generate, load_checkpoint
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooForCausalLM
@@ -234,7 +234,7 @@ def test_compiled_decoding_over_a_static_cache(case: Case) -> None:
         pytest.param("HQQ", marks=pytest.mark.skipif(not is_hqq_available(), reason="no hqq")),
     ],
 )
-@pytest.mark.parametrize("case", [case for case in zoo.PLAIN_CASES if case.mixer != "yoco"], ids=str)
+@pytest.mark.parametrize("case", [case for case in PLAIN_CASES if case.mixer != "yoco"], ids=str)
 def test_quantised_caches(case: Case, backend: str) -> None:
     decoder = zoo.make(case, dtype=torch.float32, head_dim=32)
     tokens = some_tokens(2, 7)
