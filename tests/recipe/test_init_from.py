@@ -20,8 +20,8 @@ from mixerzoo.recipe.read import load_recipe, parse_recipe
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.recipe.schema import json_schema
 from mixerzoo.recipe.yaml_source import YamlSource
+from mixerzoo.runs import home_of
 from mixerzoo.runs.checkpoints import complete_checkpoints
-from mixerzoo.runs.directory import home_of
 from mixerzoo.training.run import Reporter, train
 from runs import fingerprint
 from stock import stock_model
