@@ -54,7 +54,7 @@ class DeltaAttnRes(Mixer[Config]):
         "v_0 = x_0,  v_j = x_j − x_{j−1}",
         family="depth-weighted",
         acts_on="hidden states, before each sublayer but the first",
-        parameters="(2L−1)·2·D",
+        parameters="max(2L − block_size, 0)·2·D",
         kv_bytes="2·L·G·d·e",
         in_flight_bytes="(2L+1)·D·e + 2L·4; blocks of S at most (⌊(2L−1)/S⌋ + 3)·D·e + (⌊(2L−1)/S⌋ + 1)·4",
         notes=(
@@ -71,8 +71,10 @@ class DeltaAttnRes(Mixer[Config]):
         self.num_sublayers = 2 * shape.num_steps
         #: Numbers of sublayers after which a block is finished, as long as a sublayer follows that reads it.
         self.closing = frozenset(range(config.block_size, self.num_sublayers, config.block_size))
-        #: By number of sublayers done before the read; before the first there is nothing to weigh.
-        self.queries = nn.ModuleDict({str(i): DepthQuery(shape.hidden_size) for i in range(1, self.num_sublayers)})
+        #: By number of sublayers done before the read, where there are several sources to weigh.
+        self.queries = nn.ModuleDict(
+            {str(i): DepthQuery(shape.hidden_size) for i in range(config.block_size, self.num_sublayers)}
+        )
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         for query in self.queries.values():
@@ -86,6 +88,8 @@ class DeltaAttnRes(Mixer[Config]):
     def read(self, state: State, site: Site) -> Tensor:
         if site.number == 0:
             return state.x
+        if len(state.sources) == 1:
+            return state.x + state.sources[0].value
         query = self.queries[str(site.number)]
         assert isinstance(query, DepthQuery)
         values, inverse_rms = zip(*state.sources, strict=True)
@@ -114,8 +118,12 @@ class DeltaAttnRes(Mixer[Config]):
         return peak
 
     def flops_per_token(self) -> int:
-        sources = sum(1 + sum(closed <= done for closed in self.closing) for done in range(1, self.num_sublayers))
-        return 4 * self.shape.hidden_size * sources + self.shape.hidden_size * (self.num_sublayers - 1)
+        flops = 0
+        for done in range(1, self.num_sublayers):
+            sources = 1 + sum(closed <= done for closed in self.closing)
+            # A single source is added as it is.
+            flops += self.shape.hidden_size * (1 if sources == 1 else 4 * sources + 1)
+        return flops
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         if site.number == 0:

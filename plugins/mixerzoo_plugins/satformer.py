@@ -57,9 +57,9 @@ class SATFormer(AttentionMixer[Config]):
         neutral_settings=(Neutral(num_steps=1),),
         notes=(
             "The gate is σ, as the paper writes it; the authors' code has several and takes relu if none is named. W "
-            "has no bias and starts like the decoder's projections. Where queries, keys and values have inputs "
-            "of their own, the gate reads that of the values. v_0 is the value of the first unrolled step; in a looped decoder "
-            "every step after it has a gate of its own."
+            "has no bias and starts like the decoder's projections. Where queries, keys and values have inputs of "
+            "their own, the gate reads that of the values. v_0 is the value of the first unrolled step; in a looped "
+            "decoder every step after it has a gate of its own."
         ),
     )
 

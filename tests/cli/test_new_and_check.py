@@ -270,7 +270,7 @@ def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
         capture_output=True,
     )  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
-    templates = {f"mixerzoo/templates/{path.name}" for path in (ROOT / "mixerzoo" / "templates").iterdir()}
+    templates = {f"mixerzoo/cli/templates/{path.name}" for path in (ROOT / "mixerzoo" / "cli" / "templates").iterdir()}
     assert len(templates) == 7
     assert templates <= set(zipfile.ZipFile(wheel).namelist())
 

@@ -631,6 +631,23 @@ def test_a_mixer_of_another_api_version_is_refused_in_words(site: SitePackages) 
     assert registry.entries == {}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "api_version = 1",
+        "needs_own_kv = True",
+        "def mix_kv(self, state, site, q, k, v):\n    return state, k, v",
+        "def defines(self, hook):\n    return False",
+    ],
+    ids=["number", "flag", "hook", "defines"],
+)
+def test_a_mixer_of_version_1_is_told_what_to_change(site: SitePackages, body: str) -> None:
+    site.install("older", own(body))
+    (broken,) = site.registry().broken
+    assert "'own' was written for version 1 of the mixer API; this mixerzoo has version 2. Change: " in broken.reason
+    assert "docs/interface-2.md" in broken.reason
+
+
 FAILING = [
     ("def __init__(self, config, shape):\n    raise ValueError('no such thing')", "ValueError: no such thing"),
     ("def __init__(self, config, shape):\n    raise SystemExit(3)", "it would end the process, while being compared: "),

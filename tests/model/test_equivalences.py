@@ -397,10 +397,11 @@ def test_cache_bytes_are_the_plan_s(
     capacity = length if spare is None else length + spare
     decoder(some_tokens(batch_size, length), cache)
     stored = list({data.untyped_storage().data_ptr(): data for data in owned(cache)}.values())
+    tail = plan.bytes_per_sequence(dtype) * batch_size
     assert all(data.dtype == dtype for data in stored)
-    assert sum(data.untyped_storage().nbytes() for data in stored) == cache.allocated_nbytes
+    assert sum(data.untyped_storage().nbytes() for data in stored) + tail == cache.allocated_nbytes
     expected = plan.elements(decoder.shape, capacity) * dtype.itemsize * batch_size
-    assert cache.nbytes == expected
+    assert cache.nbytes == expected + tail
     assert cache.bytes_per_token == plan.bytes_per_token(decoder.shape, dtype)
     # By hand: every owned slot holds G·d numbers a token, up to its window.
     slots = [*(w for s, w in enumerate(plan.windows) if plan.owns_k(s))]
@@ -408,9 +409,9 @@ def test_cache_bytes_are_the_plan_s(
     tokens = sum(min(capacity, window or capacity) for window in slots)
     assert expected == tokens * zoo.MODEL["num_kv_heads"] * zoo.MODEL["head_dim"] * dtype.itemsize * batch_size
     if not any(slots):
-        assert cache.nbytes == cache.bytes_per_token * capacity * batch_size
+        assert cache.nbytes == cache.bytes_per_token * capacity * batch_size + tail
     if spare is None:
-        assert cache.nbytes == sum(data[:, :, :length].nbytes for data in stored)
+        assert cache.nbytes == sum(data[:, :, :length].nbytes for data in stored) + tail
 
 
 def owned(cache: KVCache) -> Iterator[Tensor]:

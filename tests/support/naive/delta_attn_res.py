@@ -49,6 +49,8 @@ class DeltaAttnRes(TokenMixer):
         sources = [self.embedding]
         for end in range(self.block_size, done + 1, self.block_size):
             sources.append(torch.stack(self.outputs[end - self.block_size : end]).sum(0))
+        if len(sources) == 1:
+            return self.x + sources[0]
         return self.x + mix(self.queries[done], sources, self.eps)
 
     def write(self, step: int, layer: int, branch: str, y: Tensor) -> None:
@@ -58,9 +60,9 @@ class DeltaAttnRes(TokenMixer):
 
 def begin(mixer: Mixer) -> Begin:
     state = mixer.state_dict()
-    reads = range(1, 2 * mixer.shape.num_steps)
-    queries = {i: Query(state[f"queries.{i}.query"], state[f"queries.{i}.gain"]) for i in reads}
     size = mixer.config.model_dump()["block_size"]
+    reads = range(size, 2 * mixer.shape.num_steps)
+    queries = {i: Query(state[f"queries.{i}.query"], state[f"queries.{i}.gain"]) for i in reads}
     return lambda embedding, token: DeltaAttnRes(embedding, queries, mixer.shape.norm_eps, size)
 
 
@@ -84,9 +86,9 @@ def in_flight_bytes(mixer: Mixer, dtype: torch.dtype) -> int:
 
 
 def flops_per_token(mixer: Mixer) -> int:
-    """For each source of a read a product with the query and a weighted sum, and one addition of what comes of it."""
-    reads = range(1, 2 * mixer.shape.num_steps)
-    return sum(mixer.shape.hidden_size * (4 * num_sources(mixer, done) + 1) for done in reads)
+    """For each of several sources a product with the query and a weighted sum, and one addition of what comes of it."""
+    reads = [num_sources(mixer, done) for done in range(1, 2 * mixer.shape.num_steps)]
+    return sum(mixer.shape.hidden_size * (1 if number == 1 else 4 * number + 1) for number in reads)
 
 
 def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
@@ -100,7 +102,7 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
 
 def initial(mixer: Mixer) -> dict[str, float]:
     found: dict[str, float] = {}
-    for number in range(1, 2 * mixer.shape.num_steps):
+    for number in range(int(mixer.config.model_dump()["block_size"]), 2 * mixer.shape.num_steps):
         found |= {f"queries.{number}.query": 0.0, f"queries.{number}.gain": 1.0}
     return found
 
