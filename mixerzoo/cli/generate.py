@@ -106,8 +106,7 @@ def command(
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     _check_numbers(seed, num_samples, dtype)
     options = Options(max_new_tokens, temperature, top_k, top_p, seed, _stops(stop), special_tokens, chat)
-    typed = chat and prompt is None and prompt_file is None
-    if typed:
+    if typed := chat and prompt is None and prompt_file is None:
         _check_terminal({"--jsonl": jsonl, "--json": as_json, "--num-samples": num_samples > 1})
     prompts = [] if typed else read_prompts(prompt, prompt_file, jsonl=jsonl, chat=chat)
     if not directory.is_dir():
