@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RecipeError,
         RunError,
     )
+    from mixerzoo.evaluation import evaluate_run
     from mixerzoo.exchange import export_checkpoint, import_checkpoint
     from mixerzoo.inference import generate, stream
     from mixerzoo.mixer import (
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from mixerzoo.model import Decoder, KVCache, LoopConfig, ModelConfig, decay_parameter_names
     from mixerzoo.recipe import Recipe, build, load_recipe
     from mixerzoo.runs import metrics_frame, read_metrics, read_results, results_frame
-    from mixerzoo.training import ProgressReporter, Reporter, evaluate_run, train
+    from mixerzoo.training import ProgressReporter, Reporter, train
 
 _HOME = {
     "checkpoints": (
@@ -82,6 +83,7 @@ _HOME = {
         "RecipeError",
         "RunError",
     ),
+    "evaluation": ("evaluate_run",),
     "exchange": (
         "export_checkpoint",
         "import_checkpoint",
@@ -136,7 +138,6 @@ _HOME = {
     "training": (
         "ProgressReporter",
         "Reporter",
-        "evaluate_run",
         "train",
     ),
 }

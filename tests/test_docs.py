@@ -19,7 +19,8 @@ from mixerzoo.cli import COMMANDS, app
 from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
-from mixerzoo.recipe.recipe import EvalConfig, TrainConfig, load_recipe
+from mixerzoo.recipe.read import load_recipe
+from mixerzoo.recipe.recipe import EvalConfig, TrainConfig
 from mixerzoo.training.run import train
 from runs import OVERRIDES, tiny_recipe
 

@@ -290,8 +290,14 @@ _NAMESPACES = ("torch", "math", "nn.init")
 _COMMUTATIVE = ("max", "min", "promote_types")
 
 
-def replacements(node: ast.AST) -> Iterator[ast.AST]:  # noqa: PLR0912  one branch a kind of node
+def replacements(node: ast.AST) -> Iterator[ast.AST]:
     """What a node can be mutated to."""
+    yield from _of_values(node)
+    yield from _of_structure(node)
+
+
+def _of_values(node: ast.AST) -> Iterator[ast.AST]:
+    """Other operators, comparisons and numbers."""
     match node:
         case ast.BinOp(left=left, op=op, right=right):
             for other in _OPERATORS.get(type(op), ()):
@@ -314,6 +320,11 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:  # noqa: PLR0912  one bran
             yield ast.Constant(not value)
         case ast.Constant(value=int(value)):
             yield from (ast.Constant(value + 1), ast.Constant(value - 1))
+
+
+def _of_structure(node: ast.AST) -> Iterator[ast.AST]:
+    """Other branches, calls and parts."""
+    match node:
         case ast.IfExp(test=test, body=body, orelse=orelse):
             yield ast.IfExp(test, orelse, body)
             yield from (body, orelse)
@@ -355,27 +366,29 @@ def _calls(node: ast.Call) -> Iterator[ast.AST]:
         yield ast.Call(function, arguments[:-1], node.keywords)
 
 
+def _within(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and what it is made of, but for what is not mutated."""
+    if isinstance(node, ast.Assert | ast.Import | ast.ImportFrom):
+        return
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return
+    if isinstance(node, ast.AnnAssign):
+        if node.value is not None:
+            yield from _within(node.value)
+        return
+    yield node
+    if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
+        return
+    for name, value in ast.iter_fields(node):
+        if isinstance(node, ast.keyword) and node.arg in ("strict", "start") and name == "value":
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _within(child)
+
+
 def _mutated_parts(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     """What may be mutated, and in which function: bodies, but for asserts, annotations and docstrings."""
-
-    def within(node: ast.AST) -> Iterator[ast.AST]:
-        if isinstance(node, ast.Assert | ast.Import | ast.ImportFrom):
-            return
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return
-        if isinstance(node, ast.AnnAssign):
-            if node.value is not None:
-                yield from within(node.value)
-            return
-        yield node
-        if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
-            return
-        for name, value in ast.iter_fields(node):
-            if isinstance(node, ast.keyword) and node.arg in ("strict", "start") and name == "value":
-                continue
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    yield from within(child)
 
     def functions(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         for child in ast.iter_child_nodes(node):
@@ -383,7 +396,7 @@ def _mutated_parts(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
                 yield from functions(child)
             elif isinstance(child, ast.FunctionDef) and child.name != "mixerzoo_mixers":
                 for statement in child.body:
-                    yield from ((child.name, part) for part in within(statement))
+                    yield from ((child.name, part) for part in _within(statement))
 
     yield from functions(tree)
 

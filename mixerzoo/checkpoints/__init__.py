@@ -11,10 +11,8 @@ from mixerzoo.checkpoints.load import (
     is_finite,
     load_checkpoint,
     load_config,
-    save_checkpoint,
-    save_weights,
-    write_shim,
 )
+from mixerzoo.checkpoints.save import save_checkpoint, save_weights, write_shim
 
 __all__ = [
     "CARD_FILE",

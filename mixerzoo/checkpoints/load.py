@@ -1,4 +1,4 @@
-"""Saves and loads decoders in the Hugging Face layout, and reads other projects' checkpoints.
+"""Loads decoders in the Hugging Face layout, and reads other projects' checkpoints.
 
 A checkpoint is a directory with ``config.json`` and ``model.safetensors`` (or shards with
 ``model.safetensors.index.json``).
@@ -7,7 +7,6 @@ A checkpoint is a directory with ``config.json`` and ``model.safetensors`` (or s
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -15,86 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mixerzoo.checkpoints.config_json import SHIM_FILE, check_sizes, describe, read_own
+from mixerzoo.checkpoints.config_json import check_sizes, read_own
 from mixerzoo.checkpoints.foreign_config import Foreign, Shapes, read_foreign
-from mixerzoo.checkpoints.layout import CONFIG_FILE, WEIGHTS_FILE, listed, read_json, read_tensors, remove_shards
+from mixerzoo.checkpoints.layout import CONFIG_FILE, WEIGHTS_FILE, listed, read_json, read_tensors
 from mixerzoo.errors import CheckpointError, MixerError
-from mixerzoo.files import MANIFEST_FILE, check_files, replacing, write_text
+from mixerzoo.files import check_files
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model import DTYPES, BackendName, Decoder, ModelConfig, check_backend, find_device, find_dtype
 
 logger = logging.getLogger(__name__)
 
 MIXER_PREFIX = "model.mixer."
-
-_SHIM = '''"""Loads with transformers and trust_remote_code=True; the code itself is in the package mixerzoo."""
-
-from mixerzoo.hf import MixerZooConfig, MixerZooForCausalLM, MixerZooModel
-
-__all__ = ["MixerZooConfig", "MixerZooForCausalLM", "MixerZooModel"]
-'''
-
-
-def save_checkpoint(decoder: Decoder, directory: str | Path) -> None:
-    """Write ``config.json``, ``model.safetensors`` and the shim for transformers.
-
-    Each file appears whole or not at all.
-
-    Args:
-        decoder: what to save, in its own dtype.
-        directory: created if missing; existing files of these names are replaced, and weights in shards removed.
-
-    Raises:
-        CheckpointError: the weights cannot be written.
-        OSError: the directory, or another file, cannot be.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_weights(decoder, directory)
-    write_shim(directory)
-    write_text(directory / CONFIG_FILE, json.dumps(config_dict(decoder), indent=2) + "\n")
-
-
-def save_weights(decoder: Decoder, directory: Path) -> None:
-    """Write ``model.safetensors``, whole or not at all, in place of all weights that are there.
-
-    Args:
-        decoder: its weights, in their own dtype; a tied head is left out.
-        directory: must exist.
-
-    Raises:
-        CheckpointError: they cannot be written.
-        OSError: the directory cannot be.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-    if decoder.config.tie_embeddings:
-        del tensors["lm_head.weight"]
-    path = directory / WEIGHTS_FILE
-    with replacing(path) as partial:
-        try:
-            save_file(tensors, partial, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: cannot be written: {error}") from error
-    (directory / MANIFEST_FILE).unlink(missing_ok=True)  # of other weights
-    remove_shards(directory)
-
-
-def write_shim(directory: Path) -> None:
-    """Write the file that ``auto_map`` in ``config.json`` names."""
-    write_text(directory / SHIM_FILE, _SHIM)
-
-
-def config_dict(decoder: Decoder) -> dict[str, Any]:
-    """The content of ``config.json``."""
-    mixer = decoder.mixer
-    return {
-        **describe(decoder.config, mixer.name, mixer.config),
-        "torch_dtype": str(decoder.lm_head.weight.dtype).removeprefix("torch."),
-    }
 
 
 def load_checkpoint(

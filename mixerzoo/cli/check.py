@@ -22,44 +22,52 @@ if TYPE_CHECKING:
     from mixerzoo.testing.drawn_options import Overrides
 
 
+_NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="An installed mixer.", show_default=False)]
+_OptionsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="OPTION=VALUE",
+        help="Options of the mixer that are fixed, e.g. period=2; the others are drawn.",
+        show_default=False,
+    ),
+]
+_ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="MODULE:NAME",
+        help="The mixer's mixerzoo.testing.Reference; modules are also looked for in the current directory.",
+        show_default=False,
+    ),
+]
+_ThoroughOption = Annotated[
+    bool, typer.Option("--thorough", help="Many more cases, and the slow checks; takes many minutes.")
+]
+_SecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds",
+        metavar="S",
+        min=0,
+        max=1e9,
+        callback=finite,
+        help="Time budget: checks that would start after it are skipped.",
+        show_default=False,
+    ),
+]
+_OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="CHECK", help="Run this check alone; can be repeated.", show_default=False),
+]
+
+
 def command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An installed mixer.", show_default=False)],
-    options: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="OPTION=VALUE",
-            help="Options of the mixer that are fixed, e.g. period=2; the others are drawn.",
-            show_default=False,
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference",
-            metavar="MODULE:NAME",
-            help="The mixer's mixerzoo.testing.Reference; modules are also looked for in the current directory.",
-            show_default=False,
-        ),
-    ] = None,
-    thorough: Annotated[
-        bool, typer.Option("--thorough", help="Many more cases, and the slow checks; takes many minutes.")
-    ] = False,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--seconds",
-            metavar="S",
-            min=0,
-            max=1e9,
-            callback=finite,
-            help="Time budget: checks that would start after it are skipped.",
-            show_default=False,
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="CHECK", help="Run this check alone; can be repeated.", show_default=False),
-    ] = None,
+    name: _NameArgument,
+    options: _OptionsArgument = None,
+    reference: _ReferenceOption = None,
+    thorough: _ThoroughOption = False,
+    seconds: _SecondsOption = None,
+    only: _OnlyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hold an installed mixer to every clause of the conformance kit.

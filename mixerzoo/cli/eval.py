@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,52 +13,63 @@ from mixerzoo.cli.results import print_comparison, print_result
 from mixerzoo.errors import DataError
 from mixerzoo.files import check_writable, write_text
 
+_DirectoriesArgument = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Run directories, or checkpoints.", show_default=False)
+]
+_TextOption = Annotated[
+    list[Path] | None,
+    typer.Option("--text", metavar="FILE", help="Score a UTF-8 text file; can be given several times."),
+]
+_TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks", metavar="NAME[,NAME]", help="Run tasks of lm-eval, or stdlib: the small local ones (no network)."
+    ),
+]
+_ValidationOption = Annotated[
+    bool, typer.Option("--validation", help="Score validation text too, where --text or --tasks are given.")
+]
+_LimitOption = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=1, max=1 << 53, help="Questions of each task at most.")
+]
+_FewshotOption = Annotated[
+    int | None,
+    typer.Option(
+        "--fewshot", metavar="K", min=0, max=1000, help="Examples before a question; default: as the task says."
+    ),
+]
+_TokenizerOption = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer; default: the checkpoint's own.")
+]
+_WindowOption = Annotated[
+    int | None,
+    typer.Option("--window", metavar="N", min=1, max=1 << 20, help="Tokens that the decoder sees at once."),
+]
+_BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", metavar="N", min=1, max=1 << 16, help="Windows per forward.")
+]
+_DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="Of the weights, e.g. float32; default: as they are stored.")
+]
+_OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures to a file, as JSON.")]
+_OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
+
 
 def command(
-    directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Run directories, or checkpoints.", show_default=False)
-    ],
+    directories: _DirectoriesArgument,
     *,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option("--text", metavar="FILE", help="Score a UTF-8 text file; can be given several times."),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks", metavar="NAME[,NAME]", help="Run tasks of lm-eval, or stdlib: the small local ones (no network)."
-        ),
-    ] = None,
-    validation: Annotated[
-        bool, typer.Option("--validation", help="Score validation text too, where --text or --tasks are given.")
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, max=1 << 53, help="Questions of each task at most.")
-    ] = None,
-    fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--fewshot", metavar="K", min=0, max=1000, help="Examples before a question; default: as the task says."
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer; default: the checkpoint's own.")
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option("--window", metavar="N", min=1, max=1 << 20, help="Tokens that the decoder sees at once."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, max=1 << 16, help="Windows per forward.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Of the weights, e.g. float32; default: as they are stored.")
-    ] = None,
+    text: _TextOption = None,
+    tasks: _TasksOption = None,
+    validation: _ValidationOption = False,
+    limit: _LimitOption = None,
+    fewshot: _FewshotOption = None,
+    tokenizer: _TokenizerOption = None,
+    window: _WindowOption = None,
+    batch_size: _BatchSizeOption = None,
+    dtype: _DtypeOption = None,
     device: DeviceOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the figures to a file, as JSON.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    out: _OutOption = None,
+    overwrite: _OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate trained decoders, side by side where there are several.
@@ -79,7 +91,6 @@ def command(
     )
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.evaluation import Settings, compare, load_tasks, read_text
-    from mixerzoo.files import finite, to_json
 
     where = pick_device(device)
     texts = {str(path): read_text(path) for path in text or ()}
@@ -96,6 +107,20 @@ def command(
             settings=Settings(tokenizer=tokenizer, window=window, batch_size=batch_size, dtype=dtype, device=where),
             reporter=reporter,
         )
+    _report(results, out, as_json=as_json, alone=len(results) == 1 and not (texts or chosen))
+
+
+def _report(results: Sequence[Mapping[str, Any]], out: Path | None, *, as_json: bool, alone: bool) -> None:
+    """Write the figures to a file, if there is to be one, and print them.
+
+    Args:
+        results: of each checkpoint.
+        out: the file.
+        as_json: whether JSON is printed.
+        alone: whether they are of one run, on its own validation text.
+    """
+    from mixerzoo.files import finite, to_json
+
     content: Any = results if len(results) > 1 else results[0]
     try:
         if out is not None:
@@ -104,7 +129,7 @@ def command(
         # What took so long to compute is shown even where the disk has become full since.
         if as_json:
             print_json(finite(content))
-        elif len(results) == 1 and not (texts or chosen):
+        elif alone:
             print_result(results[0])
         else:
             print_comparison(results)

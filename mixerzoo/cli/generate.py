@@ -21,58 +21,73 @@ if TYPE_CHECKING:
 _MOST_SAMPLES = 1 << 16
 
 
+_DirectoryArgument = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="A checkpoint with its tokenizer (tokenizer.json).", show_default=False),
+]
+_PromptOption = Annotated[
+    str | None, typer.Option(help="The text to continue; empty, or without: begin a new one.", show_default=False)
+]
+_PromptFileOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="A file that holds the prompt; - is standard input.")
+]
+_JsonlOption = Annotated[
+    bool,
+    typer.Option("--jsonl", help='The file has a prompt a line: a JSON string, or an object with the key "prompt".'),
+]
+_ChatOption = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Answer a message as the checkpoint's chat template has it; on a terminal, without a prompt, "
+        "converse. A .json or .jsonl file holds the messages of a conversation.",
+    ),
+]
+_SpecialTokensOption = Annotated[
+    bool,
+    typer.Option("--special-tokens", help="Take names of special tokens in a prompt as those tokens."),
+]
+_StopOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="End where this text begins; can be given several times."),
+]
+_MaxNewTokensOption = Annotated[int, typer.Option(metavar="N", help="How many tokens to add at most.")]
+_TemperatureOption = Annotated[
+    float, typer.Option(metavar="T", help="Of sampling; 0 always takes the most likely token.")
+]
+_TopKOption = Annotated[int | None, typer.Option(metavar="K", help="Sample among the K most likely tokens only.")]
+_TopPOption = Annotated[
+    float | None,
+    typer.Option(metavar="P", help="Sample among the fewest tokens that reach probability P only."),
+]
+_NumSamplesOption = Annotated[
+    int, typer.Option(metavar="N", help="How many texts for each prompt; the next has the next seed.")
+]
+_SeedOption = Annotated[int, typer.Option(metavar="S", help="Of sampling; the same seed gives the same text.")]
+_JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON and nothing else; with --jsonl, a line for each prompt.")
+]
+_DtypeOption = Annotated[str | None, typer.Option(help="E.g. bfloat16; default: as the weights are stored.")]
+
+
 def command(
-    directory: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A checkpoint with its tokenizer (tokenizer.json).", show_default=False),
-    ],
+    directory: _DirectoryArgument,
     *,
-    prompt: Annotated[
-        str | None, typer.Option(help="The text to continue; empty, or without: begin a new one.", show_default=False)
-    ] = None,
-    prompt_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A file that holds the prompt; - is standard input.")
-    ] = None,
-    jsonl: Annotated[
-        bool,
-        typer.Option(
-            "--jsonl", help='The file has a prompt a line: a JSON string, or an object with the key "prompt".'
-        ),
-    ] = False,
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat",
-            help="Answer a message as the checkpoint's chat template has it; on a terminal, without a prompt, "
-            "converse. A .json or .jsonl file holds the messages of a conversation.",
-        ),
-    ] = False,
-    special_tokens: Annotated[
-        bool,
-        typer.Option("--special-tokens", help="Take names of special tokens in a prompt as those tokens."),
-    ] = False,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="End where this text begins; can be given several times."),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens to add at most.")] = 200,
-    temperature: Annotated[
-        float, typer.Option(metavar="T", help="Of sampling; 0 always takes the most likely token.")
-    ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Sample among the K most likely tokens only.")] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(metavar="P", help="Sample among the fewest tokens that reach probability P only."),
-    ] = None,
-    num_samples: Annotated[
-        int, typer.Option(metavar="N", help="How many texts for each prompt; the next has the next seed.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of sampling; the same seed gives the same text.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON and nothing else; with --jsonl, a line for each prompt.")
-    ] = False,
+    prompt: _PromptOption = None,
+    prompt_file: _PromptFileOption = None,
+    jsonl: _JsonlOption = False,
+    chat: _ChatOption = False,
+    special_tokens: _SpecialTokensOption = False,
+    stop: _StopOption = None,
+    max_new_tokens: _MaxNewTokensOption = 200,
+    temperature: _TemperatureOption = 0.8,
+    top_k: _TopKOption = None,
+    top_p: _TopPOption = None,
+    num_samples: _NumSamplesOption = 1,
+    seed: _SeedOption = 0,
+    as_json: _JsonOption = False,
     device: DeviceOption = None,
-    dtype: Annotated[str | None, typer.Option(help="E.g. bfloat16; default: as the weights are stored.")] = None,
+    dtype: _DtypeOption = None,
 ) -> None:
     """Continue a text with a trained decoder, or answer a message.
 
@@ -84,20 +99,14 @@ def command(
     from mixerzoo.cli.notices import Notices, trained_length
     from mixerzoo.cli.prompts import read_prompts
     from mixerzoo.data.text_format import NO_TEMPLATE
-    from mixerzoo.inference import check_sampling, check_seed
-    from mixerzoo.model import find_dtype
+    from mixerzoo.inference import check_sampling
     from mixerzoo.process import full_precision
     from mixerzoo.runs import check_tokenizer, home_of
 
     check_sampling(max_new_tokens, temperature, top_k, top_p)
-    check_seed(seed)
-    if not 1 <= num_samples <= _MOST_SAMPLES:
-        raise DataError(f"num_samples is {num_samples}; it must be from 1 to {_MOST_SAMPLES}")
-    if dtype is not None:
-        find_dtype(dtype)
+    _check_numbers(seed, num_samples, dtype)
     options = Options(max_new_tokens, temperature, top_k, top_p, seed, _stops(stop), special_tokens, chat)
-    typed = chat and prompt is None and prompt_file is None
-    if typed:
+    if typed := chat and prompt is None and prompt_file is None:
         _check_terminal({"--jsonl": jsonl, "--json": as_json, "--num-samples": num_samples > 1})
     prompts = [] if typed else read_prompts(prompt, prompt_file, jsonl=jsonl, chat=chat)
     if not directory.is_dir():
@@ -121,6 +130,18 @@ def command(
             _print_json(decoder, form, asked, options, num_samples, jsonl)
         else:
             _print_texts(decoder, form, asked, options, num_samples)
+
+
+def _check_numbers(seed: int, num_samples: int, dtype: str | None) -> None:
+    """Refuse a seed, a number of samples or a dtype that there is none of."""
+    from mixerzoo.inference import check_seed
+    from mixerzoo.model import find_dtype
+
+    check_seed(seed)
+    if not 1 <= num_samples <= _MOST_SAMPLES:
+        raise DataError(f"num_samples is {num_samples}; it must be from 1 to {_MOST_SAMPLES}")
+    if dtype is not None:
+        find_dtype(dtype)
 
 
 def _stops(given: list[str] | None) -> tuple[str, ...]:

@@ -13,25 +13,30 @@ from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, p
 from mixerzoo.cli.results import print_result
 from mixerzoo.errors import RunError
 
+_OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Run directory; default: runs/ and the recipe's name.", show_default=False),
+]
+_ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in the directory from its newest checkpoint.")
+]
+_OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory.")]
+_SaveOnInterruptOption = Annotated[
+    bool,
+    typer.Option(
+        "--save-on-interrupt/--no-save-on-interrupt",
+        help="Whether Ctrl-C and SIGTERM save a checkpoint; a second one ends at once.",
+    ),
+]
+
 
 def command(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Run directory; default: runs/ and the recipe's name.", show_default=False),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the directory from its newest checkpoint.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory.")] = False,
-    save_on_interrupt: Annotated[
-        bool,
-        typer.Option(
-            "--save-on-interrupt/--no-save-on-interrupt",
-            help="Whether Ctrl-C and SIGTERM save a checkpoint; a second one ends at once.",
-        ),
-    ] = True,
+    out: _OutOption = None,
+    resume: _ResumeOption = False,
+    overwrite: _OverwriteOption = False,
+    save_on_interrupt: _SaveOnInterruptOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train the decoder of a recipe.

@@ -47,12 +47,6 @@ def once(files: Sequence[Path], verify: Callable[[], None]) -> None:
     _seen.add(key)
 
 
-def _state(file: Path) -> tuple[object, ...]:
-    status = os.stat(file)
-    times = (status.st_mtime_ns, status.st_ctime_ns)
-    return str(file), status.st_dev, status.st_ino, status.st_size, *times
-
-
 def _shared_folder() -> Path | None:
     """Where processes of one launch on this machine leave word; None where there is one process, or no such place."""
     if os.environ.get("LOCAL_WORLD_SIZE", "1") == "1":

@@ -2,5 +2,6 @@
 
 from mixerzoo.evaluation.side_by_side import Settings, compare, read_text
 from mixerzoo.evaluation.tasks import load_tasks
+from mixerzoo.evaluation.validate import evaluate_run
 
-__all__ = ["Settings", "compare", "load_tasks", "read_text"]
+__all__ = ["Settings", "compare", "evaluate_run", "load_tasks", "read_text"]

@@ -16,11 +16,12 @@ import torch
 from mixerzoo.checkpoints import CONFIG_FILE, load_checkpoint, load_config, read_json
 from mixerzoo.data import TextFormat, TextTokenizer
 from mixerzoo.errors import CheckpointError, DataError
+from mixerzoo.evaluation.validate import evaluate_run
 from mixerzoo.inference import Progress, Score, accounting, score
 from mixerzoo.model import Decoder
 from mixerzoo.process import full_precision
 from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
-from mixerzoo.training import Reporter, evaluate_run
+from mixerzoo.training import Reporter
 
 if TYPE_CHECKING:
     from mixerzoo.evaluation.tasks.harness import TaskSet

@@ -118,51 +118,53 @@ def import_checkpoint(
     _refuse_within(source, target)
     check_k_norm(k_norm)
     wanted = None if dtype is None else find_dtype(dtype)
-    place = _located(source)
-    if place.is_dir():
-        find_companions(place)
-    raw, original = _loaded(place, k_norm)
-    if k_norm is not None and _k_norm(original) is None:
-        raise CheckpointError(f"{place}: it has no q/k norms, so k_norm {k_norm!r} has no meaning; leave it out")
+    place, raw, original = _read(source, k_norm)
     stored = original.lm_head.weight.dtype
     wanted = wanted or stored
     rounded = torch.promote_types(stored, wanted) != wanted
     exact = torch.promote_types(stored, torch.float32)
     decoder = _converted(original.to(exact), mixer, k_norm, seed)
     lost = left_out(original, decoder)
-    fresh = type(decoder.mixer) is not type(original.mixer) or decoder.mixer.config != original.mixer.config
     theirs = _logits(original, f"{place}")
     unrounded = _difference(theirs, _logits(decoder, f"{place} with mixer {decoder.mixer.name}"))
     decoder.to(wanted)
-    for name, tensor in decoder.state_dict().items():
-        if not is_finite(tensor):
-            raise CheckpointError(f"{place}: {name} is beyond the range of {_name(wanted)}; choose another dtype")
+    _refuse_beyond_range(decoder, wanted, place)
     with new_directory(target) as partial:
         save_checkpoint(decoder, partial)
         difference = _difference(theirs, _logits(load_checkpoint(partial, exact), f"{directory}"))
         _carry_keys(raw, partial / CONFIG_FILE)
         companions = _write_companions(place, partial)
-        base = str(source) if _is_hub_name(source) else None
-        card = model_card(
-            decoder.mixer.name,
-            sum(decoder.num_parameters()),
-            origin=f"Imported by mixerzoo {__version__} from `{base or place.name}`.",
-            prompt="The" if "tokenizer.json" in companions else None,
-            base_model=base,
-        )
-        (partial / CARD_FILE).write_text(card, encoding="utf-8")
+        _write_card(partial, decoder, str(source) if _is_hub_name(source) else None, place, companions)
+    closeness = unrounded if rounded else difference
+    return _report(source, directory, original, decoder, stored, rounded, difference, closeness, lost, companions)
+
+
+def _report(
+    source: str | Path,
+    directory: str | Path,
+    original: Decoder,
+    decoder: Decoder,
+    stored: torch.dtype,
+    rounded: bool,
+    difference: float,
+    closeness: float,
+    lost: list[str],
+    companions: list[str],
+) -> ImportReport:
+    """What was done; ``closeness`` is the difference before the weights were rounded, and decides what is the same."""
+    fresh = type(decoder.mixer) is not type(original.mixer) or decoder.mixer.config != original.mixer.config
     _, mixing = decoder.num_parameters()
     return ImportReport(
         source=str(source),
         directory=str(directory),
         mixer=decoder.mixer.name,
         source_mixer=original.mixer.name,
-        dtype=_name(wanted),
+        dtype=_name(decoder.lm_head.weight.dtype),
         source_dtype=_name(stored),
         k_norm=_k_norm(decoder),
         source_k_norm=_k_norm(original),
         # Other windows, and norms whose weights are near 1 in the other order, differ too little on a few tokens.
-        same_model=(unrounded if rounded else difference) <= _SAME
+        same_model=closeness <= _SAME
         and original.plan.windows == decoder.plan.windows
         and _k_norm(original) == _k_norm(decoder),
         rounded=rounded,
@@ -172,6 +174,23 @@ def import_checkpoint(
         left_out=lost,
         companions=companions,
     )
+
+
+def _refuse_beyond_range(decoder: Decoder, dtype: torch.dtype, place: Path) -> None:
+    for name, tensor in decoder.state_dict().items():
+        if not is_finite(tensor):
+            raise CheckpointError(f"{place}: {name} is beyond the range of {_name(dtype)}; choose another dtype")
+
+
+def _write_card(target: Path, decoder: Decoder, hub_name: str | None, place: Path, companions: list[str]) -> None:
+    card = model_card(
+        decoder.mixer.name,
+        sum(decoder.num_parameters()),
+        origin=f"Imported by mixerzoo {__version__} from `{hub_name or place.name}`.",
+        prompt="The" if "tokenizer.json" in companions else None,
+        base_model=hub_name,
+    )
+    (target / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _refuse_within(source: str | Path, target: Path) -> None:
@@ -221,6 +240,17 @@ def _fetched(name: str) -> Path:
         raise CheckpointError(
             f"{name}: no such directory, and the Hugging Face hub does not give it: {reason}"
         ) from error
+
+
+def _read(source: str | Path, k_norm: str | None) -> tuple[Path, dict[str, Any], Decoder]:
+    """Where a source is, and what `_loaded` makes of it."""
+    place = _located(source)
+    if place.is_dir():
+        find_companions(place)
+    raw, original = _loaded(place, k_norm)
+    if k_norm is not None and _k_norm(original) is None:
+        raise CheckpointError(f"{place}: it has no q/k norms, so k_norm {k_norm!r} has no meaning; leave it out")
+    return place, raw, original
 
 
 def _loaded(place: Path, k_norm: str | None) -> tuple[dict[str, Any], Decoder]:

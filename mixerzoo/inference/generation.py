@@ -237,10 +237,8 @@ def generate(
     whole = _until_all_end(ids, steps, ends)
     if form is None or texts is None:
         return whole
-    rows = whole[:, ids.size(1) :].tolist()
-    written = [
-        form.tokenizer.decode(prompt + _before_end(new, ends)) for prompt, new in zip(prompts, rows, strict=True)
-    ]
+    rows = zip(prompts, whole[:, ids.size(1) :].tolist(), strict=True)
+    written = [form.tokenizer.decode(prompt + _before_end(new, ends)) for prompt, new in rows]
     return written[0] if isinstance(tokens, str) else written
 
 

@@ -105,12 +105,8 @@ def score(
     mine = chosen[rank::world]
     device = decoder.lm_head.weight.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    # The last window is shorter as a rule, so it goes alone.
-    full = [int(i) for i in mine if (i + 1) * sequence_length <= len(tokens)]
-    batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
-    batches += [[int(i)] for i in mine if (i + 1) * sequence_length > len(tokens)]
     done = 0
-    for batch in batches:
+    for batch in _batches(mine, len(tokens), sequence_length, batch_size):
         inputs, targets = _windows(tokens, batch, sequence_length, start_token)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = decoder(inputs.to(device))
@@ -124,6 +120,13 @@ def score(
     if world > 1:
         dist.all_reduce(sums)
     return Score(nll=float(sums[0]), num_tokens=int(sums[1]), num_bytes=num_bytes)
+
+
+def _batches(mine: np.ndarray[Any, Any], length: int, sequence_length: int, batch_size: int) -> list[list[int]]:
+    """The windows of this process, by their numbers; the last of the stream is shorter as a rule, so it goes alone."""
+    full = [int(i) for i in mine if (i + 1) * sequence_length <= length]
+    batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
+    return batches + [[int(i)] for i in mine if (i + 1) * sequence_length > length]
 
 
 def accounting(decoder: Decoder) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from mixerzoo.errors import RecipeError
 from mixerzoo.files import write_text
 from mixerzoo.model import Decoder
 from mixerzoo.process import launch
-from mixerzoo.recipe.recipe import Recipe, build
+from mixerzoo.recipe.building import build
+from mixerzoo.recipe.recipe import Recipe
 
 #: Readings of the same text beyond which more of them teach little (Muennighoff et al., arXiv 2305.16264).
 MANY_EPOCHS = 4

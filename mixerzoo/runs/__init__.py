@@ -11,18 +11,20 @@ from mixerzoo.runs.checkpoints import (
     publish_checkpoint,
     tidy,
 )
-from mixerzoo.runs.directory import GENERATION_FILE, RECIPE_FILE, RunDirectory, check_tokenizer, home_of
+from mixerzoo.runs.directory import RunDirectory
+from mixerzoo.runs.layout import GENERATION_FILE, RECIPE_FILE
 from mixerzoo.runs.log import METRICS_FILE, read_metrics_file
 from mixerzoo.runs.results import metrics_frame, read_metrics, read_results, results_frame
+from mixerzoo.runs.text_format import check_tokenizer, home_of
 
 __all__ = [
     "GENERATION_FILE",
     "METRICS_FILE",
     "OPTIMIZER_FILE",
     "RECIPE_FILE",
-    "RunDirectory",
     "SCHEDULER_FILE",
     "STATE_FILE",
+    "RunDirectory",
     "check_tokenizer",
     "complete_checkpoints",
     "home_of",

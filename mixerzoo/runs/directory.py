@@ -1,26 +1,9 @@
-"""The run directory: what a training run leaves behind, and how it is told apart from anything else.
-
-::
-
-    run.json             versions, data fingerprint, command; written first, so it says whose directory this is
-    tokenizer.json       and tokenizer_config.json
-    recipe.yaml          the resolved recipe; without it the run has not begun
-    manifest.json        sizes and checksums of the files that nobody changes
-    metrics.jsonl        one line per logged step and per validation
-    checkpoints/         what --resume starts from
-    config.json  model.safetensors  README.md   the result, ready to load; for transformers,
-    modeling_mixerzoo.py  generation_config.json    these beside it
-    result.json          final figures; written last, so its presence means "finished"
-    run.lock             empty; held while a process trains into the directory
-
-Every file appears whole and on the disk (`mixerzoo.files`), so a power cut takes back the last of them at most.
-"""
+"""The run directory: how it is told apart from anything else, begun, gone on with and finished."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,35 +13,28 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mixerzoo import files
-from mixerzoo.data import PreparedData, TextFormat, TextTokenizer
-from mixerzoo.errors import MixerError, RecipeError, RunError
-from mixerzoo.files import read_object, to_json
-from mixerzoo.files import MANIFEST_FILE, check_files, write_manifest
 from mixerzoo.checkpoints import CARD_FILE
-from mixerzoo.checkpoints import COMPANIONS, copy_companions
-from mixerzoo.recipe import Recipe, load_recipe
+from mixerzoo.data import PreparedData
+from mixerzoo.errors import MixerError, RecipeError, RunError
+from mixerzoo.files import read_object, to_json, write_manifest
 from mixerzoo.mixer import load_registry
+from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.runs.checkpoints import complete_checkpoints, remove_all, remove_leftovers
+from mixerzoo.runs.layout import (
+    CHECKPOINTS,
+    LOCK_FILE,
+    RECIPE_FILE,
+    REMOVED,
+    RESULT_FILE,
+    RESULT_FILES,
+    RUN_FILE,
+    TOKENIZER_FILES,
+    UNFINISHED,
+)
 from mixerzoo.runs.log import METRICS_FILE, RunLog
 from mixerzoo.runs.records import LENGTH, differences, provenance
+from mixerzoo.runs.text_format import save_format
 from mixerzoo.yaml_text import TextError, from_yaml
-
-RECIPE_FILE = "recipe.yaml"
-RUN_FILE = "run.json"
-RESULT_FILE = "result.json"
-#: Where transformers looks for the token that ends a text.
-GENERATION_FILE = "generation_config.json"
-CHECKPOINTS = "checkpoints"
-LOCK_FILE = "run.lock"
-
-#: How texts become tokens, begin and are written as conversations.
-_TOKENIZER = tuple(name for name in COMPANIONS if name != GENERATION_FILE)
-#: The result, ready to load.
-_RESULT = ("config.json", "model.safetensors", "modeling_mixerzoo.py", GENERATION_FILE)
-#: What ``--overwrite`` removes. First the result, so that what is left of a run never passes for a finished one.
-_REMOVED = (RESULT_FILE, RECIPE_FILE, MANIFEST_FILE, METRICS_FILE, *_RESULT, *_TOKENIZER, CARD_FILE)
-#: Files whose unfinished forms an earlier process may have left; the last is the folder of a tokenizer.
-_UNFINISHED = {*_REMOVED, RUN_FILE, "tokenizer"}
 
 
 class RunDirectory:
@@ -112,8 +88,8 @@ class RunDirectory:
         )
 
     def _leftovers(self) -> list[Path]:
-        found = [path for path, name in files.unfinished_in(self.path) if name in _UNFINISHED]
-        older = [self.path / f".{name}.partial" for name in sorted(_UNFINISHED)]  # as an earlier version named them
+        found = [path for path, name in files.unfinished_in(self.path) if name in UNFINISHED]
+        older = [self.path / f".{name}.partial" for name in sorted(UNFINISHED)]  # as an earlier version named them
         return found + [path for path in older if path.exists()]
 
     @contextmanager
@@ -167,12 +143,12 @@ class RunDirectory:
         record = to_json(provenance(recipe, data.fingerprint, command, initial))
         (self.path / RESULT_FILE).unlink(missing_ok=True)
         remove_all(self.checkpoints)
-        for name in _REMOVED:
+        for name in REMOVED:
             (self.path / name).unlink(missing_ok=True)
         files.sync(self.path)
         # A process that dies from here on leaves a run without a recipe, which begins anew.
         files.write_text(self.path / RUN_FILE, record)
-        self._save_format(recipe, data)
+        save_format(self.path, recipe, data)
         files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
         self._seal()
 
@@ -191,37 +167,13 @@ class RunDirectory:
         files.sync(self.path)
         if (self.path / RECIPE_FILE).read_bytes() != recipe.to_yaml().encode("utf-8"):
             files.write_text(self.path / RECIPE_FILE, recipe.to_yaml())
-        mended = self._save_format(recipe, data)
+        mended = save_format(self.path, recipe, data)
         self._seal()
         self.metrics.restore(checkpoint)
         return [f"{self.path / name} was not the run's tokenizer, and is written again" for name in mended]
 
-    def _save_format(self, recipe: Recipe, data: PreparedData) -> list[str]:
-        """Write the tokenizer, and what else a checkpoint that training starts from says of texts.
-
-        Only what is not there as it should be is written.
-
-        Returns:
-            The names of what was written.
-        """
-        folder = files.unfinished(self.path / "tokenizer")
-        folder.mkdir()
-        try:
-            data.tokenizer.save(folder)
-            if recipe.model.init_from is not None:
-                _carry_format(Path(recipe.model.init_from), data.tokenizer, folder)
-            written = []
-            for source in sorted(folder.iterdir()):
-                target = self.path / source.name
-                if not target.is_file() or target.read_bytes() != source.read_bytes():
-                    files.write_bytes(target, source.read_bytes())
-                    written.append(source.name)
-            return written
-        finally:
-            shutil.rmtree(folder)
-
     def _seal(self, *results: str, coming: Mapping[str, str] | None = None) -> None:
-        names = [RECIPE_FILE, *_TOKENIZER, *results]
+        names = [RECIPE_FILE, *TOKENIZER_FILES, *results]
         write_manifest(self.path, names, coming=coming or {}, run=self.run_id)
 
     def check_free(self, *, overwrite: bool) -> None:
@@ -390,55 +342,12 @@ class RunDirectory:
         What the directory holds is brought to the disk first.
         """
         text = to_json(result)
-        for name in (*_RESULT, CARD_FILE, METRICS_FILE):
+        for name in (*RESULT_FILES, CARD_FILE, METRICS_FILE):
             if (self.path / name).is_file():
                 files.sync(self.path / name)
         files.sync(self.path)
-        self._seal(*_RESULT, coming={RESULT_FILE: text})
+        self._seal(*RESULT_FILES, coming={RESULT_FILE: text})
         files.write_text(self.path / RESULT_FILE, text)
-
-
-def home_of(checkpoint: Path) -> Path:
-    """The directory with a checkpoint's tokenizer and recipe: the checkpoints within a run share the run's."""
-    whole = checkpoint.resolve()
-    shared = whole.parent.name == CHECKPOINTS and not (checkpoint / "tokenizer.json").exists()
-    return whole.parent.parent if shared else checkpoint
-
-
-def check_tokenizer(checkpoint: Path) -> None:
-    """Refuse a tokenizer, or ends of text, other than the run wrote beside a checkpoint.
-
-    Args:
-        checkpoint: a run, a checkpoint within one, or any other, which passes.
-
-    Raises:
-        CheckpointError: names the file.
-    """
-    check_files(home_of(checkpoint), (*_TOKENIZER, GENERATION_FILE))
-
-
-def _carry_format(source: Path, own: TextTokenizer, folder: Path) -> None:
-    """Add to a saved tokenizer a checkpoint's chat template, special tokens and every end of its texts.
-
-    A checkpoint that is gone when its run is resumed said so when the run began.
-    """
-    config, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    if not source.is_dir():
-        config.unlink()
-        return
-    ours, own_tokenizer = read_object(config, RunError), tokenizer.read_bytes()
-    for name in copy_companions(source, folder):
-        if name == config.name:
-            theirs = read_object(config, RunError)
-            files.write_text(config, to_json({**ours, **theirs, "eos_token": ours["eos_token"]}))
-        elif name == "special_tokens_map.json":
-            names = read_object(folder / name, RunError)
-            files.write_text(folder / name, to_json({**names, "eos_token": ours["eos_token"]}))
-    tokenizer.write_bytes(own_tokenizer)
-    generation = folder / GENERATION_FILE
-    theirs = read_object(generation, RunError) if generation.exists() else {}
-    ends = {"pad_token_id": own.end_of_text_id, **theirs, "eos_token_id": sorted(TextFormat.load(source, own).end_ids)}
-    files.write_text(generation, to_json(ends))
 
 
 def _blank(path: Path) -> bool:

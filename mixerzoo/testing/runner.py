@@ -67,23 +67,12 @@ def run_check(
     if lack := check.lacks(reference):
         return Result(check, "skipped", lack)
     started = time.monotonic()
-    wanted = EXAMPLES[profile][check.cost]
+    wanted, shrinks = EXAMPLES[profile][check.cost], shrink and check.cost in ("cheap", "deadly")
     failing: list[tuple[Case, Exception]] = []
     refusals: list[MixerzooError] = []
     ran = ran_ordinary = 0
-    shrinks = shrink and check.cost in ("cheap", "deadly")
 
-    # Every draw of a run is the same run: no database, no clock.
-    @settings(
-        max_examples=wanted,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink) if shrinks else (Phase.generate,),
-        print_blob=False,
-        report_multiple_bugs=False,
-    )
+    @_settings(wanted, shrinks)
     @given(case=cases(mixer, overrides, refusals.append))
     def hold(case: Case) -> None:
         nonlocal ran
@@ -106,13 +95,28 @@ def run_check(
                     raise error
     except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
         case, cause = failing[0] if failing else (None, error)
-        message = str(cause) if isinstance(cause, AssertionError) and str(cause) else f"{type(cause).__name__}: {cause}"
-        code = "" if case is None else snippet(check, mixer, case, reference)
-    # Drawing goes on until enough are served, so a mixer that serves one decoder in a hundred may reach that number.
-    if message is None and (ran < math.ceil(wanted / 3) or len(refusals) > _MOST_REFUSED * ran):
-        message = _too_few(ran, wanted, refusals)
+        message, code = _words_of(cause), "" if case is None else snippet(check, mixer, case, reference)
+    message = message or _too_few(ran, wanted, refusals)
     outcome: Outcome = "passed" if message is None else "failed"
     return Result(check, outcome, message or "", code, time.monotonic() - started, ran + ran_ordinary, len(refusals))
+
+
+def _settings(examples: int, shrinks: bool) -> settings:
+    """How Hypothesis draws. Every draw of a run is the same run: no database, no clock."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink) if shrinks else (Phase.generate,),
+        print_blob=False,
+        report_multiple_bugs=False,
+    )
+
+
+def _words_of(error: Exception) -> str:
+    return str(error) if isinstance(error, AssertionError) and str(error) else f"{type(error).__name__}: {error}"
 
 
 def _error_of(check: Check, mixer: type[Mixer], case: Case, reference: Reference | None) -> Exception | None:
@@ -135,8 +139,11 @@ def _shrunk(
     return case, error
 
 
-def _too_few(ran: int, wanted: int, refusals: Sequence[MixerzooError]) -> str:
-    """What is wrong with a mixer that was hardly run."""
+def _too_few(ran: int, wanted: int, refusals: Sequence[MixerzooError]) -> str | None:
+    """What is wrong with a mixer that was hardly run, or None if it ran often enough."""
+    # Drawing goes on until enough are served, so a mixer that serves one decoder in a hundred may reach that number.
+    if ran >= math.ceil(wanted / 3) and len(refusals) <= _MOST_REFUSED * ran:
+        return None
     if not refusals:
         return (
             f"only {ran} of {wanted} cases could be drawn: the rules of Config forbid nearly all options that were "

@@ -3,6 +3,15 @@
 from mixerzoo.training.interrupts import Terminated
 from mixerzoo.training.progress import ProgressReporter
 from mixerzoo.training.reporter import Reporter
-from mixerzoo.training.run import evaluate_run, train
+from mixerzoo.training.run import memory_in_words, train, yardsticks_or_none
+from mixerzoo.training.run_callback import score_validation
 
-__all__ = ["ProgressReporter", "Reporter", "Terminated", "evaluate_run", "train"]
+__all__ = [
+    "ProgressReporter",
+    "Reporter",
+    "Terminated",
+    "memory_in_words",
+    "score_validation",
+    "train",
+    "yardsticks_or_none",
+]

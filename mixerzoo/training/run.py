@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from mixerzoo.checkpoints import CARD_FILE, load_checkpoint, load_config, save_checkpoint, weights_fingerprint
+from mixerzoo.checkpoints import CARD_FILE, load_config, save_checkpoint, weights_fingerprint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
-from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
-from mixerzoo.files import check_files, sha256, to_json, write_text
+from mixerzoo.errors import DataError, RecipeError, RunError
+from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
 from mixerzoo.model import Decoder, check_backend
-from mixerzoo.process import full_precision, launch, notices, recipe_decides
+from mixerzoo.process import launch, notices, recipe_decides
 from mixerzoo.recipe import Recipe, build, check_data, check_size, to_recipe
 from mixerzoo.runs import GENERATION_FILE, METRICS_FILE, RunDirectory, newest_whole, read_metrics_file, run_card, tidy
 from mixerzoo.training.interrupts import Interrupts
@@ -27,7 +27,7 @@ from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation, tokens_per_second
 from mixerzoo.training.trainer import MixerZooTrainer, learning_rates
 
-__all__ = ["Reporter", "evaluate_run", "train"]
+__all__ = ["Reporter", "train"]
 
 
 @recipe_decides()
@@ -81,7 +81,7 @@ def train(
     _say(reporter, check_size(recipe))
     run = RunDirectory(Path(directory).resolve())
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""
-    with Interrupts(hold=save_on_interrupt, say=say) as interrupts, _memory_in_words():
+    with Interrupts(hold=save_on_interrupt, say=say) as interrupts, memory_in_words():
         work = _Work(run, recipe, command, reporter, interrupts, main)
         if not main:
             return work.train(resume)
@@ -98,7 +98,7 @@ def _say(reporter: Reporter, texts: Iterable[str]) -> None:
 
 
 @contextmanager
-def _memory_in_words() -> Iterator[None]:
+def memory_in_words() -> Iterator[None]:
     """Turn a lack of memory, the GPU's or the machine's, into what to do about it.
 
     Raises:
@@ -254,7 +254,7 @@ class _Work:
             if recipe.model.init_from is None:
                 end = data.tokenizer.end_of_text_id
                 write_text(run.path / GENERATION_FILE, to_json({"eos_token_id": end, "pad_token_id": end}))
-        result |= _yardsticks(data, self.reporter)
+        result |= yardsticks_or_none(data, self.reporter)
         if self.main:
             write_text(run.path / CARD_FILE, run_card(recipe, result))
             run.finish(result)
@@ -293,7 +293,7 @@ def _check_schedule(saved: Recipe, recipe: Recipe, step: int) -> None:
     raise RunError(message)
 
 
-def _yardsticks(data: PreparedData, reporter: Reporter) -> dict[str, Any]:
+def yardsticks_or_none(data: PreparedData, reporter: Reporter) -> dict[str, Any]:
     """The figures beside the score; without them the run is finished all the same."""
     try:
         return dict(yardsticks(data))
@@ -324,40 +324,3 @@ def _check_tokenizer(initial: str, data: PreparedData) -> None:
             f"data.tokenizer is not the tokenizer of {initial}, whose weights know their own tokens only; "
             "leave data.tokenizer out"
         )
-
-
-@full_precision()
-def evaluate_run(
-    directory: str | Path, *, device: torch.device | str | None = None, reporter: Reporter | None = None
-) -> dict[str, Any]:
-    """Score a finished run on the validation text of its own recipe.
-
-    Args:
-        directory: the run directory.
-        device: where to compute; default: a GPU where there is one.
-        reporter: hears of progress.
-
-    Returns:
-        ``bits_per_byte``, ``perplexity``, yardsticks and byte counts, and ``validation_text``, the SHA-256 of the text.
-
-    Raises:
-        RunError: the directory holds no run or one that is not finished, the run's data changed, or a variable of the
-            environment would change the figures.
-        CheckpointError: its checkpoint cannot be read, has another vocabulary, or a file is not the run's.
-        DataError: the recipe's text cannot be read.
-    """
-    directory = Path(directory)
-    reporter = reporter or Reporter()
-    run = RunDirectory(directory)
-    recipe = run.finished_recipe()
-    check_files(directory)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    decoder = load_checkpoint(directory, attention_backend=recipe.model.attention_backend, device=where)
-    data = prepare(recipe.data, progress=reporter.data)
-    run.check_data(data.fingerprint)
-    if data.tokenizer.vocab_size > decoder.shape.vocab_size:
-        raise CheckpointError(f"{directory}: the tokenizer has more tokens than the checkpoint's embedding has rows")
-    with _memory_in_words():
-        final = score_validation(decoder, recipe, data, None, reporter.final_validation)
-    text = {"validation_text": sha256(data.directory / "validation.txt")}
-    return {**final.to_dict(), **_yardsticks(data, reporter), **accounting(decoder), **text}

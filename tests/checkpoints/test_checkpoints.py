@@ -17,7 +17,7 @@ from golden_cases import golden
 from mixerzoo import load_checkpoint, load_registry, save_checkpoint
 from mixerzoo.checkpoints.config_json import describe
 from mixerzoo.checkpoints.foreign_config import read_foreign
-from mixerzoo.checkpoints.load import config_dict
+from mixerzoo.checkpoints.save import config_dict
 from mixerzoo.errors import BackendError, CheckpointError, MixerError
 from stock import KINDS, exact, stock_model
 from zoo import Case, assert_close, some_tokens
@@ -125,7 +125,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("mixerzoo.checkpoints.load.save_file", full)
+    monkeypatch.setattr("mixerzoo.checkpoints.save.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_checkpoint(zoo.make(Case("denseformer")), tmp_path)
     assert torch.equal(load_checkpoint(tmp_path).lm_head.weight, decoder.lm_head.weight)

@@ -27,7 +27,7 @@ from mixerzoo.cli.options import options, snippet
 from mixerzoo.data import TextTokenizer
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer.registry import Registry
-from mixerzoo.recipe.recipe import json_schema
+from mixerzoo.recipe.schema import json_schema
 from mixerzoo.yaml_text import from_yaml, to_yaml
 from own import CHOICES, OWN
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from mixerzoo.cli import app
 from mixerzoo.mixer.registry import load_registry
-from mixerzoo.recipe.recipe import load_recipe
+from mixerzoo.recipe.read import load_recipe
 from mixerzoo.testing import CHECKS, checks_for
 
 ROOT = Path(__file__).parents[2]

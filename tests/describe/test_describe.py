@@ -17,7 +17,7 @@ from mixerzoo.describe.picture import MAX_ROWS, picture
 from mixerzoo.errors import MixerError, RecipeError
 from mixerzoo.model.layer import Layer
 from mixerzoo.recipe.feasibility import check_data, check_size, free_bytes
-from mixerzoo.recipe.recipe import parse_recipe
+from mixerzoo.recipe.read import parse_recipe
 from mixerzoo.recipe.yaml_source import YamlSource
 from runs import tiny_recipe
 

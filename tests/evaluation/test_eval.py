@@ -29,7 +29,7 @@ from mixerzoo.evaluation.tasks.questions import (
     last_names,
     next_lines,
 )
-from mixerzoo.recipe.recipe import build
+from mixerzoo.recipe.building import build
 from mixerzoo.training.run import Reporter, train
 from runs import tiny_recipe
 
@@ -274,7 +274,9 @@ def no_weights(monkeypatch):
     monkeypatch.setattr(
         "mixerzoo.evaluation.side_by_side.load_checkpoint", lambda *_, **__: pytest.fail("weights were read")
     )
-    monkeypatch.setattr("mixerzoo.training.run.load_checkpoint", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "mixerzoo.evaluation.validate.load_checkpoint", lambda *_, **__: pytest.fail("weights were read")
+    )
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -31,7 +31,7 @@ from mixerzoo.evaluation.tasks.local import LOCAL_TASKS, LocalTask
 from mixerzoo.evaluation.tasks.questions import held_out_documents, last_names, next_lines
 from mixerzoo.evaluation.tasks.writing import Generation
 from mixerzoo.inference.scoring import score
-from mixerzoo.recipe.recipe import build
+from mixerzoo.recipe.building import build
 from runs import tiny_recipe
 from text_files import chain, write
 

@@ -10,10 +10,11 @@ import torch
 
 from mixerzoo import load_registry
 from mixerzoo.errors import RunError
+from mixerzoo.evaluation import evaluate_run
 from mixerzoo.process.environment import ALONE, Launch, launch, notices, recipe_decides
 from mixerzoo.process.state import float32_precision, set_float32_precision
 from mixerzoo.recipe.feasibility import check_size
-from mixerzoo.training.run import Reporter, evaluate_run, train
+from mixerzoo.training.run import Reporter, train
 from runs import fingerprint, tiny_recipe
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")

@@ -13,12 +13,16 @@ import torch
 
 from mixerzoo import TextFormat, TextTokenizer, import_checkpoint, load_checkpoint, save_checkpoint
 from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
+from mixerzoo.evaluation import evaluate_run
 from mixerzoo.inference.scoring import score
-from mixerzoo.recipe.recipe import Recipe, build, json_schema, load_recipe, parse_recipe
+from mixerzoo.recipe.building import build
+from mixerzoo.recipe.read import load_recipe, parse_recipe
+from mixerzoo.recipe.recipe import Recipe
+from mixerzoo.recipe.schema import json_schema
 from mixerzoo.recipe.yaml_source import YamlSource
+from mixerzoo.runs import home_of
 from mixerzoo.runs.checkpoints import complete_checkpoints
-from mixerzoo.runs.directory import home_of
-from mixerzoo.training.run import Reporter, evaluate_run, train
+from mixerzoo.training.run import Reporter, train
 from runs import fingerprint
 from stock import stock_model
 

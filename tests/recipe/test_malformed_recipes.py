@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from malformed_recipes import RECIPE, malformed
 from mixerzoo.cli import app
 from mixerzoo.errors import RecipeError
-from mixerzoo.recipe.recipe import parse_recipe
+from mixerzoo.recipe.read import parse_recipe
 from mixerzoo.recipe.yaml_source import YamlSource
 from mixerzoo.yaml_text import MAX_NODES, TextError, compose, from_yaml, one_line, to_yaml
 

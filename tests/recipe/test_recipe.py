@@ -14,7 +14,8 @@ import torch
 from mixerzoo import Recipe, build, load_recipe, load_registry, train
 from mixerzoo.errors import BackendError, MixerError, RecipeError
 from mixerzoo.mixer.choice import MixerChoice
-from mixerzoo.recipe.recipe import json_schema, parse_recipe
+from mixerzoo.recipe.read import parse_recipe
+from mixerzoo.recipe.schema import json_schema
 from mixerzoo.recipe.yaml_source import YamlSource
 from mixerzoo.yaml_text import from_yaml
 from own import CHOICES, OWN

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mixerzoo.recipe.recipe import Recipe, load_recipe
+from mixerzoo.recipe.read import load_recipe
+from mixerzoo.recipe.recipe import Recipe
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 OVERRIDES = (

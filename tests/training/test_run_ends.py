@@ -17,11 +17,12 @@ from rich.console import Console
 
 import mixerzoo
 from mixerzoo.errors import DataError, MixerzooError, RunError
+from mixerzoo.evaluation import evaluate_run
 from mixerzoo.inference.scoring import Score
 from mixerzoo.runs.checkpoints import complete_checkpoints
 from mixerzoo.training import run as training
 from mixerzoo.training import run_callback, stopwatch
-from mixerzoo.training.run import Reporter, evaluate_run, train
+from mixerzoo.training.run import Reporter, train
 from mixerzoo.training.trainer import MixerZooTrainer
 from mixerzoo.yaml_text import from_yaml
 from runs import tiny_recipe

@@ -17,9 +17,10 @@ import mixerzoo
 import runs
 from mixerzoo.data import TextTokenizer, prepare
 from mixerzoo.errors import DataError, RunError
+from mixerzoo.evaluation import evaluate_run
 from mixerzoo.inference.scoring import score
-from mixerzoo.recipe.recipe import load_recipe
-from mixerzoo.training.run import evaluate_run, train
+from mixerzoo.recipe.read import load_recipe
+from mixerzoo.training.run import train
 from mixerzoo.training.trainer import MixerZooTrainer, SeededOrder, complete_checkpoints, training_arguments
 from own import CHOICES, OWN
 from runs import OVERRIDES, QUICKSTART, fingerprint, tiny_recipe
