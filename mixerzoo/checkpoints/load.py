@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixerzoo.checkpoints.config_json import SHIM_FILE, check_sizes, describe, read_own
+from mixerzoo.checkpoints.config_json import SHIM_FILE, check_sizes, own_config, read_own
 from mixerzoo.checkpoints.foreign_config import Foreign, Shapes, read_foreign
 from mixerzoo.checkpoints.layout import CONFIG_FILE, WEIGHTS_FILE, listed, read_json, read_tensors, remove_shards
 from mixerzoo.errors import CheckpointError, MixerError
@@ -92,7 +92,7 @@ def config_dict(decoder: Decoder) -> dict[str, Any]:
     """The content of ``config.json``."""
     mixer = decoder.mixer
     return {
-        **describe(decoder.config, mixer.name, mixer.config),
+        **own_config(decoder.config, mixer.name, mixer.config),
         "torch_dtype": str(decoder.lm_head.weight.dtype).removeprefix("torch."),
     }
 
@@ -121,7 +121,7 @@ def load_checkpoint(
             decoder means anything.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the configuration is not one that this skeleton can
+        CheckpointError: a file is missing or damaged, the configuration is not one that this decoder can
             compute, tensors are left over, missing, of the wrong shape or not finite, the weights are larger than
             this machine's memory, or the mixer is not installed.
         BackendError: there is no such device or dtype, or the attention backend cannot run there.
@@ -385,7 +385,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _check_dtype(name: str, stored: Tensor, wanted: Tensor, directory: Path) -> None:
-    """Refuse what this skeleton cannot compute in."""
+    """Refuse what this decoder cannot compute in."""
     found = str(stored.dtype).removeprefix("torch.")
     if wanted.is_floating_point():
         if found not in DTYPES:

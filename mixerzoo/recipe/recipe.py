@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.data.config import DataConfig
 from mixerzoo.errors import CheckpointError, MixerError, MixerzooError, RecipeError
-from mixerzoo.mixer import MixerChoice, MixerConfig, check_mixer, load_registry
+from mixerzoo.mixer import MixerChoice, MixerConfig, check_choice, load_registry
 from mixerzoo.model import Decoder, ModelConfig, find_device, find_dtype, materialize, remix
 from mixerzoo.recipe.yaml_source import YamlSource
 from mixerzoo.validation import Problem, problems, shown
@@ -180,7 +180,7 @@ def parse_recipe(source: YamlSource) -> Recipe:
         if found:
             raise RecipeError("\n".join(f"{source.where(problem)}: {problem.message}" for problem in found))
     if isinstance(data.get("mixer"), Mapping):
-        checked = check_mixer(data["mixer"])
+        checked = check_choice(data["mixer"])
         if isinstance(checked, MixerChoice):
             data["mixer"] = checked
         else:

@@ -1075,7 +1075,7 @@ def test_what_is_asked_of_a_plugin_later_is_guarded_too(
     for module in ("mixer.choice", "checkpoints.foreign_config"):
         monkeypatch.setattr(f"mixerzoo.{module}.load_registry", lambda: registry)
     state = torch.get_rng_state()
-    assert not isinstance(mixer_choice.check_mixer({"name": "own"}), list)
+    assert not isinstance(mixer_choice.check_choice({"name": "own"}), list)
     assert foreign._recognise({}, {}, Path("config.json"))[0].name == "residual"
     assert torch.get_default_dtype() == torch.float32
     assert torch.equal(torch.get_rng_state(), state)
