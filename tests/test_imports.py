@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import mixerzoo
 import mixerzoo_plugins
 
+ROOT = Path(__file__).parents[1]
 LIBRARY = Path(mixerzoo.__file__).parent
 PLUGINS = sorted(Path(mixerzoo_plugins.__file__).parent.glob("*.py"))
 HEAVY = ("torch", "transformers", "pydantic", "yaml", "numpy", "datasets", "typer", "rich", "pytest", "hypothesis")
@@ -84,3 +87,35 @@ def test_there_are_plugins() -> None:
 def test_the_library_does_not_know_its_plugins(path: Path) -> None:
     for module, _ in imports_of(path):
         assert not module.startswith("mixerzoo_plugins")
+
+
+def _rooms() -> set[str]:
+    """Folders and modules of the library, but for what every package has."""
+    folders = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
+    return folders | {path.stem for path in LIBRARY.glob("*.py")} - {"__init__", "__main__"}
+
+
+def test_the_map_of_the_house_shows_every_room_on_its_floor() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    house, beside, *_ = re.findall(r"^```text\n(.*?)^```", page.partition("## The house")[2], re.MULTILINE | re.DOTALL)
+    floors = [set(re.findall(r"│ ([\w]+)(?:/|\.py) ", floor)) for floor in house.split("▼")]
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
+    layers = [{name.strip().removeprefix("mixerzoo.") for name in layer.split("|")} for layer in contract["layers"]]
+    assert floors == layers
+    assert set.union(*floors) == _rooms()
+    for folder in re.findall(r"│ ([\w/]+)/ ", beside):
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_tests_lie_in_the_rooms_of_what_they_test() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders - {"plugins"} <= _rooms()
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.glob("*/__init__.py")), ids=lambda path: path.parent.name)
+def test_every_room_says_what_it_is_for(path: Path) -> None:
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert said is not None
+    assert said.partition("\n")[0].endswith(".")

@@ -6,7 +6,7 @@
     python tools/benchmark_mixers.py recipes/paper/residual-360m.yaml --tokens 512 --compile
 
 Rounds are interleaved, so that a busy machine slows all alike; the ratio is the median over rounds. Each mixer has
-its own copy of the recipe's decoder, with equal skeleton weights. Nothing here is a test.
+its own copy of the recipe's decoder, with equal decoder weights. Nothing here is a test.
 """
 
 from __future__ import annotations

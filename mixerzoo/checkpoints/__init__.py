@@ -1,7 +1,7 @@
 """Weights and configurations on the disk: ours and other projects', and what else lies beside them."""
 
 from mixerzoo.checkpoints.card import CARD_FILE, model_card
-from mixerzoo.checkpoints.config_json import CARRIED_KEYS, HF_KEYS, describe, read_own
+from mixerzoo.checkpoints.config_json import CARRIED_KEYS, HF_KEYS, own_config, read_own
 from mixerzoo.checkpoints.directory import COMPANIONS, check_new, copy_companions, find_companions, new_directory
 from mixerzoo.checkpoints.foreign_config import records_k_norm
 from mixerzoo.checkpoints.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_file, read_json, weights_fingerprint
@@ -26,7 +26,6 @@ __all__ = [
     "check_k_norm",
     "check_new",
     "copy_companions",
-    "describe",
     "find_companions",
     "is_file",
     "is_finite",
@@ -34,6 +33,7 @@ __all__ = [
     "load_config",
     "model_card",
     "new_directory",
+    "own_config",
     "read_json",
     "read_own",
     "records_k_norm",

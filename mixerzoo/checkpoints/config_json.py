@@ -45,7 +45,7 @@ MOST = 2**62
 SHIM_FILE = "modeling_mixerzoo.py"
 
 
-def describe(config: ModelConfig, mixer: str, options: MixerConfig) -> dict[str, Any]:
+def own_config(config: ModelConfig, mixer: str, options: MixerConfig) -> dict[str, Any]:
     """The content of ``config.json``, but for the dtype of the weights.
 
     Args:
@@ -96,7 +96,7 @@ def read_own(raw: Mapping[str, Any], where: str | Path) -> tuple[ModelConfig, ty
         raise CheckpointError(f"{where}: {error}") from error
     keys = HF_KEYS | OWN_KEYS
     if raw.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{where}: hidden_act is {shown(raw['hidden_act'])}; this skeleton computes 'silu'")
+        raise CheckpointError(f"{where}: hidden_act is {shown(raw['hidden_act'])}; this decoder computes 'silu'")
     check_carried(raw, where)
     for key in (*keys.values(), "mixer"):
         _refuse_huge(raw.get(key), key, where)

@@ -1,6 +1,6 @@
 """Reads the ``config.json`` of other projects: stock Llama, Mistral, Qwen2 and Qwen3, and reference implementations.
 
-What this skeleton does not compute is refused by name.
+What this decoder does not compute is refused by name.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _FAMILIES = {
     "qwen3": _Family("pre_rope", None, {**_QWEN, "head_dim": 128}),
 }
 
-#: Values that must hold for such a config to mean this skeleton; anything else is refused.
+#: Values that must hold for such a config to mean this decoder; anything else is refused.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish", None),
     "partial_rotary_factor": (1.0, 1, None),
@@ -128,7 +128,7 @@ def read_foreign(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> Foreign:
         path: what errors call it.
 
     Raises:
-        CheckpointError: this skeleton does not compute such a model, a value is wrong, or no installed mixer reads
+        CheckpointError: this decoder does not compute such a model, a value is wrong, or no installed mixer reads
             the method.
     """
     kind = raw.get("model_type")
@@ -208,7 +208,7 @@ def _brief(value: Any) -> str:
 
 
 def _not_computed(path: Path, key: str, value: Any) -> CheckpointError:
-    return CheckpointError(f"{path}: {key} is {_brief(value)}, which this skeleton does not compute")
+    return CheckpointError(f"{path}: {key} is {_brief(value)}, which this decoder does not compute")
 
 
 def _name_ignored_keys(raw: Mapping[str, Any], path: Path) -> None:
@@ -281,7 +281,7 @@ def _rope(raw: Mapping[str, Any], family: _Family, path: Path) -> tuple[dict[str
     if not isinstance(kind, str) or kind not in SCALINGS:
         known = ", ".join(["default", *SCALINGS])
         raise CheckpointError(
-            f"{path}: {key} has rope_type {_brief(kind)}, which this skeleton does not compute; known: {known}"
+            f"{path}: {key} has rope_type {_brief(kind)}, which this decoder does not compute; known: {known}"
         )
     scaling = SCALINGS[kind].model_fields
     _refuse_rope_options({name: v for name, v in options.items() if name not in scaling}, kind, key, path)
@@ -338,7 +338,7 @@ def _window(raw: Mapping[str, Any], kind: str, num_layers: int, path: Path) -> d
             types = ["full_attention" if layer < first else "sliding_attention" for layer in range(num_layers)]
         for found in types:
             if found not in ("full_attention", "sliding_attention"):
-                raise CheckpointError(f"{path}: layer_types has {_brief(found)}, which this skeleton does not compute")
+                raise CheckpointError(f"{path}: layer_types has {_brief(found)}, which this decoder does not compute")
         if len(types) != num_layers:
             raise CheckpointError(f"{path}: layer_types has {len(types)} entries for {num_layers} layers")
         layers = [layer for layer, found in enumerate(types) if found == "sliding_attention"]
@@ -348,7 +348,7 @@ def _window(raw: Mapping[str, Any], kind: str, num_layers: int, path: Path) -> d
         return {"sliding_window": _count(size, "sliding_window", path), "sliding_layers": None if every else layers}
     for found in types or ():
         if found != "full_attention":
-            raise CheckpointError(f"{path}: layer_types has {_brief(found)}, which this skeleton does not compute")
+            raise CheckpointError(f"{path}: layer_types has {_brief(found)}, which this decoder does not compute")
     if kind == "mistral" and size is not None:
         return {"sliding_window": _count(size, "sliding_window", path)}
     # Qwen writes a sliding_window even where it is switched off.

@@ -53,7 +53,7 @@ def load_checkpoint(
             decoder means anything.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the configuration is not one that this skeleton can
+        CheckpointError: a file is missing or damaged, the configuration is not one that this decoder can
             compute, tensors are left over, missing, of the wrong shape or not finite, the weights are larger than
             this machine's memory, or the mixer is not installed.
         BackendError: there is no such device or dtype, or the attention backend cannot run there.
@@ -317,7 +317,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _check_dtype(name: str, stored: Tensor, wanted: Tensor, directory: Path) -> None:
-    """Refuse what this skeleton cannot compute in."""
+    """Refuse what this decoder cannot compute in."""
     found = str(stored.dtype).removeprefix("torch.")
     if wanted.is_floating_point():
         if found not in DTYPES:

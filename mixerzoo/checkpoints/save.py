@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from mixerzoo.checkpoints.config_json import SHIM_FILE, describe
+from mixerzoo.checkpoints.config_json import SHIM_FILE, own_config
 from mixerzoo.checkpoints.layout import CONFIG_FILE, WEIGHTS_FILE, remove_shards
 from mixerzoo.errors import CheckpointError
 from mixerzoo.files import MANIFEST_FILE, replacing, write_text
@@ -79,6 +79,6 @@ def config_dict(decoder: Decoder) -> dict[str, Any]:
     """The content of ``config.json``."""
     mixer = decoder.mixer
     return {
-        **describe(decoder.config, mixer.name, mixer.config),
+        **own_config(decoder.config, mixer.name, mixer.config),
         "torch_dtype": str(decoder.lm_head.weight.dtype).removeprefix("torch."),
     }

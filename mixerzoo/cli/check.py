@@ -141,11 +141,11 @@ def _overrides(mixer: str, options: Sequence[str]) -> Overrides:
     """
     from hypothesis import strategies as st
 
-    from mixerzoo.mixer import MixerChoice, check_mixer
+    from mixerzoo.mixer import MixerChoice, check_choice
     from mixerzoo.recipe import YamlSource
 
     given = YamlSource("{}", mixer, options).data
-    checked = check_mixer({**given, "name": mixer}) if given else None
+    checked = check_choice({**given, "name": mixer}) if given else None
     if isinstance(checked, list):
         lines = [": ".join(filter(None, [".".join(map(str, problem.path)), problem.message])) for problem in checked]
         raise MixerzooError(f"options of {mixer}: " + "\n".join(lines))

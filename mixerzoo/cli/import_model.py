@@ -77,7 +77,7 @@ def _choice(name: str | None, overrides: Sequence[str]) -> MixerChoice | None:
     """
     if name is None and not overrides:
         return None
-    from mixerzoo.mixer import MixerChoice, check_mixer
+    from mixerzoo.mixer import MixerChoice, check_choice
     from mixerzoo.recipe import YamlSource
 
     named = [] if name is None else [f"mixer.name={json.dumps(name)}"]
@@ -90,7 +90,7 @@ def _choice(name: str | None, overrides: Sequence[str]) -> MixerChoice | None:
         raise RecipeError(f"mixer: expected a mapping of keys to values, got {given!r}")
     if "name" not in given:
         raise RecipeError(f"{overrides[0]}: an option of which mixer? Name it with --mixer, the source's own one too")
-    found = check_mixer(given)
+    found = check_choice(given)
     if isinstance(found, MixerChoice):
         return found
     raise RecipeError("\n".join(f"{source.where(p.below('mixer'))}: {p.message}" for p in found))

@@ -29,7 +29,7 @@ class Costs:
     """What one decoder costs. All bytes are of one dtype.
 
     Attributes:
-        decoder_parameters: of the skeleton; tied weights count once.
+        decoder_parameters: of the decoder without its mixer; tied weights count once.
         mixer_parameters: of the mixer.
         parameters: both together.
         weight_bytes: of all parameters.
@@ -184,12 +184,12 @@ def count_costs(decoder: Decoder, sequence_length: int, dtype: torch.dtype) -> C
         sequence_length: tokens at which the cache and the FLOPs are counted.
         dtype: of all byte counts.
     """
-    skeleton, mixing = decoder.num_parameters()
+    of_decoder, mixing = decoder.num_parameters()
     return Costs(
-        decoder_parameters=skeleton,
+        decoder_parameters=of_decoder,
         mixer_parameters=mixing,
-        parameters=skeleton + mixing,
-        weight_bytes=(skeleton + mixing) * dtype.itemsize,
+        parameters=of_decoder + mixing,
+        weight_bytes=(of_decoder + mixing) * dtype.itemsize,
         kv_bytes_per_token=decoder.plan.bytes_per_token(decoder.shape, dtype),
         cache_bytes=decoder.plan.elements(decoder.shape, sequence_length) * dtype.itemsize,
         in_flight_bytes_per_token=decoder.mixer.in_flight_bytes(dtype),

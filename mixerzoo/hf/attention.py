@@ -116,7 +116,7 @@ class MixerZooAttention(Attention):
 
     Args:
         config: of the model.
-        sizes: the same for the skeleton.
+        sizes: the same for the decoder.
         layer_idx: the first step that runs the layer.
         has_k: whether any run of the layer makes keys of its own.
         has_v: likewise for values.
@@ -218,7 +218,7 @@ class MixerZooLatentAttention(LatentAttention):
 
     Args:
         config: of the model.
-        sizes: the same for the skeleton.
+        sizes: the same for the decoder.
         layer_idx: the first step that runs the layer.
         has_latent: whether any run of the layer makes latents of its own.
     """

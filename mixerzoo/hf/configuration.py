@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from mixerzoo.checkpoints import describe, read_own, write_shim
+from mixerzoo.checkpoints import own_config, read_own, write_shim
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model import ModelConfig
@@ -125,7 +125,7 @@ class MixerZooConfig(PreTrainedConfig):
         """
         where = where or self.name_or_path or type(self).__name__
         if self.hidden_act != "silu":
-            raise CheckpointError(f"{where}: hidden_act is {self.hidden_act!r}; this skeleton computes 'silu'")
+            raise CheckpointError(f"{where}: hidden_act is {self.hidden_act!r}; this decoder computes 'silu'")
         raw = vars(self) | {"num_hidden_layers": self.num_physical_layers}
         if self.attention == "mla" and "needs_eager" in raw:
             # By now set by `derive`; they are not sizes of latent attention.
@@ -138,7 +138,7 @@ class MixerZooConfig(PreTrainedConfig):
         for derived in ("num_physical_layers", "layer_types", "sliding_window", "needs_eager"):
             output.pop(derived, None)
         model, mixer, options = self.parts()
-        described = describe(model, mixer.name, options)
+        described = own_config(model, mixer.name, options)
         if self.architectures:
             described["architectures"] = self.architectures
         return output | described

@@ -131,11 +131,11 @@ def _batches(mine: np.ndarray[Any, Any], length: int, sequence_length: int, batc
 
 def accounting(decoder: Decoder) -> dict[str, Any]:
     """What stands beside a score: the mixer, and what the decoder costs."""
-    skeleton, mixing = decoder.num_parameters()
+    of_decoder, mixing = decoder.num_parameters()
     dtype = decoder.lm_head.weight.dtype
     return {
         "mixer": decoder.mixer.name,
-        "parameters": skeleton + mixing,
+        "parameters": of_decoder + mixing,
         "mixer_parameters": mixing,
         "kv_bytes_per_token": decoder.plan.bytes_per_token(decoder.shape, dtype),
         "in_flight_bytes_per_token": decoder.mixer.in_flight_bytes(dtype),

@@ -3,7 +3,7 @@
 from mixerzoo.mixer.base import API_VERSION, AttentionMixer, AttentionState, Mixer
 from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, DepthEntries, MixingWeights, State
 from mixerzoo.mixer.card import MixerCard, MixerConfig, Neutral, ParameterRole, ReferenceReading
-from mixerzoo.mixer.choice import MixerChoice, check_mixer
+from mixerzoo.mixer.choice import MixerChoice, check_choice
 from mixerzoo.mixer.hookspecs import hookimpl
 from mixerzoo.mixer.plan import HOOKS, Hook, Plan, Tail
 from mixerzoo.mixer.plugin_guard import guarded, output_to_stderr
@@ -36,7 +36,7 @@ __all__ = [
     "Site",
     "State",
     "Tail",
-    "check_mixer",
+    "check_choice",
     "guarded",
     "hookimpl",
     "load_registry",

@@ -29,7 +29,7 @@ class MixerChoice(BaseModel):
     def _from_flat(cls, value: Any) -> Any:
         if not isinstance(value, Mapping) or "name" not in value or isinstance(value.get("options"), MixerConfig):
             return value
-        found = check_mixer(value)
+        found = check_choice(value)
         if isinstance(found, MixerChoice):
             return {"name": found.name, "options": found.options}
         # As a field of a larger model the paths would be lost; `parse_recipe` checks mixers beforehand.
@@ -40,7 +40,7 @@ class MixerChoice(BaseModel):
         return {"name": self.name, **self.options.model_dump()}
 
 
-def check_mixer(value: Mapping[str, Any]) -> MixerChoice | list[Problem]:
+def check_choice(value: Mapping[str, Any]) -> MixerChoice | list[Problem]:
     """Validate a choice by the chosen mixer's own ``Config``.
 
     Args:

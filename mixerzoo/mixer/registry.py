@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from importlib.metadata import EntryPoint
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pluggy
@@ -22,6 +22,7 @@ from mixerzoo.mixer import hookspecs
 from mixerzoo.mixer.base import API_VERSION, Mixer
 from mixerzoo.mixer.card import MixerCard, MixerConfig
 from mixerzoo.mixer.plugin_guard import guarded
+from mixerzoo.mixer.version_1 import CHANGES, sign_of_version_1
 
 logger = logging.getLogger(__name__)
 
@@ -275,27 +276,6 @@ def _listed(returned: Any) -> Iterable[Any]:
     return returned
 
 
-#: What the author of such a mixer changes.
-_FROM_VERSION_1 = (
-    f"this mixerzoo has version {API_VERSION}. Change: mix_raw_kv, mix_kv and depth_kv take (state, call); call has "
-    "site, q, k, v and rotate; needs_own_kv and separate_inputs are fields of what plan() returns, as in "
-    "dataclasses.replace(super().plan(), needs_own_kv=True), and so is hooks, which takes the place of defines(); "
-    "Plan(order, k_slot, v_slot, windows) is Plan.borrowing(…), and latent_sources is v_reads; derive from "
-    f"Mixer[Config] or AttentionMixer[Config]; then set api_version = {API_VERSION}. The page docs/interface-2.md has "
-    "each change. Or install an older mixerzoo"
-)
-
-
-def _is_of_version_1(mixer: type[Mixer]) -> bool:
-    """Whether a class has what only version 1 knew, whatever version it names, or none."""
-    own = [base for base in mixer.__mro__ if base is not Mixer and issubclass(base, Mixer)]
-    if any(name in vars(base) for base in own for name in ("defines", "needs_own_kv", "separate_inputs")):
-        return True
-    hooks = [vars(base).get(name) for base in own for name in ("mix_raw_kv", "mix_kv", "depth_kv")]
-    # self, state, site and more.
-    return any(hook.__code__.co_argcount > 3 for hook in hooks if isinstance(hook, FunctionType))
-
-
 def _check_class(mixer: Any) -> None:
     if not (isinstance(mixer, type) and issubclass(mixer, Mixer)):
         raise PluginError(f"mixerzoo_mixers returned {mixer!r}, which is not a subclass of mixerzoo.Mixer")
@@ -313,8 +293,8 @@ def _check_class(mixer: Any) -> None:
             f"api_version = {API_VERSION}"
         )
     # What follows is true of this version alone.
-    if mixer.api_version == 1 or _is_of_version_1(mixer):
-        raise PluginError(f"mixer {mixer.name!r} was written for version 1 of the mixer API; {_FROM_VERSION_1}")
+    if sign := sign_of_version_1(mixer):
+        raise PluginError(f"mixer {mixer.name!r} was written for version 1 of the mixer API ({sign}); {CHANGES}")
     if mixer.api_version != API_VERSION:
         newer = "mixerzoo" if mixer.api_version > API_VERSION else "the plugin"
         raise PluginError(

@@ -1,4 +1,4 @@
-"""Which parameters weight decay pulls to zero: the skeleton's matrices, and of a mixer's parameters those it names."""
+"""Which parameters weight decay pulls to zero: the decoder's matrices, and of a mixer's parameters those it names."""
 
 from __future__ import annotations
 

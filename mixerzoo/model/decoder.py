@@ -240,7 +240,7 @@ class Backbone(Stack):
 
 
 class Decoder(nn.Module):
-    """A decoder language model: the skeleton, with one mixer.
+    """A decoder language model with one mixer.
 
     Args:
         config: sizes and conventions; its ``vocab_size`` must be set.
@@ -340,7 +340,7 @@ class Decoder(nn.Module):
         )
 
     def num_parameters(self) -> tuple[int, int]:
-        """How many parameters the skeleton and the mixer have (tied weights count once)."""
+        """How many parameters the decoder, without its mixer, and the mixer have (tied weights count once)."""
         mixing = sum(p.numel() for p in self.mixer.parameters())
         return sum(p.numel() for p in self.parameters()) - mixing, mixing
 

@@ -2,7 +2,7 @@
 low-rank latent per token, and the cache keeps that latent and one key with RoPE.
 
 Parameter names are those of Hugging Face DeepSeek-V3; RoPE turns the two halves of the rotary part against
-each other, as everywhere in this skeleton. Letters in shapes: B batch, T tokens of this call, S tokens that
+each other, as everywhere in this decoder. Letters in shapes: B batch, T tokens of this call, S tokens that
 attention sees, D hidden size, H heads, r rank of the latent, n and p the parts of a query or key head without
 and with RoPE, u value head.
 """

@@ -23,7 +23,7 @@ def remix(
 ) -> Decoder:
     """A decoder with the weights of another one and a mixer of its own.
 
-    The skeleton's tensors are shared, not copied. The mixer starts from its initial values, unless it is the given
+    The decoder's tensors are shared, not copied. The mixer starts from its initial values, unless it is the given
     decoder's own mixer with the same options and the same number of steps: then its parameters are shared too.
     Weights for which the new decoder has no place (projections of layers that borrow keys and values) are left out.
 

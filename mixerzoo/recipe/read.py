@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mixerzoo.checkpoints import load_config
 from mixerzoo.errors import CheckpointError, RecipeError
-from mixerzoo.mixer import MixerChoice, MixerConfig, check_mixer
+from mixerzoo.mixer import MixerChoice, MixerConfig, check_choice
 from mixerzoo.model import ModelConfig
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.recipe.yaml_source import YamlSource
@@ -50,7 +50,7 @@ def parse_recipe(source: YamlSource) -> Recipe:
         if found:
             raise RecipeError("\n".join(f"{source.where(problem)}: {problem.message}" for problem in found))
     if isinstance(data.get("mixer"), Mapping):
-        checked = check_mixer(data["mixer"])
+        checked = check_choice(data["mixer"])
         if isinstance(checked, MixerChoice):
             data["mixer"] = checked
         else:

@@ -81,19 +81,19 @@ class Case:
         yield from torch.split(tokens, list(self.chunks), dim=1)
 
 
-def perturb(decoder: Decoder, seed: int, skeleton_only: bool = False) -> None:
+def perturb(decoder: Decoder, seed: int, leaves_mixer: bool = False) -> None:
     """Add noise to every parameter; a parameter's noise does not depend on the others.
 
     Args:
         decoder: changed in place.
         seed: of the noise.
-        skeleton_only: leave the mixer's parameters at their initial values.
+        leaves_mixer: leave the mixer's parameters at their initial values.
     """
     norms = {id(module.weight) for module in decoder.modules() if isinstance(module, RMSNorm)}
     mixing = {id(parameter) for parameter in decoder.mixer.parameters()}
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
-            if skeleton_only and id(parameter) in mixing:
+            if leaves_mixer and id(parameter) in mixing:
                 continue
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """A naive decoder: one token after another, written from the equations.
 
-It is what the library is held against, so it uses torch alone and nothing of the library's skeleton. Every
+It is what the library is held against, so it uses torch alone and nothing of the library's decoder. Every
 vector is a 1-D float64 tensor; loops over tokens, layers, heads and sources are Python loops. The author of a
 mixer subclasses `TokenMixer` in the same manner.
 

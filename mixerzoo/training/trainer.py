@@ -142,7 +142,7 @@ class MixerZooTrainer(Trainer):
         return self.model.decoder
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The skeleton's matrices, and what the mixer says of its own."""
+        """The decoder's matrices, and what the mixer says of its own."""
         return decay_parameter_names(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

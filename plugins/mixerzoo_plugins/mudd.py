@@ -112,7 +112,7 @@ class Mudd(Mixer[Config]):
             "As in the authors' code: the first block reads the embedding, the norm in front of the weights has no "
             "gain, W1 and W2 have no bias, the hidden size is the number of weights, after the last block there is "
             "one way, with a hidden size four times as large. The code's rounding of hidden sizes to multiples of "
-            "64, its separate norms for q, k and v and its wider MLPs in deep layers are left out: the skeleton is "
+            "64, its separate norms for q, k and v and its wider MLPs in deep layers are left out: the decoder is "
             "the same for all mixers, and its input norm is applied to each. W1 is drawn like the decoder's "
             "weights. In a looped decoder i counts unrolled blocks, so every loop has weights of its own."
         ),

@@ -34,7 +34,7 @@ class X0Lambda(Mixer):
         neutral="at initialisation (λ_r = 1, λ_0 = 0), bit for bit",
         neutral_settings=(Neutral(),),
         notes=(
-            "x_0 is what the decoder feeds to its first layer; nanochat norms its embeddings first, this skeleton "
+            "x_0 is what the decoder feeds to its first layer; nanochat norms its embeddings first, this decoder "
             "does not. In a looped decoder every unrolled layer has lambdas of its own. Started at (1, 0), as "
             "nanochat first did; its later versions start them elsewhere, by depth."
         ),

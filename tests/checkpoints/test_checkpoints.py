@@ -15,7 +15,7 @@ from torch import Tensor
 import zoo
 from golden_cases import golden
 from mixerzoo import load_checkpoint, load_registry, save_checkpoint
-from mixerzoo.checkpoints.config_json import describe
+from mixerzoo.checkpoints.config_json import own_config
 from mixerzoo.checkpoints.foreign_config import read_foreign
 from mixerzoo.checkpoints.save import config_dict
 from mixerzoo.errors import BackendError, CheckpointError, MixerError
@@ -335,7 +335,7 @@ VANILLA = golden("vanilla_base")
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor of rope_parameters is 0.5"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         ({"rope_theta": "big"}, "rope_theta is 'big'; it must be a number over 0"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which this skeleton does not compute"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which this decoder does not compute"),
         ({"attention_bias": True}, "attention_bias is true, but the weights hold no bias of any"),
         ({"mlp_bias": True}, "mlp_bias is true, but the weights hold no bias of any MLP"),
         ({"mlp_bias": "yes"}, "mlp_bias is 'yes'; it must be true or false"),
@@ -344,7 +344,7 @@ VANILLA = golden("vanilla_base")
             "attention_bias is true, which means nothing in a model of",
         ),
         ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias is true, which means nothing in a model of type qwen3"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, which this skeleton does not"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, which this decoder does not"),
         ({"sliding_window": 4096}, "sliding_window is 4096"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
         (
@@ -572,7 +572,7 @@ def test_absent_keys_have_the_defaults_of_their_class(kind: str, tmp_path: Path)
     shapes |= {"model.layers.0.self_attn.k_norm.weight": (2,)} if kind == "qwen3" else {}
     short = {**sizes, "vocab_size": 8, "model_type": kind, "rope_scaling": {"type": "yarn", "factor": 2.0}}
     ours, theirs = (read_foreign(raw, shapes, tmp_path) for raw in (short, full))
-    assert describe(ours.config, "residual", ours.options) == describe(theirs.config, "residual", theirs.options)
+    assert own_config(ours.config, "residual", ours.options) == own_config(theirs.config, "residual", theirs.options)
 
 
 def test_frequencies_of_old_conversions_are_left_alone(tmp_path: Path) -> None:

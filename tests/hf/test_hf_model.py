@@ -126,7 +126,7 @@ def test_a_looped_decoder_counts_steps_in_memory_and_layers_in_the_file() -> Non
     [
         ({"mixer": {"name": "residal"}}, CheckpointError, "'residal' (did you mean 'residual'?)"),
         ({"mixer": {"name": "denseformer", "period": 0}}, CheckpointError, "mixer 'denseformer': period"),
-        ({"hidden_act": "gelu"}, CheckpointError, "hidden_act is 'gelu'; this skeleton computes 'silu'"),
+        ({"hidden_act": "gelu"}, CheckpointError, "hidden_act is 'gelu'; this decoder computes 'silu'"),
         (
             {"num_key_value_heads": 3},
             CheckpointError,

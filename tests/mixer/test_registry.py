@@ -31,9 +31,11 @@ from mixerzoo.errors import CONTROL, MixerError, PluginError
 from mixerzoo.mixer import choice as mixer_choice
 from mixerzoo.mixer.plugin_guard import guarded
 from mixerzoo.mixer.registry import Registry
+from mixerzoo.mixer.version_1 import CHANGES
 from mixerzoo.process import state as process_state
 from mixerzoo.process.state import float32_precision
 
+ROOT = Path(__file__).parents[2]
 Installer = Callable[..., Registry]
 
 GOOD = """
@@ -632,20 +634,49 @@ def test_a_mixer_of_another_api_version_is_refused_in_words(site: SitePackages) 
 
 
 @pytest.mark.parametrize(
+    ("body", "sign"),
+    [
+        ("api_version = 1", "its api_version is 1"),
+        ("needs_own_kv = True", "it has needs_own_kv"),
+        ("api_version = 2\nseparate_inputs = True", "it has separate_inputs"),
+        ("def defines(self, hook):\n    return False", "it has defines"),
+        ("def mix_raw_kv(self, state, site, k, v): ...", "it has mix_raw_kv(self, state, site, k, v)"),
+        ("def mix_kv(self, state, site, q, k, v): ...", "it has mix_kv(self, state, site, q, k, v)"),
+        ("def depth_kv(self, state, site, q, rotate): ...", "it has depth_kv(self, state, site, q, rotate)"),
+        ("@torch.no_grad()\ndef mix_kv(self, state, site, q, k, v): ...", "it has mix_kv(self, state, site, q, k, v)"),
+    ],
+)
+def test_a_mixer_of_version_1_is_told_what_to_change(site: SitePackages, body: str, sign: str) -> None:
+    site.install("older", "import torch\n" + own(body))
+    (broken,) = site.registry().broken
+    said = f"mixer 'own' was written for version 1 of the mixer API ({sign}); this mixerzoo has version 2. Change: "
+    assert broken.reason.startswith(said)
+
+
+def test_a_mixin_of_version_1_is_seen(site: SitePackages) -> None:
+    mixin = "class Mixin:\n    def mix_kv(self, state, site, q, k, v): ...\n"
+    site.install("older", own("pass").replace("class Own(", mixin + "\n\nclass Own(Mixin, ", 1))
+    (broken,) = site.registry().broken
+    assert "(it has mix_kv(self, state, site, q, k, v))" in broken.reason
+
+
+@pytest.mark.parametrize(
     "body",
     [
-        "api_version = 1",
-        "needs_own_kv = True",
-        "def mix_kv(self, state, site, q, k, v):\n    return state, k, v",
-        "def defines(self, hook):\n    return False",
+        "def mix_kv(self, state, call): ...",
+        "def mix_kv(self, state, call, scale=1.0, *more, **others): ...",
+        "def depth_kv(self, *arguments): ...",
     ],
-    ids=["number", "flag", "hook", "defines"],
 )
-def test_a_mixer_of_version_1_is_told_what_to_change(site: SitePackages, body: str) -> None:
-    site.install("older", own(body))
-    (broken,) = site.registry().broken
-    assert "'own' was written for version 1 of the mixer API; this mixerzoo has version 2. Change: " in broken.reason
-    assert "docs/interface-2.md" in broken.reason
+def test_a_hook_of_version_2_is_not_taken_for_one_of_version_1(site: SitePackages, body: str) -> None:
+    site.install("newer", own(body))
+    registry = site.registry()
+    assert (list(registry.entries), registry.broken) == (["own"], [])
+
+
+def test_the_page_on_version_2_has_the_message_of_the_registry() -> None:
+    page = " ".join((ROOT / "docs" / "interface-2.md").read_text(encoding="utf-8").split())
+    assert " ".join(CHANGES.split()) in page
 
 
 FAILING = [
@@ -1044,7 +1075,7 @@ def test_what_is_asked_of_a_plugin_later_is_guarded_too(
     for module in ("mixer.choice", "checkpoints.foreign_config"):
         monkeypatch.setattr(f"mixerzoo.{module}.load_registry", lambda: registry)
     state = torch.get_rng_state()
-    assert not isinstance(mixer_choice.check_mixer({"name": "own"}), list)
+    assert not isinstance(mixer_choice.check_choice({"name": "own"}), list)
     assert foreign._recognise({}, {}, Path("config.json"))[0].name == "residual"
     assert torch.get_default_dtype() == torch.float32
     assert torch.equal(torch.get_rng_state(), state)

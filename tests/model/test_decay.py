@@ -1,4 +1,4 @@
-"""Weight decay goes by role: the skeleton's matrices, and of a mixer's parameters those that it names."""
+"""Weight decay goes by role: the decoder's matrices, and of a mixer's parameters those that it names."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def test_no_mixer_decays_what_starts_at_a_chosen_value(name: str) -> None:
 @pytest.mark.parametrize(
     "model", [{}, {"tie_embeddings": True}, {"qk_norm": True}, {"attention_bias": "qkvo", "mlp_bias": True}]
 )
-def test_of_the_skeleton_matrices_decay(model: dict[str, Any]) -> None:
+def test_of_the_decoder_matrices_decay(model: dict[str, Any]) -> None:
     decoder = built("lime", {}, **model)
-    skeleton = {n: p for n, p in decoder.named_parameters() if not n.startswith("model.mixer.")}
-    decayed = [n for n in decay_parameter_names(decoder) if n in skeleton]
-    assert {skeleton[n].ndim for n in decayed} == {2}
-    assert {p.ndim for n, p in skeleton.items() if n not in decayed} == {1}
+    of_decoder = {n: p for n, p in decoder.named_parameters() if not n.startswith("model.mixer.")}
+    decayed = [n for n in decay_parameter_names(decoder) if n in of_decoder]
+    assert {of_decoder[n].ndim for n in decayed} == {2}
+    assert {p.ndim for n, p in of_decoder.items() if n not in decayed} == {1}
     assert "model.embed_tokens.weight" in decayed
 
 

@@ -285,7 +285,7 @@ def test_gradients_are_those_of_finite_differences(case: Case) -> None:
 # Neutral settings.
 
 
-def skeleton_only(decoder: Decoder) -> Decoder:
+def moved_beside_the_mixer(decoder: Decoder) -> Decoder:
     """Perturb all but the mixer."""
     return zoo.perturb(decoder, mixer_too=False)
 
@@ -296,7 +296,7 @@ def test_one_layer_of_depth_attention_is_residual_bit_for_bit(model: dict[str, A
     tokens = some_tokens(2, 5)
     ours, plain = zoo.build("depth_attention", options, model), zoo.build("residual", {}, model)
     assert torch.equal(ours(tokens), plain(tokens))
-    assert torch.equal(skeleton_only(ours)(tokens), skeleton_only(plain)(tokens))
+    assert torch.equal(moved_beside_the_mixer(ours)(tokens), moved_beside_the_mixer(plain)(tokens))
 
 
 @given(model=zoo.models(), options=zoo.OPTIONS["denseformer"])
@@ -305,7 +305,7 @@ def test_denseformer_is_residual_bit_for_bit_at_initialisation(model: dict[str, 
     tokens = some_tokens(2, 5)
     ours, plain = zoo.build("denseformer", options, model), zoo.build("residual", {}, model)
     assert torch.equal(ours(tokens), plain(tokens))
-    assert torch.equal(skeleton_only(ours)(tokens), skeleton_only(plain)(tokens))
+    assert torch.equal(moved_beside_the_mixer(ours)(tokens), moved_beside_the_mixer(plain)(tokens))
 
 
 @pytest.mark.parametrize("model", [{}, zoo.LOOPED], ids=["plain", "looped"])
@@ -320,7 +320,7 @@ def test_attn_res_is_residual_up_to_eps_at_initialisation(model: dict[str, Any])
     def difference(eps: float) -> float:
         ours = zoo.build("attn_res", {}, {**model, "norm_eps": eps})
         plain = zoo.build("residual", {}, {**model, "norm_eps": eps})
-        return float((skeleton_only(ours)(tokens) - skeleton_only(plain)(tokens)).abs().max())
+        return float((moved_beside_the_mixer(ours)(tokens) - moved_beside_the_mixer(plain)(tokens)).abs().max())
 
     assert difference(1e-12) < 1e-8
     assert difference(1e-5) < 2e-2
@@ -348,12 +348,12 @@ def test_weights_depend_on_the_seed_alone(case: Case) -> None:
 
 @every_case
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_the_skeleton_s_weights_do_not_depend_on_the_mixer(case: Case, tied: bool) -> None:
-    def skeleton(decoder: Decoder) -> dict[str, Tensor]:
+def test_the_decoder_s_weights_do_not_depend_on_the_mixer(case: Case, tied: bool) -> None:
+    def weights_beside_the_mixer(decoder: Decoder) -> dict[str, Tensor]:
         return {n: t for n, t in decoder.state_dict().items() if not n.startswith("model.mixer.")}
 
-    ours = skeleton(zoo.make(case, perturbed=False, tie_embeddings=tied))
-    plain = skeleton(zoo.make(Case("residual", model=case.model), perturbed=False, tie_embeddings=tied))
+    ours = weights_beside_the_mixer(zoo.make(case, perturbed=False, tie_embeddings=tied))
+    plain = weights_beside_the_mixer(zoo.make(Case("residual", model=case.model), perturbed=False, tie_embeddings=tied))
     # A layer that borrows keys or values has no projection for them.
     missing = plain.keys() - ours.keys()
     assert all(name.split(".")[-2] in ("k_proj", "k_norm", "v_proj") for name in missing)

@@ -102,7 +102,7 @@ def test_what_the_names_forbid_is_refused_before_any_part_is_looked_into(monkeyp
     for _ in range(12):
         nested = {"name": "compose", "of": [nested, nested]}
     config = zoo.mixer_class("compose").Config
-    monkeypatch.setattr("mixerzoo.mixer.choice.check_mixer", looked)
+    monkeypatch.setattr("mixerzoo.mixer.choice.check_choice", looked)
     with pytest.raises(ValueError, match="a composition cannot contain a composition"):
         config(of=nested["of"])
     with pytest.raises(ValueError, match="'value_residual' is listed twice"):
@@ -111,7 +111,7 @@ def test_what_the_names_forbid_is_refused_before_any_part_is_looked_into(monkeyp
 
 def test_only_so_many_parts_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    monkeypatch.setattr("mixerzoo.mixer.choice.check_mixer", lambda value: looked.append(value) or [])
+    monkeypatch.setattr("mixerzoo.mixer.choice.check_choice", lambda value: looked.append(value) or [])
     with pytest.raises(ValueError, match="of 3,000 mixers is too long"):
         zoo.mixer_class("compose").Config(of=[{"name": f"none_{number}"} for number in range(3000)])
     assert looked == []

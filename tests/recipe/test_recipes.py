@@ -58,8 +58,8 @@ def test_the_quickstart_runs_depth_attention_on_the_standard_library():
 def test_paper_sizes(mixer, size):
     path = ROOT / "paper" / f"{mixer}-{size}.yaml"
     decoder = mixerzoo.build(path, device="meta")
-    skeleton, mixing = decoder.num_parameters()
-    assert round(skeleton / 1e6) == PAPER[size]
+    of_decoder, mixing = decoder.num_parameters()
+    assert round(of_decoder / 1e6) == PAPER[size]
     assert (
         mixing
         == {

@@ -1,4 +1,4 @@
-"""Mixers for the tests: they use the parts of the skeleton that no registered mixer uses."""
+"""Mixers for the tests: they use the parts of the decoder that no registered mixer uses."""
 
 from __future__ import annotations
 

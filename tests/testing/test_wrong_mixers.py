@@ -104,7 +104,7 @@ def alone(mixer: type[Mixer], options: dict[str, Any]) -> bool:
 
 
 def test_every_check_has_its_wrong_mixer() -> None:
-    # No mixer reaches the skeleton's weights, and sharding is slow.
+    # No mixer reaches the decoder's weights, and sharding is slow.
     assert set(CHECKS) - set(WRONG.values()) <= {"skeleton_untouched", "shards"}
 
 

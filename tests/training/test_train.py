@@ -370,7 +370,7 @@ def test_schedules(schedule, overrides, expected, tmp_path):
     assert _learning_rates(recipe, tmp_path) == pytest.approx(expected)
 
 
-def test_the_matrices_of_the_skeleton_decay(tmp_path):
+def test_the_matrices_of_the_decoder_decay(tmp_path):
     recipe = tiny_recipe("mixer={name: attn_res}")
     trainer = MixerZooTrainer(mixerzoo.build(recipe), recipe, [0] * 100, tmp_path, [])
     trainer.create_optimizer()

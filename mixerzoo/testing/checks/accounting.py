@@ -56,12 +56,12 @@ def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
 
 @clause("4.3")
 def parameters(mixer: type[Mixer], case: Case) -> None:
-    """The mixer owns its parameters and leaves the skeleton's alone."""
+    """The mixer owns its parameters and leaves the decoder's alone."""
     decoder = case.decoder(mixer)
-    skeleton, mixing = decoder.num_parameters()
+    of_decoder, mixing = decoder.num_parameters()
     own = {name for name, _ in decoder.named_parameters() if name.startswith("model.mixer.")}
     assert mixing == sum(p.numel() for n, p in decoder.named_parameters() if n in own)
-    assert skeleton + mixing == sum(p.numel() for p in decoder.parameters())
+    assert of_decoder + mixing == sum(p.numel() for p in decoder.parameters())
     claimed = _claimed(decoder, "parameters", torch.float64)
     if claimed is not None:
         assert claimed == mixing, f"the card says {mixer.card.parameters} = {claimed:g} parameters, there are {mixing}"

@@ -23,8 +23,8 @@ def neutral_settings(mixer: type[Mixer], case: Case) -> None:
         ours = replace(case, options={**case.options, **setting.options}).decoder(mixer, perturbed=False, **changes)
         residual = load_registry().get("residual").mixer
         plain = replace(case, options={}).decoder(residual, perturbed=False, **changes)
-        perturb(ours, case.seed, skeleton_only=True)
-        perturb(plain, case.seed, skeleton_only=True)
+        perturb(ours, case.seed, leaves_mixer=True)
+        perturb(plain, case.seed, leaves_mixer=True)
         tokens = case.tokens()
         what = f"the neutral setting {dict(setting.options)}" + (f" at {setting.num_steps} step(s)" if changes else "")
         if setting.up_to_norm_eps:
