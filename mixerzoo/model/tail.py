@@ -13,6 +13,22 @@ from mixerzoo.mixer import Tail
 from mixerzoo.model.storage import replaced, static
 
 
+def earlier(past: Tensor, new: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    """`Context.earlier` of the new tokens.
+
+    Args:
+        past: vectors of the n tokens before them [B, n, width]; zeros where a sequence has none.
+        new: their own vectors [B, T, width].
+        positions: [B or 1, T], from 0 in every text: before the first token of a text there is none, whatever lies
+            there in the row.
+    """
+    length, joined = past.size(1), torch.cat([past.to(new.dtype), new], dim=1)
+    return tuple(
+        joined[:, length - back : joined.size(1) - back] * (positions >= back).unsqueeze(-1)
+        for back in range(1, length + 1)
+    )
+
+
 class TailStorage:
     """One vector a token, [B, kept, width], the newest last; before the first token of a sequence there are zeros.
 
