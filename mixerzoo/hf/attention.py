@@ -78,6 +78,29 @@ class HubPast(Past):
         both = torch.cat(update_padded(self.cache, first, second, slot), dim=-1)
         return KeysAndValues(None, both) if k is None else KeysAndValues(both, None)
 
+    def extend_tail(self, slot: int, new: Tensor, length: int) -> Tensor:
+        """Take the new tokens' vectors [B, T, width] into the tail; the last ``length`` before them come back.
+
+        Args:
+            slot: number of the tail's cache layer.
+            new: the vectors.
+            length: n.
+
+        Returns:
+            [B, n, width], with zeros where a sequence has no such token.
+        """
+        if self.cache is None:
+            return new.new_zeros(new.size(0), length, new.size(2))
+        # Static caches count in a tensor, in place.
+        seen = torch.as_tensor(self.cache.get_seq_length(slot), device=new.device).clone()
+        held = self.store(slot, new.unsqueeze(1), None).k
+        assert held is not None
+        # What comes back ends with the new tokens, or is room that is filled from its beginning.
+        first_new = seen.clamp(max=held.size(2) - new.size(1))
+        places = first_new + torch.arange(-length, 0, device=new.device)
+        past = held[:, 0].index_select(1, places.clamp(min=0))
+        return past.masked_fill((places < 0).unsqueeze(-1), 0)
+
     def borrow(self, step: int, x: Tensor | AttentionInputs) -> None:
         """Tell the cache that a step without keys and values of its own has seen the tokens of x [B, T, D]."""
         if self.cache is not None:

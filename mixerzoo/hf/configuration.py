@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from mixerzoo.checkpoints import own_config, read_own, write_shim
 from mixerzoo.errors import CheckpointError, MixerError
-from mixerzoo.mixer import Mixer, MixerConfig
+from mixerzoo.mixer import Mixer, MixerConfig, Tail
 from mixerzoo.model import ModelConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -21,10 +21,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class MixerZooConfig(PreTrainedConfig):
     """Sizes, conventions and the mixer, under the keys of ``config.json``.
 
-    To transformers a layer is what has a cache layer, which here is a step of the mixer's plan: the attributes
-    ``num_hidden_layers``, ``layer_types`` and ``sliding_window`` are the plan's. In ``config.json``, and as an
-    argument here, ``num_hidden_layers`` is the number of physical layers, with which a looped decoder makes more
-    steps than one each.
+    To transformers a layer is what has a cache layer, which here is a step of the mixer's plan, and after the steps its
+    tail: the attributes ``num_hidden_layers``, ``layer_types`` and ``sliding_window`` are the plan's. In
+    ``config.json``, and as an argument here, ``num_hidden_layers`` is the number of physical layers, with which a
+    looped decoder makes more steps than one each.
 
     Raises:
         CheckpointError: a value is wrong, or the mixer is not installed.
@@ -94,21 +94,36 @@ class MixerZooConfig(PreTrainedConfig):
                 f"mixer {mixer.name!r} plans windows of {sorted(filter(None, windows))} tokens; the caches of "
                 "transformers know one window, of at least 2"
             )
-        if plan.tail is not None or plan.is_sequential:
-            what = "keeps a tail of each sequence" if plan.tail is not None else "lets steps write one slot in turn"
+        if plan.is_sequential:
             raise MixerError(
-                f"mixer {mixer.name!r} {what}, which the caches of transformers cannot do; use `mixerzoo generate` and "
-                "mixerzoo's own Decoder"
+                f"mixer {mixer.name!r} lets steps write one slot in turn, which the caches of transformers cannot do; "
+                "use `mixerzoo generate` and mixerzoo's own Decoder"
             )
-        self.num_hidden_layers = len(plan.order)
         self.layer_types = [FULL if plan.window(step) is None else SLIDING for step in steps]
         self.sliding_window = next(iter(windows), None)
+        if plan.tail is not None:
+            self._add_tail(mixer.name, plan.tail)
+        self.num_hidden_layers = len(self.layer_types)
         #: Why attention must be the written-out one, if so.
         self.needs_eager = None
         if "depth_kv" in plan.hooks:
             self.needs_eager = f"mixer {mixer.name!r} joins entries along depth to the softmax"
         elif "value_weights" in plan.hooks:
             self.needs_eager = f"mixer {mixer.name!r} sums values over the latents of several steps"
+
+    def _add_tail(self, mixer: str, tail: Tail) -> None:
+        """A cache layer after those of the steps, which holds the vectors of the last tokens as one head's keys.
+
+        What a cache does to its layers (crop, reorder, repeat, offload) it does to the tail then.
+        """
+        # A layer of window w keeps w − 1 past tokens.
+        self.sliding_window = self.sliding_window or tail.length + 1
+        if self.sliding_window <= tail.length:
+            raise MixerError(
+                f"mixer {mixer!r} keeps a tail of {tail.length} vectors beside a window of {self.sliding_window} "
+                f"tokens, and the caches of transformers know one window; set it to at least {tail.length + 1}"
+            )
+        self.layer_types.append(SLIDING)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

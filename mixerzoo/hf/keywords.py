@@ -97,6 +97,43 @@ def use_pages(
     return key, value
 
 
+def check_tail(mixer: str, implementation: str | None, *, pages: bool) -> None:
+    """Nobody who keeps the past leaves out the tail of a sequence.
+
+    Args:
+        mixer: name of the mixer that has a tail.
+        implementation: of attention.
+        pages: whether this is continuous batching.
+
+    Raises:
+        MixerError: somebody would.
+    """
+    if pages or not (implementation or "eager").startswith(("eager", *_WITHOUT_WEIGHTS)):
+        raise MixerError(
+            f"mixer {mixer!r} keeps a tail of each sequence, and engines that keep the past behind their attention "
+            "function keep keys and values alone; use generate, or mixerzoo's own Decoder"
+        )
+
+
+def check_positions(mixer: str, mask: Any, kwargs: dict[str, Any]) -> None:
+    """Where no positions are given, nothing else may keep texts apart: the tail of one would be given to the next.
+
+    Args:
+        mixer: name of the mixer that has a tail.
+        mask: of attention.
+        kwargs: for the attention function.
+
+    Raises:
+        MixerError: something may.
+    """
+    packing = any(kwargs.get(name) is not None for name in _PACKING)
+    if packing or isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim > 2):
+        raise MixerError(
+            f"mixer {mixer!r} keeps a tail of each sequence, and where a text begins it learns from positions alone; "
+            "pass position_ids that begin anew with each"
+        )
+
+
 def check_keywords(
     kwargs: dict[str, Any], implementation: str, *, pages: bool, packed: bool, depth: str | None
 ) -> None:

@@ -27,9 +27,18 @@ from mixerzoo.checkpoints import CARD_FILE, INDEX_FILE, WEIGHTS_FILE, model_card
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import HubPast, LaterRun, MixerZooAttention, MixerZooLatentAttention
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
-from mixerzoo.hf.keywords import PAST, READ_BY_GENERATE, check_keywords, chosen, find_past, split_loss_keywords
+from mixerzoo.hf.keywords import (
+    PAST,
+    READ_BY_GENERATE,
+    check_keywords,
+    check_positions,
+    check_tail,
+    chosen,
+    find_past,
+    split_loss_keywords,
+)
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site
-from mixerzoo.model import KeysAndValues, RMSNorm, Run, Stack
+from mixerzoo.model import KeysAndValues, RMSNorm, Run, Stack, earlier
 
 #: Says that transformers, and nobody else, wrote a card.
 _BLANK_CARD = "This model card has been automatically generated"
@@ -279,6 +288,10 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             packed=from_positions or isinstance(attention_mask, dict),
             depth=self.config.needs_eager if "depth_kv" in self.plan.hooks else None,
         )
+        if self.plan.tail is not None:
+            check_tail(self.mixer.name, self.config._attn_implementation, pages=pages is not None)
+            if position_ids is None:
+                check_positions(self.mixer.name, attention_mask, kwargs)
         x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if use_cache and past is None and pages is None:
             past = DynamicCache(config=self.config)
@@ -295,7 +308,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         observe = output_hidden_states is not None and output_hidden_states is not False
-        x, observed = self._steps(x, Context(input_ids), run, observe)
+        x, observed = self._steps(x, self._context(input_ids, x, position_ids, run.past), run, observe)
         x = self.norm(x)
         kept: dict[str, Any] = {PAST: None if not use_cache else pages if past is None else past}
         return BaseModelOutputWithPast(
@@ -303,6 +316,16 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             hidden_states=chosen((*observed, x), output_hidden_states) if observe else None,
             **kept,
         )
+
+    def _context(self, tokens: Tensor | None, x: Tensor, positions: Tensor, past: HubPast) -> Context:
+        """What the mixer is told beside the embeddings x [B, T, D]."""
+        tail = self.plan.tail
+        if tail is None:
+            return Context(tokens)
+        new = self.mixer.tail(x, Context(tokens))
+        # Its cache layer comes after those of the steps.
+        before = past.extend_tail(len(self.plan.order), new, tail.length)
+        return Context(tokens, earlier(before, new, positions))
 
     def _steps(self, x: Tensor, context: Context, run: Run[HubPast], observe: bool) -> tuple[Tensor, list[Tensor]]:
         """The stream after all steps, and, if asked for, what each step's attention reads before its norm."""
@@ -334,7 +357,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
                 position_ids=positions,
                 **{PAST: cache},
             )
-            for kind in dict.fromkeys(self.config.layer_types)
+            for kind in dict.fromkeys(self.config.layer_types[: len(self.plan.order)])
         }
 
 
@@ -430,8 +453,11 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         """As in transformers; what `generate_batch` and its server start with.
 
         Raises:
-            MixerError: the mixer joins entries along depth to the softmax, or values are wider than keys.
+            MixerError: the mixer joins entries along depth to the softmax, or keeps a tail, or values are wider than
+                keys.
         """
+        if self.model.plan.tail is not None:
+            check_tail(self.model.mixer.name, None, pages=True)
         if "depth_kv" in self.model.plan.hooks:
             raise MixerError(f"{self.config.needs_eager}, which no paged attention computes; use generate")
         latent = self.config.mla

@@ -15,6 +15,7 @@ from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
 from mixerzoo.model.rope import SCALINGS, Rotary
 from mixerzoo.model.stack import Stack
 from mixerzoo.model.swap_mixer import left_out, remix
+from mixerzoo.model.tail import earlier
 
 __all__ = [
     "DTYPES",
@@ -38,6 +39,7 @@ __all__ = [
     "check_backend",
     "compute_dtype",
     "decay_parameter_names",
+    "earlier",
     "find_device",
     "find_dtype",
     "initialise_mixer",

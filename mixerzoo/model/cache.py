@@ -9,15 +9,16 @@ tokens, S tokens that attention sees (past and new).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixerzoo.errors import CacheError
 from mixerzoo.mixer import DecoderShape, Plan
+from mixerzoo.model.storage import cleared, replaced, static, writable
+from mixerzoo.model.tail import TailStorage
 
 
 class KVCache:
@@ -42,8 +43,8 @@ class KVCache:
         dtype: of the stored keys and values.
         device: where they live.
         max_length: None for growing storage, else the fixed number of tokens.
-        max_rollback: how many tokens `crop` must be able to take back from windowed slots. Slots without
-            a window can always be cropped.
+        max_rollback: how many tokens `crop` must be able to take back from windowed slots and from the tail. Slots
+            without a window can always be cropped.
         block_size: tokens by which growing storage grows.
     """
 
@@ -78,15 +79,19 @@ class KVCache:
         # A fixed cache counts in a tensor, so that a compiled decoding step is one graph for all lengths.
         self._length: int | Tensor = 0
         if max_length is not None:
-            self._length = _static(torch.zeros, (), dtype=torch.long, device=self.device)
+            self._length = static(torch.zeros, (), dtype=torch.long, device=self.device)
         self._keys = {slot: self._empty(slot, *plan.k_size(shape)) for slot in plan.k_slots}
         self._values = {slot: self._empty(slot, *plan.v_size(shape, slot)) for slot in plan.v_slots}
-        self._tail: Tensor | None = None
+        self._tail: TailStorage | None = None
         if plan.tail is not None:
-            # One vector a token, the newest last; the first of a sequence follow on zeros.
-            size = (batch_size, plan.tail.length + max_rollback, plan.tail.width)
-            zeros = torch.zeros if max_length is None else partial(_static, torch.zeros)
-            self._tail = zeros(size, dtype=dtype, device=self.device)
+            self._tail = TailStorage(
+                plan.tail,
+                batch_size,
+                dtype=dtype,
+                device=self.device,
+                fixed=max_length is not None,
+                max_rollback=max_rollback,
+            )
         # By window: tokens before this position were dropped before a crop and cannot come back.
         self._oldest: dict[int, int] = {}
 
@@ -148,14 +153,11 @@ class KVCache:
         Raises:
             CacheError: the plan has no tail, or the batch is of another size.
         """
-        if self._tail is None or self.plan.tail is None:
+        if self._tail is None:
             raise CacheError("this cache's plan has no tail")
         if new.size(0) != self.batch_size:
             raise CacheError(f"a batch of {new.size(0)} rows does not fit in a cache of {self.batch_size}")
-        past = self._tail[:, -self.plan.tail.length :].clone()
-        joined = torch.cat([self._tail, new.to(self.dtype)], dim=1)
-        self._tail = self._replaced(self._tail, joined[:, -self._tail.size(1) :])
-        return past
+        return self._tail.extend(new)
 
     def advance(self, num_new: int) -> None:
         """Count ``num_new`` appended tokens as past."""
@@ -170,8 +172,8 @@ class KVCache:
         """Forget all tokens from position ``length`` on (speculative decoding rolls back so).
 
         Raises:
-            CacheError: ``length`` is negative or beyond the present length, or a windowed slot no longer
-                has the tokens that it would need; `max_rollback` makes it keep them.
+            CacheError: ``length`` is negative or beyond the present length, or a windowed slot or the tail no
+                longer has the tokens that it would need; `max_rollback` makes it keep them.
         """
         if not 0 <= length <= self.length:
             raise CacheError(f"cannot crop to {length} tokens: the cache holds {self.length}")
@@ -185,21 +187,14 @@ class KVCache:
                     f"cannot crop {dropped} tokens: a slot of window {limit} has dropped what it would "
                     f"need; create the cache with max_rollback={dropped} or more"
                 )
-        if self._tail is not None and dropped > self.max_rollback and length:
-            raise CacheError(
-                f"cannot crop {dropped} tokens: the tail has dropped what it would need; create the cache with "
-                f"max_rollback={dropped} or more"
-            )
-        if self._tail is not None and dropped:
-            kept = self._tail[:, : max(0, self._tail.size(1) - dropped)]
-            none = torch.zeros_like(self._tail[:, kept.size(1) :])
-            self._tail = self._replaced(self._tail, torch.cat([none, kept], dim=1))
+        if self._tail is not None:
+            self._tail.crop(length, self.length)
         # Positions from ``length`` on will be filled again.
         self._oldest = {limit: min(first, length) for limit, first in oldest.items()}
         for step, storage, window in self._slots():
             data = storage[step]
             if window is None:
-                storage[step] = _clear(data, length, self.length)
+                storage[step] = cleared(data, length, self.length)
             elif dropped:
                 kept = data[:, :, : max(0, data.size(2) - dropped)]
                 if self.max_length is not None:
@@ -222,16 +217,16 @@ class KVCache:
         for step, storage, _ in self._slots():
             storage[step] = self._replaced(storage[step], storage[step].index_select(0, rows))
         if self._tail is not None:
-            self._tail = self._replaced(self._tail, self._tail.index_select(0, rows))
+            self._tail.reorder(rows)
         self.batch_size = len(rows)
 
     def copy(self) -> KVCache:
         """An independent cache of the same content (one prefix, many continuations)."""
-        clone = torch.clone if self.max_length is None else partial(_static, torch.clone)
+        clone = torch.clone if self.max_length is None else partial(static, torch.clone)
         twin = copy.copy(self)
         if isinstance(self._length, Tensor):
             twin._length = clone(self._length)
-        twin._tail = None if self._tail is None else clone(self._tail)
+        twin._tail = None if self._tail is None else self._tail.copy()
         twin._oldest = dict(self._oldest)
         twin._keys = {step: clone(data) for step, data in self._keys.items()}
         twin._values = {step: clone(data) for step, data in self._values.items()}
@@ -245,7 +240,7 @@ class KVCache:
             self._length = 0
         self._oldest = {}
         if self._tail is not None:
-            self._tail = self._replaced(self._tail, torch.zeros_like(self._tail))
+            self._tail.reset()
         for step, storage, _ in self._slots():
             data = storage[step]
             if self.max_length is None or data.requires_grad:
@@ -266,7 +261,7 @@ class KVCache:
         """
         if self.max_length is not None:
             return self.allocated_nbytes
-        total = 0 if self._tail is None else self._tail.nbytes
+        total = 0 if self._tail is None else self._tail.data.nbytes
         for step, storage, window in self._slots():
             data = storage[step]
             held = self.length if window is None else data.size(2)
@@ -276,7 +271,7 @@ class KVCache:
     @property
     def allocated_nbytes(self) -> int:
         """Bytes of all storage."""
-        tail = 0 if self._tail is None else self._tail.nbytes
+        tail = 0 if self._tail is None else self._tail.data.nbytes
         return tail + sum(storage[step].nbytes for step, storage, _ in self._slots())
 
     def __repr__(self) -> str:
@@ -315,19 +310,11 @@ class KVCache:
         size = (self.batch_size, heads, capacity, width)
         if self.max_length is None:
             return torch.zeros(size, dtype=self.dtype, device=self.device)
-        return _static(torch.zeros, size, dtype=self.dtype, device=self.device)
+        return static(torch.zeros, size, dtype=self.dtype, device=self.device)
 
     def _replaced(self, data: Tensor, new: Tensor) -> Tensor:
-        """Storage with the content ``new``: that of ``data`` where it is fixed, has room and is no part of a graph."""
-        if self.max_length is None:
-            # A copy, so that the dropped past does not stay alive behind a view.
-            return new.clone()
-        if data.requires_grad or new.requires_grad:
-            return new
-        if data.size() != new.size():
-            return _static(torch.clone, new)
-        data.copy_(new)
-        return data
+        """Storage with the content ``new``; see `replaced`."""
+        return replaced(data, new, fixed=self.max_length is not None)
 
     def _span(self, num_new: int) -> int:
         """S of a slot without window: a compiled graph over fixed storage sees all of it."""
@@ -354,7 +341,7 @@ class KVCache:
             if in_graph:
                 data = torch.cat([data[:, :, : self.length], new], dim=2)
             else:
-                data = _writable(self._grown(data, span))
+                data = writable(self._grown(data, span))
                 data[:, :, self.length : span] = new
         else:
             positions = self._length + torch.arange(num_new, device=self.device)
@@ -372,29 +359,3 @@ class KVCache:
         grown = data.new_zeros(data.size(0), data.size(1), capacity, data.size(3))
         grown[:, :, : self.length] = data[:, :, : self.length]
         return grown
-
-
-def _clear(data: Tensor, start: int, stop: int) -> Tensor:
-    """``data`` with positions ``start … stop − 1`` zeroed, in place unless it is part of a graph."""
-    if data.requires_grad:
-        return torch.cat([data[:, :, :start], torch.zeros_like(data[:, :, start:])], dim=2)
-    data = _writable(data)
-    data[:, :, start:stop] = 0
-    return data
-
-
-def _static(make: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
-    """A tensor made by ``make`` that stays where it is: writable in every mode, and known to the compiler as such."""
-    # Made in inference mode it would be read-only outside of it.
-    with torch.inference_mode(mode=False):
-        made = make(*arguments, **options)
-    # Without a guard, so that other caches of the same sizes are served by the same compiled code.
-    torch._dynamo.mark_static_address(made, guard=False)
-    return made
-
-
-def _writable(data: Tensor) -> Tensor:
-    """``data``, or a copy where it was made in inference mode and that is over: such tensors are read-only then."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not data.is_inference():
-        return data
-    return data.clone()

@@ -32,6 +32,7 @@ from mixerzoo.model.latent_attention import LatentAttention
 from mixerzoo.model.past import KeysAndValues, Past, Run
 from mixerzoo.model.rope import Rotary
 from mixerzoo.model.stack import Stack
+from mixerzoo.model.tail import earlier
 
 
 class CachedPast(Past):
@@ -180,13 +181,7 @@ class Backbone(Stack):
             return Context(tokens)
         new = self.mixer.tail(x, Context(tokens))
         past = new.new_zeros(new.size(0), tail.length, tail.width) if cache is None else cache.extend_tail(new)
-        joined = torch.cat([past.to(new.dtype), new], dim=1)
-        # Before the first token of a text there is none, whatever lies there in the row.
-        earlier = tuple(
-            joined[:, tail.length - back : joined.size(1) - back] * (positions >= back).unsqueeze(-1)
-            for back in range(1, tail.length + 1)
-        )
-        return Context(tokens, earlier)
+        return Context(tokens, earlier(past, new, positions))
 
     def _run(
         self,

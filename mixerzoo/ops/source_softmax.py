@@ -6,6 +6,7 @@ Letters in shapes: N sources [..., D], rows are all but the last dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def _naive(
 def _dot(x: Tensor, query: Tensor) -> Tensor:
     """⟨x, query⟩ over the last dimension, exactly, also under autocast."""
     exact = forms.exact_dtype(x)
-    with torch.autocast(x.device.type, enabled=False):
+    # The meta device computes nothing, and has no autocast to turn off.
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         return x.to(exact) @ query.to(exact)
 
 

@@ -16,7 +16,7 @@ from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 import zoo
 from case import LATENT
-from hf_models import CHOSEN, LATENT_CASES, PLAIN_CASES, fresh, model_of, shared
+from hf_models import CHOSEN, LATENT_CASES, TAILED, fresh, model_of, shared
 from mixerzoo import TextTokenizer, generate, load_checkpoint
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooForCausalLM
@@ -174,15 +174,16 @@ def test_any_chunking_over_any_cache_is_the_full_forward(case: Case) -> None:
 @torch.no_grad()
 def test_the_cache_holds_what_the_plan_says() -> None:
     """Slots that are borrowed or half empty take no memory."""
-    named = [Case(name) for name in ("residual", "cla", "svformer", "fusedkv_lite", "yoco")]
+    named = [Case(name) for name in ("residual", "cla", "svformer", "fusedkv_lite", "yoco", "smear")]
     for case in (*named, *(case for case in LATENT_CASES if case.mixer != "yoco")):
         decoder, model = zoo.shared(case), shared(case)
         cache = model(some_tokens(2, 5), use_cache=True).past_key_values
         held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
-        assert held == 2 * 5 * decoder.plan.bytes_per_token(decoder.shape, torch.float64)
+        of_tokens = 5 * decoder.plan.bytes_per_token(decoder.shape, torch.float64)
+        assert held == 2 * (of_tokens + decoder.plan.bytes_per_sequence(torch.float64))
 
 
-CB_CASES = [case for case in CHOSEN if case.mixer != "moda"]
+CB_CASES = [case for case in CHOSEN if case.mixer not in ("moda", *TAILED)]
 
 
 @pytest.mark.parametrize("case", CB_CASES, ids=str)
@@ -234,7 +235,7 @@ def test_compiled_decoding_over_a_static_cache(case: Case) -> None:
         pytest.param("HQQ", marks=pytest.mark.skipif(not is_hqq_available(), reason="no hqq")),
     ],
 )
-@pytest.mark.parametrize("case", [case for case in PLAIN_CASES if case.mixer != "yoco"], ids=str)
+@pytest.mark.parametrize("case", [case for case in zoo.PLAIN_CASES if case.mixer not in ("yoco", *TAILED)], ids=str)
 def test_quantised_caches(case: Case, backend: str) -> None:
     decoder = zoo.make(case, dtype=torch.float32, head_dim=32)
     tokens = some_tokens(2, 7)
@@ -282,6 +283,11 @@ def test_continuous_batching_of_entries_along_depth_is_refused() -> None:
             [[1, 2, 3]],
             GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0),
         )
+
+
+def test_continuous_batching_of_a_tail_is_refused() -> None:
+    with pytest.raises(MixerError, match=r"'smear' keeps a tail of each sequence, and engines .* use generate"):
+        by_batches(model_of(zoo.make(Case("smear"))), [[1, 2]], GenerationConfig(max_new_tokens=1, pad_token_id=0))
 
 
 def test_continuous_batching_has_no_room_for_values_wider_than_keys() -> None:

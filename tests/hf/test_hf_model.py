@@ -36,7 +36,6 @@ every_case = pytest.mark.parametrize(
     [
         pytest.param(case, id=str(case), marks=[] if case in hf_models.CHOSEN else pytest.mark.slow)
         for case in (*zoo.REGISTERED_CASES, *hf_models.LATENT_CASES)
-        if case.mixer not in hf_models.REFUSED
     ],
 )
 DEPTH = Case("depth_attention", {"stride": 1})
@@ -494,10 +493,3 @@ def test_activation_checkpointing_recomputes_and_reentrant_is_refused() -> None:
     assert len(calls) == 2
     with pytest.raises(MixerError, match="re-entrant activation checkpointing loses the gradients"):
         enable(model, use_reentrant=True)
-
-
-@pytest.mark.parametrize("mixer", hf_models.REFUSED)
-def test_what_has_no_room_in_a_cache_is_refused_by_name(mixer: str, tmp_path: Path) -> None:
-    save_checkpoint(zoo.build(mixer, {}, {}), tmp_path)
-    with pytest.raises(MixerError, match=rf"'{mixer}' keeps a tail of each sequence.*use `mixerzoo generate`"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor
 
 import zoo
-from mixerzoo import DecoderShape, KVCache, Plan
+from mixerzoo import DecoderShape, KVCache, Plan, Tail
 from mixerzoo.errors import CacheError, MixerError
 
 HEADS, HEAD_DIM = 2, 3
@@ -39,6 +40,17 @@ def windowed(*windows: int | None) -> Plan:
     """Every step owns its slots."""
     steps = tuple(range(len(windows)))
     return Plan.borrowing(order=steps, k_slot=steps, v_slot=steps, windows=windows)
+
+
+def with_tail(length: int, *windows: int | None, width: int = 2) -> Plan:
+    """`windowed`, and a tail."""
+    return replace(windowed(*windows), tail=Tail(length, width))
+
+
+def vectors(batch_size: int, num_tokens: int, first: float = 1.0, width: int = 2) -> Tensor:
+    """[B, T, width] of numbers that are all different, and none 0."""
+    size = (batch_size, num_tokens, width)
+    return first + torch.arange(batch_size * num_tokens * width, dtype=torch.float64).view(size)
 
 
 def numbered(batch_size: int, num_tokens: int, first: float = 0.0) -> Tensor:
@@ -82,6 +94,10 @@ class Model:
         self.given: dict[tuple[str, int], list[Tensor]] = {slot: [] for slot in slots}
         #: window → the first position that is still kept.
         self.first = {window: 0 for window in self.plan.windows if window is not None}
+        #: A vector [B, width] for each position.
+        self.vectors: list[Tensor] = []
+        #: The first position whose vector is still kept.
+        self.first_vector = 0
 
     def kept(self, window: int) -> int:
         """How many tokens a slot of a window keeps."""
@@ -93,6 +109,7 @@ class Model:
         twin = Model(self.plan, self.batch_size, self.max_rollback, self.max_length)
         twin.length, twin.furthest, twin.first = self.length, self.furthest, dict(self.first)
         twin.given = {slot: list(tokens) for slot, tokens in self.given.items()}
+        twin.vectors, twin.first_vector = list(self.vectors), self.first_vector
         return twin
 
     def advance(self, num_new: int) -> None:
@@ -101,23 +118,29 @@ class Model:
         self.furthest = max(self.furthest, self.length)
         for window, first in self.first.items():
             self.first[window] = max(first, self.length - self.kept(window))
+        if self.plan.tail is not None:
+            self.first_vector = max(self.first_vector, self.length - self.plan.tail.length - self.max_rollback)
 
     def needed(self, window: int | None, length: int) -> range:
         """Past positions that a token at position ``length`` attends to."""
         return range(0 if window is None else max(0, length - window + 1), length)
 
-    def can_crop(self, length: int) -> bool:
-        """Whether every token that is needed at ``length`` is still kept."""
-        return all(
-            not self.needed(window, length) or first <= self.needed(window, length)[0]
-            for window, first in self.first.items()
-        )
+    def missing(self, length: int) -> str | None:
+        """What no longer keeps every token that is needed at ``length``."""
+        for window, first in self.first.items():
+            if self.needed(window, length) and first > self.needed(window, length)[0]:
+                return "a slot of window"
+        tail = self.plan.tail
+        if tail is not None and length > 0 and self.first_vector > max(0, length - tail.length):
+            return "the tail"
+        return None
 
     def crop(self, length: int) -> None:
         """Forget tokens."""
         self.length = length
         self.given = {slot: tokens[:length] for slot, tokens in self.given.items()}
         self.first = {window: min(first, length) for window, first in self.first.items()}
+        self.vectors, self.first_vector = self.vectors[:length], min(self.first_vector, length)
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -130,6 +153,7 @@ class CacheMachine(RuleBasedStateMachine):
         max_length=st.none() | st.integers(6, 24),
         max_rollback=st.integers(0, 3),
         block_size=st.integers(1, 5),
+        tail=st.none() | st.builds(Tail, st.integers(1, 3), st.just(2)),
     )
     def create(
         self,
@@ -139,8 +163,10 @@ class CacheMachine(RuleBasedStateMachine):
         max_length: int | None,
         max_rollback: int,
         block_size: int,
+        tail: Tail | None,
     ) -> None:
-        plan = Plan.borrowing(order=tuple(range(num_steps)), **data.draw(zoo.plans(num_steps), label="plan"))
+        slots = data.draw(zoo.plans(num_steps), label="plan")
+        plan = replace(Plan.borrowing(order=tuple(range(num_steps)), **slots), tail=tail)
         self.cache = new_cache(
             plan, batch_size, max_length=max_length, max_rollback=max_rollback, block_size=block_size
         )
@@ -162,6 +188,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         assert cache.positions(num_new).tolist() == list(range(model.length, model.length + num_new))
         positions = {window: cache.key_positions(window, num_new).tolist() for window in set(model.plan.windows)}
+        self.extend_tail(num_new)
         for step in range(len(model.plan.order)):
             new = {kind: self.fresh(num_new) if (kind, step) in model.given else None for kind in ("k", "v")}
             seen = dict(zip(("k", "v"), cache.append(step, new["k"], new["v"]), strict=True))
@@ -174,6 +201,17 @@ class CacheMachine(RuleBasedStateMachine):
                 self.compare(seen[kind], tokens, positions[model.plan.windows[step]], model.plan.windows[step], num_new)
         cache.advance(num_new)
         model.advance(num_new)
+
+    def extend_tail(self, num_new: int) -> None:
+        """The tail gives the last vectors before the new ones, and zeros where a sequence has none."""
+        model, tail = self.model, self.model.plan.tail
+        if tail is None:
+            return
+        new = vectors(model.batch_size, num_new, self.counter + 1)
+        self.counter += new.numel()
+        before = [torch.zeros(model.batch_size, tail.width, dtype=torch.float64)] * tail.length + model.vectors
+        assert torch.equal(self.cache.extend_tail(new), torch.stack(before[-tail.length :], dim=1))
+        model.vectors += list(new.unbind(1))
 
     def compare(
         self, seen: Tensor, tokens: list[Tensor], positions: list[int], window: int | None, num_new: int
@@ -193,13 +231,14 @@ class CacheMachine(RuleBasedStateMachine):
     def crop(self, data: st.DataObject, rollback: bool) -> None:
         lowest = max(0, self.model.length - self.model.max_rollback) if rollback else 0
         length = data.draw(st.integers(lowest, self.model.length), label="length")
-        if self.model.can_crop(length):
+        missing = self.model.missing(length)
+        if missing is None:
             self.cache.crop(length)
             self.model.crop(length)
         else:
             dropped = self.model.length - length
             assert self.model.furthest - length > self.model.max_rollback
-            with pytest.raises(CacheError, match=f"cannot crop {dropped} tokens: a slot of window"):
+            with pytest.raises(CacheError, match=f"cannot crop {dropped} tokens: {missing}"):
                 self.cache.crop(length)
 
     @rule(data=st.data())
@@ -208,6 +247,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.reorder(torch.tensor(rows))
         self.model.batch_size = len(rows)
         self.model.given = {slot: [token[rows] for token in tokens] for slot, tokens in self.model.given.items()}
+        self.model.vectors = [vector[rows] for vector in self.model.vectors]
 
     @rule()
     def reset(self) -> None:
@@ -224,7 +264,7 @@ class CacheMachine(RuleBasedStateMachine):
             others.append((self.cache, self.model))
             self.cache, self.model = others.pop(0)
             self.sizes()
-        if rollback and self.model.can_crop(max(0, self.model.length - 1)):
+        if rollback and self.model.missing(max(0, self.model.length - 1)) is None:
             self.cache.crop(max(0, self.model.length - 1))
             self.cache, self.model = others[0]
         self.forward(num_new)
@@ -243,7 +283,9 @@ class CacheMachine(RuleBasedStateMachine):
                 tokens += model.length
             else:
                 tokens += model.length - model.first[window]
-        assert cache.nbytes == tokens * per_token
+        tail = model.plan.tail
+        of_tail = 0 if tail is None else (tail.length + model.max_rollback) * tail.width * 8 * model.batch_size
+        assert cache.nbytes == tokens * per_token + of_tail
         assert cache.allocated_nbytes >= cache.nbytes
         assert f"length={model.length}," in repr(cache)
 
@@ -531,6 +573,81 @@ def test_rows_out_of_range(rows: list[Any]) -> None:
     assert cache.batch_size == 2
 
 
+# Tails.
+
+
+@pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
+def test_crop_beyond_what_the_tail_kept(max_length: int | None) -> None:
+    cache = new_cache(with_tail(2, None), max_length=max_length, max_rollback=1)
+
+    def give(num_new: int, first: float) -> Tensor:
+        past = cache.extend_tail(vectors(1, num_new, first))
+        feed(cache, numbered(1, num_new))
+        return past
+
+    assert not give(6, 1.0).any()
+    # 3 vectors are kept, 3 … 5; a token at position 4 is given 2 and 3.
+    with pytest.raises(CacheError, match=r"cannot crop 2 tokens: the tail has dropped .* with max_rollback=2 or more"):
+        cache.crop(4)
+    assert cache.length == 6
+    cache.crop(5)
+    # What was dropped before does not come back, even if no more than max_rollback tokens are taken back at a time.
+    with pytest.raises(CacheError, match="cannot crop 1 tokens: the tail has dropped"):
+        cache.crop(4)
+    assert torch.equal(give(1, 50.0), vectors(1, 6)[:, 3:5])
+    assert torch.equal(give(1, 60.0), torch.cat([vectors(1, 6)[:, 4:5], vectors(1, 1, 50.0)], dim=1))
+    # The first token needs none before it.
+    cache.crop(0)
+    assert not give(1, 70.0).any()
+
+
+def test_few_tokens_are_kept_whole_by_a_tail() -> None:
+    cache = new_cache(with_tail(3, None))
+    cache.extend_tail(vectors(1, 2))
+    feed(cache, numbered(1, 2))
+    cache.crop(1)
+    past = cache.extend_tail(vectors(1, 1, 9.0))
+    assert torch.equal(past, torch.cat([torch.zeros(1, 2, 2), vectors(1, 2)[:, :1]], dim=1))
+
+
+@pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
+def test_bytes_of_a_tail(max_length: int | None) -> None:
+    plan = with_tail(2, None, width=5)
+    assert plan.bytes_per_token(shape(1), torch.float64) == windowed(None).bytes_per_token(shape(1), torch.float64)
+    assert plan.bytes_per_sequence(torch.float32) == 2 * 5 * 4
+    assert windowed(None).bytes_per_sequence(torch.float32) == 0
+    with_a_tail, without = (
+        new_cache(one, 3, max_length=max_length, max_rollback=4, dtype=torch.float32) for one in (plan, windowed(None))
+    )
+    for length in (0, 4):
+        assert with_a_tail.nbytes - without.nbytes == 3 * (2 + 4) * 5 * 4, length
+        assert with_a_tail.allocated_nbytes - without.allocated_nbytes == 3 * (2 + 4) * 5 * 4
+        for cache in (with_a_tail, without):
+            feed(cache, numbered(3, 4).float())
+
+
+@pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
+def test_gradients_reach_what_the_tail_gives(max_length: int | None) -> None:
+    cache = new_cache(with_tail(1, None), max_length=max_length)
+    new = vectors(1, 3).requires_grad_()
+    cache.extend_tail(new)
+    feed(cache, numbered(1, 3))
+    (grad,) = torch.autograd.grad(cache.extend_tail(vectors(1, 1)).sum(), new)
+    assert grad[0].tolist() == [[0, 0], [0, 0], [1, 1]]
+    cache.reset()
+    assert not cache.extend_tail(vectors(1, 1)).requires_grad
+
+
+def test_tails_that_cannot_be() -> None:
+    with pytest.raises(CacheError, match="this cache's plan has no tail"):
+        new_cache(windowed(None)).extend_tail(vectors(1, 1))
+    with pytest.raises(CacheError, match="a batch of 3 rows does not fit in a cache of 2"):
+        new_cache(with_tail(1, None), 2).extend_tail(vectors(3, 1))
+    for length, width in ((0, 2), (1, 0)):
+        with pytest.raises(MixerError, match=f"the tail keeps {length} vectors of {width}; both must be ≥ 1"):
+            with_tail(length, None, width=width)
+
+
 # Plans.
 
 
@@ -577,7 +694,7 @@ def test_a_plain_plan() -> None:
 )
 def test_fixed_storage_stays_where_it_is(windows: list[int | None], doings: list[str], inference: bool) -> None:
     with torch.inference_mode(mode=inference):
-        cache = new_cache(windowed(*windows), 2, max_length=24, max_rollback=4)
+        cache = new_cache(with_tail(1, *windows), 2, max_length=24, max_rollback=4)
         twin = cache.copy()
     addresses = [[data.data_ptr() for data in _tensors(one)] for one in (cache, twin)]
     for one, before in zip((cache, twin), addresses, strict=True):
@@ -585,6 +702,7 @@ def test_fixed_storage_stays_where_it_is(windows: list[int | None], doings: list
             # Whatever mode it was made in.
             with torch.inference_mode(mode=not inference):
                 if doing == "append":
+                    one.extend_tail(vectors(2, 2))
                     feed(one, numbered(2, 2))
                 elif doing == "crop":
                     one.crop(max(0, one.length - 1))
@@ -598,13 +716,16 @@ def test_fixed_storage_stays_where_it_is(windows: list[int | None], doings: list
 
 
 def test_gradients_leave_no_trace_in_fixed_storage_that_is_reset() -> None:
-    cache = new_cache(windowed(None, 2), max_length=8)
+    cache = new_cache(with_tail(1, None, 2), max_length=8)
+    cache.extend_tail(vectors(1, 3).requires_grad_())
     feed(cache, numbered(1, 3).requires_grad_())
     cache.reset()
     assert not any(data.requires_grad for data in _tensors(cache))
+    assert all(data._dynamo_static_input_type for data in _tensors(cache))  # type: ignore[attr-defined]
     feed(cache, numbered(1, 3))
 
 
 def _tensors(cache: KVCache) -> list[Tensor]:
     assert isinstance(cache._length, Tensor)
-    return [cache._length, *cache._keys.values(), *cache._values.values()]
+    tail = [] if cache._tail is None else [cache._tail.data]
+    return [cache._length, *cache._keys.values(), *cache._values.values(), *tail]

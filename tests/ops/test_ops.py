@@ -118,6 +118,14 @@ def test_gradients_of_gradients(name: str, num_sources: int) -> None:
 
 
 @every_operation
+def test_shapes_on_the_meta_device(name: str) -> None:
+    function, leaves = operation(name, 3, 4, 6, [torch.float32, torch.bfloat16])
+    out = function(*(x.detach().to("meta") for x in leaves))
+    assert out.is_meta
+    assert (out.shape, out.dtype) == (function(*leaves).shape, function(*leaves).dtype)
+
+
+@every_operation
 def test_views_and_rows_of_heads(name: str) -> None:
     # Values come from projections as [B, T, G, d], transposed.
     function, leaves = operation(name, 3, 4, 6, [torch.float64] * 2)

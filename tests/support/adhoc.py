@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from mixerzoo import (
     MixerConfig,
     Plan,
     Site,
+    Tail,
 )
 from mixerzoo_plugins.residual import Residual
 
@@ -126,4 +128,23 @@ class DepthJoined(AttentionMixer):
         return DepthEntries(k, torch.stack([*values[:-1], *light], dim=3))
 
 
-MIXERS: dict[str, type[Mixer]] = {mixer.name: mixer for mixer in (Planned, Separate, RawMixed, DepthJoined)}
+class Tailed(Residual):
+    """The embedding and, in its last 3 channels, w_i · σ of the last 3 channels of those 1, 2 and 3 tokens before."""
+
+    name = "tailed"
+    weights = (0.7, -0.5, 0.3)
+    width = 3
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), tail=Tail(len(self.weights), self.width))
+
+    def tail(self, x: Tensor, context: Context) -> Tensor:
+        assert not context.earlier
+        return x[..., -self.width :].sigmoid()
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        earlier = sum(weight * vector for weight, vector in zip(self.weights, context.earlier, strict=True))
+        return torch.cat([x[..., : -self.width], x[..., -self.width :] + earlier], dim=-1)
+
+
+MIXERS: dict[str, type[Mixer]] = {mixer.name: mixer for mixer in (Planned, Separate, RawMixed, DepthJoined, Tailed)}

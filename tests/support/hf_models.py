@@ -27,13 +27,12 @@ LATENT_CASES = tuple(
         ("yoco", {"window": 3}, {}),
     )
 )
-#: Mixers that no cache of transformers has room for; see `test_hf_model`.
-REFUSED = ("smear",)
-#: One case of every other mixer.
-PLAIN_CASES = tuple(case for case in zoo.PLAIN_CASES if case.mixer not in REFUSED)
-#: What the plan can do to a cache: loops, slots of keys or values alone, borrowed ones, windows, separate inputs.
+#: Mixers with a tail, for which quantised caches and engines that keep the past themselves have no room.
+TAILED = ("smear",)
+#: What the plan can do to a cache: loops, slots of keys or values alone, borrowed ones, windows, tails, and separate
+#: inputs.
 CHOSEN: tuple[Case, ...] = (
-    *PLAIN_CASES,
+    *zoo.PLAIN_CASES,
     *LATENT_CASES,
     *(case for case in zoo.REGISTERED_CASES if case.mixer in ("depth_attention", "yoco") and "loop" in case.model),
 )

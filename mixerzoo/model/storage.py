@@ -1,0 +1,48 @@
+"""How tensors of a cache are kept: in place where storage is fixed, and known to the compiler as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def static(make: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+    """A tensor made by ``make`` that stays where it is: writable in every mode, and known to the compiler as such."""
+    # Made in inference mode it would be read-only outside of it.
+    with torch.inference_mode(mode=False):
+        made = make(*arguments, **options)
+    # Without a guard, so that other caches of the same sizes are served by the same compiled code.
+    torch._dynamo.mark_static_address(made, guard=False)
+    return made
+
+
+def replaced(data: Tensor, new: Tensor, *, fixed: bool) -> Tensor:
+    """Storage with the content ``new``: that of ``data`` where it is fixed, has room and is no part of a graph."""
+    if not fixed:
+        # A copy, so that the dropped past does not stay alive behind a view.
+        return new.clone()
+    if data.requires_grad or new.requires_grad:
+        return new
+    if data.size() != new.size():
+        return static(torch.clone, new)
+    data.copy_(new)
+    return data
+
+
+def writable(data: Tensor) -> Tensor:
+    """``data``, or a copy where it was made in inference mode and that is over: such tensors are read-only then."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not data.is_inference():
+        return data
+    return data.clone()
+
+
+def cleared(data: Tensor, start: int, stop: int) -> Tensor:
+    """``data`` with positions ``start … stop − 1`` zeroed, in place unless it is part of a graph."""
+    if data.requires_grad:
+        return torch.cat([data[:, :, :start], torch.zeros_like(data[:, :, start:])], dim=2)
+    data = writable(data)
+    data[:, :, start:stop] = 0
+    return data
