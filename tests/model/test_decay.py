@@ -32,6 +32,7 @@ ROLES: list[tuple[str, dict[str, Any], set[str], set[str]]] = [
     ("hyper_connections", {"dynamic": False}, set(), {"pre", "post", "mix"}),
     ("hyper_connections", {"variant": "mhc"}, {"projection"}, {"pre", "post", "mix", "norm", "head", "scale_pre"}),
     ("hyper_connections", {"variant": "mhc_lite"}, {"projection"}, {"pre", "post", "mix", "norm", "head"}),
+    ("krom_hc", {}, {"projection"}, {"pre", "post", "mix", "norm", "head", "scale_mix"}),
     ("scaled_residual", {"weights": "vector"}, set(), {"alpha", "beta"}),
     ("scaled_residual", {"gate": "highway", "weights": "vector", "gate_bias": -1.0}, {"weight"}, {"bias"}),
     ("laurel", {"variant": "rw+lr+pa", "previous": "low_rank"}, {"a", "b"}, {"weights", "gamma"}),

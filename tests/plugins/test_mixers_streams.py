@@ -23,7 +23,7 @@ from mixerzoo import (
     load_registry,
     save_checkpoint,
 )
-from mixerzoo_plugins.hyper_connections import MAX_LITE_STREAMS, mean_of_permutations, sinkhorn
+from mixerzoo_plugins.hyper_connections import MAX_LITE_STREAMS, mean_of_permutations, product_of_swaps, sinkhorn
 from naive import hyper_connections as naive
 from zoo import assert_close, some_tokens
 
@@ -101,16 +101,22 @@ def test_every_hc_stream_starts_as_the_residual_one_bit_for_bit(dynamic: bool, n
     assert_close(ours.mixer.finish(states["ours"][-1]), num_streams * states["plain"][-1], 1e-12)
 
 
-@pytest.mark.parametrize("variant", ["mhc", "mhc_lite"])
+@pytest.mark.parametrize(
+    ("mixer", "variant"),
+    [("hyper_connections", {"variant": "mhc"}), ("hyper_connections", {"variant": "mhc_lite"}), ("krom_hc", {})],
+    ids=str,
+)
 @pytest.mark.parametrize("num_streams", [2, 4])
 @torch.no_grad()
-def test_constrained_hyper_connections_start_close_to_the_residual_decoder(variant: str, num_streams: int) -> None:
+def test_constrained_hyper_connections_start_close_to_the_residual_decoder(
+    mixer: str, variant: dict[str, Any], num_streams: int
+) -> None:
     tokens = some_tokens(2, 7)
-    options = {"variant": variant, "num_streams": num_streams}
+    options = {**variant, "num_streams": num_streams}
     expected = initial("residual", {}, norm_eps=1e-12)(tokens)
 
     def distance(options: dict[str, Any], alike: bool) -> float:
-        decoder = initial("hyper_connections", options, norm_eps=1e-12)
+        decoder = initial(mixer, options, norm_eps=1e-12)
         if alike:
             # Without the part that depends on the token.
             for name, parameter in decoder.mixer.named_parameters():
@@ -179,13 +185,38 @@ def test_the_mean_of_permutations(size: int) -> None:
             assert_close(sums, torch.ones_like(sums), 1e-14)
 
 
-@pytest.mark.parametrize(("variant", "tolerance"), [("mhc", 1e-2), ("mhc_lite", 1e-13)])
-@torch.no_grad()
-def test_the_streams_of_a_decoder_keep_their_sum(variant: str, tolerance: float) -> None:
-    """Doubly stochastic matrices change no sum over streams: with post 0 the mean stream never moves."""
-    decoder = zoo.make(zoo.Case("hyper_connections", {"variant": variant, "num_streams": 3}))
+@pytest.mark.parametrize("num_factors", [1, 2, 3])
+def test_the_product_of_swaps(num_factors: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    streams = torch.randn(2, 5, 3, 16, generator=generator, dtype=torch.float64)
+    identity, swap = torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64).flip(0)
+    for logit_std in (1.0, 100.0):
+        logits = logit_std * torch.randn(3, num_factors, 2, generator=generator, dtype=torch.float64)
+        weights = logits.softmax(-1)
+        matrices = product_of_swaps(weights)
+        for row, matrix in zip(weights, matrices, strict=True):
+            expected = torch.ones(1, 1, dtype=torch.float64)
+            for keep, exchange in row:
+                expected = torch.kron(expected, keep * identity + exchange * swap)
+            assert_close(matrix, expected, 1e-15)
+        for sums in (matrices.sum(-1), matrices.sum(-2)):
+            assert_close(sums, torch.ones_like(sums), 1e-14)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "options", "tolerance"),
+    [
+        ("hyper_connections", {"variant": "mhc", "num_streams": 3}, 1e-2),
+        ("hyper_connections", {"variant": "mhc_lite", "num_streams": 3}, 1e-13),
+        ("krom_hc", {"num_streams": 4}, 1e-13),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_the_streams_of_a_decoder_keep_their_sum(mixer: str, options: dict[str, Any], tolerance: float) -> None:
+    """Doubly stochastic matrices change no sum over streams: with post 0 the mean stream never moves."""
+    decoder = zoo.make(zoo.Case(mixer, options))
+    generator = torch.Generator().manual_seed(0)
+    streams = torch.randn(2, 5, options["num_streams"], 16, generator=generator, dtype=torch.float64)
     for site in decoder.shape.sites()[1:]:
         mixed = decoder.mixer.write(streams, site, torch.zeros(2, 5, 16, dtype=torch.float64))
         assert not torch.allclose(mixed, streams)
@@ -230,6 +261,11 @@ def test_parameters(num_layers: int) -> None:
     without_first = math.factorial(n) * (n * size + 1) + 1
     expected = sites * ((logits + 1) * n * size + logits + 3) + n - without_first
     assert hyper(num_streams=n, variant="mhc_lite") == expected
+    n, num_factors = 8, 3
+    logits = 2 * n + 2 * num_factors
+    without_first = 2 * num_factors * (n * size + 1) + 1
+    expected = sites * ((logits + 1) * n * size + logits + 3) + n - without_first
+    assert parameters("krom_hc", {"num_streams": n}, **model) == expected
 
 
 @pytest.mark.parametrize(
@@ -243,6 +279,7 @@ def test_parameters(num_layers: int) -> None:
         ("laurel", {"variant": "pa"}, 3),
         ("laurel", {"variant": "pa", "num_previous": 99}, 12),
         *(("hyper_connections", {"variant": v, "num_streams": 5}, 5) for v in ("hc", "mhc", "mhc_lite")),
+        ("krom_hc", {"num_streams": 8}, 8),
     ],
     ids=str,
 )
@@ -252,7 +289,7 @@ def test_streams_in_flight_of_six_layers(mixer: str, options: dict[str, Any], st
     assert ours.in_flight_bytes(torch.bfloat16) == streams * 16 * 2
 
 
-@pytest.mark.parametrize("mixer", ["scaled_residual", "laurel", "x0_lambda", "unet", "hyper_connections"])
+@pytest.mark.parametrize("mixer", ["scaled_residual", "laurel", "x0_lambda", "unet", "hyper_connections", "krom_hc"])
 @pytest.mark.parametrize("options", [{}], ids=["default"])
 def test_the_cache_is_the_plain_one(mixer: str, options: dict[str, Any]) -> None:
     ours, plain = zoo.build(mixer, options, {}), zoo.build("residual", {}, {})
@@ -428,6 +465,8 @@ def test_refusals_say_what_would_be_right() -> None:
     for variant in ("mhc", "mhc_lite"):
         said = refusal("hyper_connections", {"variant": variant, "dynamic": False})
         assert said == f"dynamic: false is for variant: hc; {variant} always computes its weights from the token"
+    said = refusal("krom_hc", {"num_streams": 6})
+    assert said == "krom_hc makes its matrix of 2 × 2 ones: num_streams must be a power of two, not 6"
     said = refusal("scaled_residual", {"gate_bias": -1.0})
     assert said == "gate_bias is an option of gate: highway; leave it out with gate: none"
     said = refusal("laurel", {"variant": "lr+pa", "bound": "softmax"})

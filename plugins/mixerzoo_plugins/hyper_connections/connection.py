@@ -1,0 +1,58 @@
+"""The weights of one sublayer's connection to the streams, whatever they are made of.
+
+Letters in shapes: B batch, T tokens, D hidden size, n streams.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class WriteWeights(NamedTuple):
+    """What happens to the streams after a sublayer.
+
+    Attributes:
+        mix: [..., n, n], new stream i takes ``mix[i, j]`` of stream j; None leaves them as they are.
+        post: [..., n], how much of the output each stream gets.
+    """
+
+    mix: Tensor | None
+    post: Tensor
+
+
+class Connection(nn.Module, ABC):
+    """The weights of one sublayer, from the streams [B, T, n, D] before it."""
+
+    @abstractmethod
+    def reset(self, number: int, alpha_init: float, generator: torch.Generator, std: float) -> None:
+        """Give every parameter its initial value.
+
+        Args:
+            number: of the sublayer, from 0.
+            alpha_init: of the scales of what depends on the token.
+            generator: of all randomness.
+            std: of the decoder's own initialisation.
+        """
+
+    @abstractmethod
+    def read_weights(self, streams: Tensor) -> Tensor:
+        """Of each stream in what the sublayer reads: [..., n]."""
+
+    @abstractmethod
+    def write_weights(self, streams: Tensor) -> WriteWeights:
+        """Of mixing the streams and of adding the output to them."""
+
+    @abstractmethod
+    def flops(self) -> int:
+        """Operations per token to make the weights."""
+
+
+def normed_product(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """W·x / rms(x) [..., rows] of x [..., size] and W [rows, size], in float32 (float64 for float64)."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    # Divided after the product, so that no normed copy of the streams is made.
+    return (exact @ weight.to(exact.dtype).T) * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)

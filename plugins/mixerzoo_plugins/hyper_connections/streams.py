@@ -1,0 +1,114 @@
+"""Several residual streams through the depth of a decoder, whatever their connections are made of.
+
+Letters in shapes: B batch, T tokens, D hidden size, n streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mixerzoo import Context, DecoderShape, Mixer, MixerConfig, ParameterRole, Site
+from mixerzoo_plugins.hyper_connections.connection import Connection
+from mixerzoo_plugins.hyper_connections.constrained import ConstrainedConnection
+
+ConfigT = TypeVar("ConfigT", bound=MixerConfig)
+
+
+class StreamMixer(Mixer[ConfigT]):
+    """Each sublayer reads a weighted sum of n streams, which are then mixed and get its output.
+
+    The state is the streams [B, T, n, D].
+
+    Args:
+        config: the options.
+        shape: the decoder to serve.
+        connections: of every unrolled sublayer.
+        num_streams: n.
+        alpha_init: initial value of the scales of what depends on the token.
+        has_head: whether the head reads a sum of the streams with learned weights, and not their plain one.
+    """
+
+    def __init__(
+        self,
+        config: ConfigT,
+        shape: DecoderShape,
+        connections: Sequence[Connection],
+        num_streams: int,
+        alpha_init: float,
+        has_head: bool,
+    ) -> None:
+        super().__init__(config, shape)
+        self.num_streams, self.alpha_init, self.has_head = num_streams, alpha_init, has_head
+        self.connections = nn.ModuleList(connections)
+        if has_head:
+            self.head = nn.Parameter(torch.empty(num_streams))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        for number, connection in enumerate(self.connections):
+            assert isinstance(connection, Connection)
+            connection.reset(number, self.alpha_init, generator, std)
+        if self.has_head:
+            nn.init.zeros_(self.head)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        # The papers exempt the static part, which starts at an identity; what looks at the streams is a projection.
+        return {name: ParameterRole(decay=True) for name, _ in self.named_parameters() if name.endswith("projection")}
+
+    def start(self, x: Tensor, context: Context) -> Tensor:
+        return x.unsqueeze(-2).expand(*x.shape[:-1], self.num_streams, -1)
+
+    def read(self, state: Tensor, site: Site) -> Tensor:
+        return _weighted_sum(self._connection(site).read_weights(state), state)
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        weights = self._connection(site).write_weights(state)
+        mixed = state if weights.mix is None else _mix(weights.mix, state)
+        return torch.addcmul(mixed, weights.post.to(state.dtype).unsqueeze(-1), y.unsqueeze(-2))
+
+    def finish(self, state: Tensor) -> Tensor:
+        if not self.has_head:
+            return state.sum(-2)
+        exact = torch.promote_types(state.dtype, torch.float32)
+        return _weighted_sum(self.head.to(exact).softmax(-1), state)
+
+    def in_flight_bytes(self, dtype: torch.dtype) -> int:
+        return self.num_streams * self.shape.hidden_size * dtype.itemsize
+
+    def flops_per_token(self) -> int:
+        streams = self.num_streams * self.shape.hidden_size
+        flops = 2 * streams if self.has_head else streams
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            mixes = not isinstance(connection, ConstrainedConnection) or connection.mixes
+            # Read, mix, and add the output, where a plain stream has one addition.
+            flops += 4 * streams + 2 * self.num_streams * streams * bool(mixes) - self.shape.hidden_size
+            flops += connection.flops()
+        return flops
+
+    def _connection(self, site: Site) -> Connection:
+        connection = self.connections[site.number]
+        assert isinstance(connection, Connection)
+        return connection
+
+
+def _weighted_sum(weights: Tensor, streams: Tensor) -> Tensor:
+    """Σ_i weights_i·S_i [B, T, D] of weights [..., n] and streams [B, T, n, D]."""
+    weights = weights.to(streams.dtype).unsqueeze(-1)
+    total = weights[..., 0, :] * streams[..., 0, :]
+    for i in range(1, streams.size(-2)):
+        total = torch.addcmul(total, weights[..., i, :], streams[..., i, :])
+    return total
+
+
+def _mix(matrix: Tensor, streams: Tensor) -> Tensor:
+    """Σ_j matrix_ij·S_j [B, T, n, D] of a matrix [..., n, n] and streams [B, T, n, D]."""
+    # Not a product of matrices: autocast would round the streams to half precision.
+    columns = matrix.to(streams.dtype).unsqueeze(-1)
+    total = columns[..., 0, :] * streams[..., :1, :]
+    for j in range(1, streams.size(-2)):
+        total = torch.addcmul(total, columns[..., j, :], streams[..., j : j + 1, :])
+    return total
