@@ -1,9 +1,39 @@
 """The directory of a training run: what is in it, its checkpoints and logs, and reading its results."""
 
 from mixerzoo.runs.card import run_card
-from mixerzoo.runs.checkpoints import OPTIMIZER_FILE, SCHEDULER_FILE, STATE_FILE, complete_checkpoints, newest_whole, prune, publish_checkpoint, tidy
+from mixerzoo.runs.checkpoints import (
+    OPTIMIZER_FILE,
+    SCHEDULER_FILE,
+    STATE_FILE,
+    complete_checkpoints,
+    newest_whole,
+    prune,
+    publish_checkpoint,
+    tidy,
+)
 from mixerzoo.runs.directory import GENERATION_FILE, RECIPE_FILE, RunDirectory, check_tokenizer, home_of
 from mixerzoo.runs.log import METRICS_FILE, read_metrics_file
 from mixerzoo.runs.results import metrics_frame, read_metrics, read_results, results_frame
 
-__all__ = ["GENERATION_FILE", "METRICS_FILE", "OPTIMIZER_FILE", "RECIPE_FILE", "RunDirectory", "SCHEDULER_FILE", "STATE_FILE", "check_tokenizer", "complete_checkpoints", "home_of", "metrics_frame", "newest_whole", "prune", "publish_checkpoint", "read_metrics", "read_metrics_file", "read_results", "results_frame", "run_card", "tidy"]
+__all__ = [
+    "GENERATION_FILE",
+    "METRICS_FILE",
+    "OPTIMIZER_FILE",
+    "RECIPE_FILE",
+    "SCHEDULER_FILE",
+    "STATE_FILE",
+    "RunDirectory",
+    "check_tokenizer",
+    "complete_checkpoints",
+    "home_of",
+    "metrics_frame",
+    "newest_whole",
+    "prune",
+    "publish_checkpoint",
+    "read_metrics",
+    "read_metrics_file",
+    "read_results",
+    "results_frame",
+    "run_card",
+    "tidy",
+]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixerzoo.version import __version__
 from mixerzoo.checkpoints import model_card
 from mixerzoo.recipe import Recipe
+from mixerzoo.version import __version__
 
 
 def run_card(recipe: Recipe, result: dict[str, Any]) -> str:

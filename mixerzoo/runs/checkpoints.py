@@ -13,8 +13,7 @@ from pathlib import Path
 
 from mixerzoo import files
 from mixerzoo.errors import CheckpointError, RunError
-from mixerzoo.files import read_object
-from mixerzoo.files import MANIFEST_FILE, difference, read_manifest, write_manifest
+from mixerzoo.files import MANIFEST_FILE, difference, read_manifest, read_object, write_manifest
 
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"

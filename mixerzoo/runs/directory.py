@@ -30,14 +30,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mixerzoo import files
+from mixerzoo.checkpoints import CARD_FILE, COMPANIONS, copy_companions
 from mixerzoo.data import PreparedData, TextFormat, TextTokenizer
 from mixerzoo.errors import MixerError, RecipeError, RunError
-from mixerzoo.files import read_object, to_json
-from mixerzoo.files import MANIFEST_FILE, check_files, write_manifest
-from mixerzoo.checkpoints import CARD_FILE
-from mixerzoo.checkpoints import COMPANIONS, copy_companions
-from mixerzoo.recipe import Recipe, load_recipe
+from mixerzoo.files import MANIFEST_FILE, check_files, read_object, to_json, write_manifest
 from mixerzoo.mixer import load_registry
+from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.runs.checkpoints import complete_checkpoints, remove_all, remove_leftovers
 from mixerzoo.runs.log import METRICS_FILE, RunLog
 from mixerzoo.runs.records import LENGTH, differences, provenance

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from mixerzoo.version import __version__
-from mixerzoo.recipe import Recipe
 from mixerzoo.mixer import load_registry
+from mixerzoo.recipe import Recipe
+from mixerzoo.version import __version__
 from mixerzoo.yaml_text import one_line
 
 #: What a run may change to go on for longer. Whether the steps that are done would have been the same, training says.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixerzoo.errors import MixerzooError
-from mixerzoo.runs.log import METRICS_FILE, read_metrics_file
 from mixerzoo.runs.directory import RunDirectory
+from mixerzoo.runs.log import METRICS_FILE, read_metrics_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
