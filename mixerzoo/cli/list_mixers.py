@@ -133,9 +133,10 @@ def _figures(mixer_class: type[Mixer]) -> Figures:
         raise MixerError("; ".join(problem.message for problem in problems(error, mixer_class.Config, {}))) from error
     with torch.device("meta"):
         mixer = mixer_class(config, shape)
-    plan, in_flight = mixer.plan(), mixer.in_flight_bytes(torch.bfloat16)
+    plan = mixer.plan()
     if not isinstance(plan, Plan):
         raise PluginError(f"plan() returned {plan!r}, which is not a mixerzoo.Plan")
+    in_flight = mixer.in_flight_bytes(torch.bfloat16)
     if type(in_flight) is not int:
         raise PluginError(f"in_flight_bytes() returned {in_flight!r}, which is not a whole number")
     return Figures(

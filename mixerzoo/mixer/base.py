@@ -33,6 +33,7 @@ from typing_extensions import TypeVar
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, DepthEntries, MixingWeights, State
 from mixerzoo.mixer.card import MixerCard, MixerConfig, ParameterRole, ReferenceReading
+from mixerzoo.mixer.in_flight import peak_bytes_per_token
 from mixerzoo.mixer.plan import HOOKS, Plan
 from mixerzoo.mixer.shape import DecoderShape, Site
 
@@ -212,12 +213,16 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         """Peak bytes per token that the state holds between two calls of the mixer.
 
-        Default: one stream, D elements.
+        Default: derived from the shapes of the state, by a forward of the mixer alone on the meta device. A method
+        that must look at values, or that takes long there, counts them itself.
 
         Args:
             dtype: of the hidden states.
+
+        Raises:
+            MixerError: the mixer looks at values, which shapes do not tell.
         """
-        return self.shape.hidden_size * dtype.itemsize
+        return peak_bytes_per_token(self, dtype)
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
         """How the sources of a site are weighed, for inspection; never called in a forward that is not inspected.

@@ -4,7 +4,7 @@ from mixerzoo.model.attention import Attention
 from mixerzoo.model.backends import BackendName, attention_with_depth, check_backend
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import LoopConfig, ModelConfig
-from mixerzoo.model.decay import decay_parameter_names, parameter_roles
+from mixerzoo.model.decay import apply_lr_factors, decay_parameter_names, parameter_roles
 from mixerzoo.model.decoder import Decoder
 from mixerzoo.model.devices import DTYPES, find_device, find_dtype
 from mixerzoo.model.initial import initialise_mixer, materialize
@@ -35,6 +35,7 @@ __all__ = [
     "Run",
     "Stack",
     "Turn",
+    "apply_lr_factors",
     "attention_with_depth",
     "check_backend",
     "compute_dtype",

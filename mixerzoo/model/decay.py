@@ -1,10 +1,15 @@
-"""Which parameters weight decay pulls to zero: the decoder's matrices, and of a mixer's parameters those it names."""
+"""What training does with each parameter: whether weight decay pulls it to zero, and how fast it learns.
+
+Of the decoder the matrices decay, at the learning rate of all; of its parameters the mixer says it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
+from torch.optim import Optimizer
 
 from mixerzoo.errors import MixerError, did_you_mean
 from mixerzoo.mixer import Mixer, ParameterRole
@@ -17,7 +22,8 @@ def parameter_roles(mixer: Mixer) -> dict[str, ParameterRole]:
         mixer: the mixer.
 
     Raises:
-        MixerError: the mixer gives a role to a parameter that it has not, or gives something that is no role.
+        MixerError: the mixer gives a role to a parameter that it has not, or gives something that is no role, or a
+            factor that is no finite number above 0.
     """
     named = mixer.parameter_roles()
     if not isinstance(named, Mapping):
@@ -34,6 +40,11 @@ def parameter_roles(mixer: Mixer) -> dict[str, ParameterRole]:
             )
         if not isinstance(role, ParameterRole):
             raise MixerError(f"mixer {mixer.name!r}: the role of {name!r} is {role!r}, not a mixerzoo.ParameterRole")
+        factor: object = role.lr_factor
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise MixerError(
+                f"mixer {mixer.name!r}: the lr_factor of {name!r} is {factor!r}; it must be a finite number above 0"
+            )
         roles[name] = role
     return roles
 
@@ -53,12 +64,51 @@ def decay_parameter_names(model: nn.Module) -> list[str]:
     Raises:
         MixerError: the mixer gives a role to a parameter that it has not.
     """
-    mixing: dict[int, bool] = {}
+    mixing = _roles_of(model)
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if (mixing[id(parameter)].decay if id(parameter) in mixing else parameter.ndim >= 2)
+    ]
+
+
+def apply_lr_factors(optimizer: Optimizer, model: nn.Module) -> Optimizer:
+    """Give parameters whose learning rate differs groups of their own, behind those that are there.
+
+    To be called before a scheduler is made, which takes each group's rate from it. Where every factor is 1 nothing
+    changes, nor does it at a second call.
+
+    Args:
+        optimizer: fresh, over the parameters of the model; changed in place.
+        model: as in `decay_parameter_names`.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        MixerError: as `parameter_roles`.
+    """
+    factors = {number: role.lr_factor for number, role in _roles_of(model).items() if role.lr_factor != 1}
+    for group in [group for group in optimizer.param_groups if "lr_factor" not in group]:
+        apart: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if id(parameter) in factors:
+                apart.setdefault(factors[id(parameter)], []).append(parameter)
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in factors]
+        for factor, parameters in apart.items():
+            own = {"params": parameters, "lr": group["lr"] * factor, "lr_factor": factor}
+            optimizer.add_param_group({**group, **own})
+    return optimizer
+
+
+def _roles_of(model: nn.Module) -> dict[int, ParameterRole]:
+    """The roles of the mixer's parameters in a model, by the parameter's identity."""
+    found: dict[int, ParameterRole] = {}
     inside: set[nn.Module] = set()
     for module in model.modules():
         # The parts of a composition speak through it.
         if isinstance(module, Mixer) and module not in inside:
             inside.update(module.modules())
             roles = parameter_roles(module)
-            mixing.update((id(parameter), roles[name].decay) for name, parameter in module.named_parameters())
-    return [name for name, parameter in model.named_parameters() if mixing.get(id(parameter), parameter.ndim >= 2)]
+            found.update((id(parameter), roles[name]) for name, parameter in module.named_parameters())
+    return found

@@ -3,8 +3,8 @@
 - A checkpoint appears in one rename and after it is on the disk, so one that was cut off is never picked up; what it
   holds is checked before it is believed.
 - The mean of the losses since the last log line is carried in the checkpoint, so that one can be taken at any step.
-- The order of the data is a function of the seed alone, and every step sees the same number of sequences.
-- Weight decay goes by a parameter's role, not by its name.
+- The order of the data is a function of the seed alone; every step sees the same number of sequences.
+- Weight decay and learning rate go by a parameter's role, not by its name.
 - A loss or weights that are not finite stop the run instead of being filtered out of the log, and are never saved.
 - Without CUDA every process says so (``use_cpu``), or two of them would train apart in silence.
 """
@@ -28,7 +28,7 @@ from mixerzoo import files
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
 from mixerzoo.errors import RunError
 from mixerzoo.files import MANIFEST_FILE, read_manifest
-from mixerzoo.model import Decoder, decay_parameter_names
+from mixerzoo.model import Decoder, apply_lr_factors, decay_parameter_names
 from mixerzoo.recipe import Recipe
 from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints, prune, publish_checkpoint
 from mixerzoo.training.state import (
@@ -144,6 +144,9 @@ class MixerZooTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The decoder's matrices, and what the mixer says of its own."""
         return decay_parameter_names(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        return apply_lr_factors(super().create_optimizer(model), self.decoder)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -151,17 +151,6 @@ class AttnRes(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         return self._attend(state, self.num_sublayers)
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        exact = torch.promote_types(dtype, torch.float32)
-        hidden = self.shape.hidden_size * dtype.itemsize
-        peak = 0
-        for done in range(self.num_sublayers + 1):
-            finished = 1 + sum(1 for closed in self.closing if closed <= done)
-            # Where the running sum has just become a source, both are one tensor.
-            running = done > 0 and done not in self.closing
-            peak = max(peak, finished * (hidden + exact.itemsize) + running * hidden)
-        return peak
-
     def flops_per_token(self) -> int:
         flops = 0
         for done in range(1, self.num_sublayers + 1):

@@ -101,11 +101,11 @@ class Compose(Mixer[Config]):
         acts_on="wherever its parts do",
         parameters="the sum over the parts",
         kv_bytes="2·L·G·d·e",
-        in_flight_bytes="the sum over the parts, the stream counted once",
+        in_flight_bytes="up to the sum over the parts, the stream counted once",
         notes=(
             "Two parts that define the same thing are refused. Without a stream mixer the stream is the plain "
-            "residual one. The cache is vanilla unless a part plans it. The bytes in flight are the sum of the "
-            "parts' peaks, which need not fall together."
+            "residual one. The cache is vanilla unless a part plans it. The bytes in flight can be fewer "
+            "than the sum of the parts' peaks, which need not fall together."
         ),
     )
 
@@ -202,11 +202,6 @@ class Compose(Mixer[Config]):
         if stream is None or None in inner:
             return None
         return ComposedState(stream, tuple(part.memory for part in inner if part is not None))
-
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        one_stream = self.shape.hidden_size * dtype.itemsize
-        beside = sum(self._part(name).in_flight_bytes(dtype) - one_stream for name in self._attention)
-        return self.stream.in_flight_bytes(dtype) + beside
 
     def flops_per_token(self) -> int:
         return sum(part.flops_per_token() for part in self._parts())

@@ -107,16 +107,6 @@ class DeltaAttnRes(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         return state.x
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        exact = torch.promote_types(dtype, torch.float32)
-        hidden = self.shape.hidden_size * dtype.itemsize
-        peak, last = 0, max(self.closing, default=0)
-        for done in range(1, self.num_sublayers):
-            sources = 1 + sum(closed <= done for closed in self.closing)
-            running = done not in self.closing and done < last
-            peak = max(peak, (1 + running + sources) * hidden + sources * exact.itemsize)
-        return peak
-
     def flops_per_token(self) -> int:
         flops = 0
         for done in range(1, self.num_sublayers):

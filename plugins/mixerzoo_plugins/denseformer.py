@@ -102,11 +102,6 @@ class DenseFormer(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         return state.x
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        # Within block t the state is the stream and what is held from before it.
-        streams = max(1 + len(held) for held in self.held.values())
-        return streams * self.shape.hidden_size * dtype.itemsize
-
     def flops_per_token(self) -> int:
         return 2 * self.shape.hidden_size * sum(len(read) for read in self.averaged.values())
 

@@ -210,18 +210,6 @@ class DepthAttention(AttentionMixer[Config]):
                 columns[raw] = columns[raw] + part if raw in columns else part
         return torch.stack([columns[raw] for raw in self.unrolled[step]], dim=-1)
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        shape = self.shape
-        of_source = shape.num_kv_heads * (
-            (self.scores or self.mixes_keys) * shape.head_dim + self.mixes_values * shape.v_head_dim
-        )
-
-        def weights(step: int) -> int:
-            return shape.num_heads * len(self.unrolled[step]) if self.keeps_weights and self.source_steps[step] else 0
-
-        peak = max(of_source * len(held) + sum(map(weights, {*held, step})) for step, held in enumerate(self.held))
-        return (shape.hidden_size + peak) * dtype.itemsize
-
     def flops_per_token(self) -> int:
         mixed = sum(len(read) + 1 for read in self.source_steps if read)
         width = self.mixes_keys * self.shape.head_dim + self.mixes_values * self.shape.v_head_dim

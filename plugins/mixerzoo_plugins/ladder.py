@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mixerzoo import Context, Mixer, MixerCard, Site, hookimpl
@@ -45,9 +44,6 @@ class Ladder(Mixer):
 
     def finish(self, state: State) -> Tensor:
         return state.x if state.newest is None else state.x + state.newest
-
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        return 2 * self.shape.hidden_size * dtype.itemsize
 
 
 @hookimpl

@@ -175,10 +175,6 @@ class Laurel(Mixer[Config]):
     def last_token(self, state: State) -> State:
         return State(state.x[:, -1:], tuple(previous[:, -1:] for previous in state.previous))
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        streams = max(1, min(self.num_previous, self.num_sites))
-        return streams * self.shape.hidden_size * dtype.itemsize
-
     def flops_per_token(self) -> int:
         hidden, flops = self.shape.hidden_size, 0
         low_rank = 4 * hidden * self.config.rank

@@ -97,10 +97,6 @@ class Lime(AttentionMixer[Config]):
             k, v = _routed(self.routers[str(site.step)], sources).chunk(2, dim=-1)
         return state._replace(memory=sources if site.step < self.last_step else ()), k, v
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        kept = 2 * self.shape.num_kv_heads * self.shape.head_dim * self.last_step
-        return (self.shape.hidden_size + kept) * dtype.itemsize
-
     def flops_per_token(self) -> int:
         return 4 * self.shape.head_dim * sum(router.numel() for router in self.routers.values())
 

@@ -152,10 +152,6 @@ class Moda(AttentionMixer[Config]):
             return memory
         return memory._replace(mlp=(*memory.mlp, self.projections[str(site.step)](state.x)))
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        entries = self.last_step + len(self.projections)
-        return (self.shape.hidden_size + 2 * self.shape.num_kv_heads * self.shape.head_dim * entries) * dtype.itemsize
-
     def flops_per_token(self) -> int:
         width = self.shape.num_kv_heads * self.shape.head_dim
         steps, projected = range(1, self.last_step + 1), bool(len(self.projections))

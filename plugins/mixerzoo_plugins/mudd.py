@@ -170,13 +170,6 @@ class Mudd(Mixer[Config]):
         assert state.weights is not None
         return ops.weighted_sum(state.outputs, state.weights[..., 0, :])
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        size, last = self.shape.hidden_size, self.shape.num_steps
-        # Inside a block the stream comes on top of the outputs; after one, the weights do.
-        inside = [size * (i + 2 if i < last else 0) for i in range(last)]
-        after = [(size + (1 if i == last else WAYS)) * (i + 1) for i in range(1, last + 1)]
-        return max(*inside, *after) * dtype.itemsize
-
     def flops_per_token(self) -> int:
         flops = 0
         for mix in self.mixes.values():

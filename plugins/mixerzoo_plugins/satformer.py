@@ -96,10 +96,6 @@ class SATFormer(AttentionMixer[Config]):
             v = v + gate.transpose(1, 2).unsqueeze(-1).to(v.dtype) * first
         return state._replace(memory=(first,) if step < self.last_step else ()), call.k, v
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        kept = self.shape.num_kv_heads * self.shape.head_dim if self.last_step else 0
-        return (self.shape.hidden_size + kept) * dtype.itemsize
-
     def flops_per_token(self) -> int:
         return 2 * self.shape.num_kv_heads * (self.shape.hidden_size + self.shape.head_dim) * self.last_step
 

@@ -114,14 +114,6 @@ class UNet(Mixer[Config]):
     def last_token(self, state: State) -> State:
         return State(state.x[:, -1:], tuple(held[:, -1:] for held in state.held))
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        streams = 1
-        for t in range(1, self.shape.num_steps + 1):
-            # Where no skip was added to it, the held output of layer t is the stream itself.
-            is_stream = t in self.held[t] and t not in self.skip_at
-            streams = max(streams, 1 + len(self.held[t - 1]), 1 + len(self.held[t]) - is_stream)
-        return streams * self.shape.hidden_size * dtype.itemsize
-
     def flops_per_token(self) -> int:
         return 2 * self.shape.hidden_size * (len(self.skip_at) + (self.backout_depth is not None))
 

@@ -122,9 +122,6 @@ class ValueEmbedding(AttentionMixer[Config]):
         memory = state.memory if step < self.steps[-1] else ()
         return state._replace(memory=memory), k, v + added.to(v.dtype)
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        return self.shape.hidden_size * dtype.itemsize + torch.int64.itemsize
-
     def flops_per_token(self) -> int:
         width = self.shape.num_kv_heads * self.shape.head_dim
         # The gate: the norm (square, mean, scale), the projection, and one product for each channel.

@@ -102,10 +102,6 @@ class ValueResidual(AttentionMixer[Config]):
             v = self._mix(site.step, first, v)
         return state._replace(memory=(first,) if site.step < self.last_step else ()), call.k, v
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        kept = self.shape.num_kv_heads * self.shape.head_dim if self.last_step else 0
-        return (self.shape.hidden_size + kept) * dtype.itemsize
-
     def flops_per_token(self) -> int:
         per_element = 4 if len(self.gates) else 3
         return per_element * self.shape.num_kv_heads * self.shape.head_dim * self.last_step

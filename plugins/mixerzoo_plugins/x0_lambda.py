@@ -67,11 +67,6 @@ class X0Lambda(Mixer):
     def last_token(self, state: State) -> State:
         return State(state.x[:, -1:], None if state.embedding is None else state.embedding[:, -1:])
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        # The last layer has nothing to mix in after it began.
-        streams = 1 if self.shape.num_steps == 1 else 2
-        return streams * self.shape.hidden_size * dtype.itemsize
-
     def flops_per_token(self) -> int:
         return 3 * self.shape.hidden_size * self.shape.num_steps
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 import mixerzoo
 import zoo
-from mixerzoo import MixerChoice, decay_parameter_names
+from mixerzoo import MixerChoice, ParameterRole, decay_parameter_names
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooForCausalLM
 from mixerzoo.hf.decay import teach_trainer
@@ -21,7 +21,7 @@ from mixerzoo.model.decoder import Decoder
 from mixerzoo.testing import CHECKS, failure_text, run_check
 from mixerzoo.training.trainer import MixerZooTrainer
 from runs import tiny_recipe
-from wrong_mixers import DecaysWhatIsNotThere, ListsItsDecay
+from wrong_mixers import DecaysWhatIsNotThere, ListsItsDecay, Scaled
 
 #: mixer, its options → what the names of its parameters that decay end with, and of those that do not.
 ROLES: list[tuple[str, dict[str, Any], set[str], set[str]]] = [
@@ -166,6 +166,62 @@ def test_a_trainer_with_a_rule_of_its_own_keeps_it(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     assert Own(model=model, args=arguments).get_decay_parameter_names(model) == ["bias"]
+
+
+class LearnsFast(Scaled):
+    """Its scale learns ten times as fast."""
+
+    name = "learns_fast"
+    factor: Any = 10.0
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {"scale": ParameterRole(decay=True, lr_factor=self.factor)}
+
+
+@pytest.mark.parametrize("factor", [0, -1.0, float("nan"), float("inf"), "2", True])
+def test_a_factor_that_no_rate_can_have_is_refused(factor: Any) -> None:
+    wrong = type("Wrong", (LearnsFast,), {"factor": factor})
+    words = r"the lr_factor of 'scale' is .*; it must be a finite number above 0"
+    with pytest.raises(MixerError, match=words):
+        decay_parameter_names(Decoder(ModelConfig.model_validate(MODEL), wrong))
+
+
+def rates(trainer: Trainer, decoder: nn.Module) -> dict[str, tuple[float, float]]:
+    """Learning rate and decay of each parameter, by its name in a decoder."""
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    names = {id(p): n for n, p in decoder.named_parameters()}
+    return {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+def test_both_trainers_honour_the_factor(tmp_path: Path) -> None:
+    recipe = tiny_recipe("mixer={name: residual}")
+    decoder = Decoder(ModelConfig.model_validate(MODEL), LearnsFast)
+    for name, trainer in {
+        "ours": MixerZooTrainer(decoder, recipe, [0] * 100, tmp_path / "a", []),  # type: ignore[arg-type]
+        "theirs": Trainer(
+            model=nn.ModuleList([decoder]),
+            args=TrainingArguments(str(tmp_path / "b"), weight_decay=0.1, use_cpu=True, report_to="none"),
+        ),
+    }.items():
+        found, lr = rates(trainer, decoder), trainer.args.learning_rate
+        assert found.keys() == dict(decoder.named_parameters()).keys(), name
+        fast = {n for n, (rate, _) in found.items() if rate == pytest.approx(10 * lr)}
+        assert fast == {"model.mixer.scale"}, name
+        assert found["model.mixer.scale"][1] == trainer.args.weight_decay
+        assert {rate for n, (rate, _) in found.items() if n not in fast} == {lr}
+
+
+def test_without_factors_the_groups_are_those_of_always(tmp_path: Path) -> None:
+    recipe = tiny_recipe("mixer={name: mudd}")
+    trainer = MixerZooTrainer(mixerzoo.build(recipe), recipe, [0] * 100, tmp_path, [])  # type: ignore[arg-type]
+    optimizer = trainer.create_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == [trainer.args.learning_rate] * 2
+    assert not any("lr_factor" in group for group in optimizer.param_groups)
 
 
 def test_teaching_twice_changes_nothing() -> None:

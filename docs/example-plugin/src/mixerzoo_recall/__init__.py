@@ -75,9 +75,6 @@ class Recall(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         return state.x
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        return 2 * self.shape.hidden_size * dtype.itemsize
-
     def flops_per_token(self) -> int:
         # Two multiplications and an addition for each channel.
         return 3 * self.shape.hidden_size * len(self.weights)

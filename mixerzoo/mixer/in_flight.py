@@ -1,0 +1,144 @@
+"""What a mixer's state takes per token, from the shapes alone.
+
+The calls of a forward that return a state are made on the meta device, without a decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from mixerzoo.errors import MixerError
+from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, State
+from mixerzoo.mixer.shape import Site
+
+if TYPE_CHECKING:
+    from mixerzoo.mixer.base import Mixer
+
+#: So many tokens that what does not grow with them (up to 2 GiB) is less than a byte of each.
+_TOKENS = 2**31 - 1
+
+#: Identity of a stretch of memory → its bytes.
+_Spans: TypeAlias = dict[object, int]
+
+#: Of each mixer, by dtype: nothing that it depends on changes.
+_known: WeakKeyDictionary[Mixer, dict[torch.dtype, int]] = WeakKeyDictionary()
+
+
+def peak_bytes_per_token(mixer: Mixer, dtype: torch.dtype) -> int:
+    """Peak bytes by which each token makes the state of a mixer larger, between two of its calls.
+
+    A stretch of memory that several tensors share counts once. Of a tensor that the decoder gave, what a view shows
+    counts; of any other, the whole.
+
+    Args:
+        mixer: on any device; nothing of it is read but its class, options and shape.
+        dtype: of hidden states and parameters.
+
+    Raises:
+        MixerError: the mixer looks at values, which shapes do not tell.
+    """
+    known = _known.setdefault(mixer, {})
+    if dtype not in known:
+        known[dtype] = _walked(mixer, dtype)
+    return known[dtype]
+
+
+def _walked(mixer: Mixer, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        twin = type(mixer)(mixer.config, mixer.shape).to(dtype).train(mixer.training)
+    walk = _Walk(twin, dtype)
+    try:
+        with torch.no_grad():
+            return max(map(walk.bytes_per_token, walk.states()))
+    except (NotImplementedError, RuntimeError) as error:
+        raise MixerError(
+            f"mixer {mixer.name!r}: the bytes of its state cannot be derived from shapes ({error}); let it define "
+            "in_flight_bytes"
+        ) from error
+
+
+class _Walk:
+    """A forward of a mixer on the meta device.
+
+    Args:
+        mixer: with parameters on that device.
+        dtype: of hidden states.
+    """
+
+    def __init__(self, mixer: Mixer, dtype: torch.dtype) -> None:
+        self.mixer, self.dtype = mixer, dtype
+        # By identity; whatever is there stays alive, lest another gets its number.
+        self.lent: dict[int, torch.UntypedStorage] = {}
+        self.spans: dict[int, tuple[Tensor, _Spans]] = {}
+
+    def states(self) -> Iterator[State]:
+        """The state after each call that returns one."""
+        mixer, shape = self.mixer, self.mixer.shape
+        plan, hidden = mixer.plan(), (shape.hidden_size,)
+        tail = plan.tail
+        earlier = () if tail is None else tuple(self._given((), (tail.width,)) for _ in range(tail.length))
+        state = mixer.start(self._given((), hidden), Context(self._given((), (), torch.int64), earlier))
+        yield state
+        for site in shape.sites():
+            owns = plan.owns_k(site.step) and plan.owns_v(site.step)
+            if site.branch == "attention" and owns and plan.hooks & {"mix_raw_kv", "mix_kv"}:
+                stream = mixer.read(state, site)
+                call = self._call(site, stream)
+                if "mix_raw_kv" in plan.hooks:
+                    state, _, v = mixer.mix_raw_kv(state, call)
+                    yield state
+                    # The head norm and RoPE make new keys.
+                    call = call._replace(k=self._given((shape.num_kv_heads,), (shape.head_dim,)), v=v)
+                if "mix_kv" in plan.hooks:
+                    state, _, _ = mixer.mix_kv(state, call)
+                    yield state
+            state = mixer.write(state, site, self._given((), hidden))
+            yield state
+
+    def bytes_per_token(self, state: State) -> int:
+        """What the tensors of a state keep in memory."""
+        spans: _Spans = {}
+        self._collect(state, spans)
+        return sum(spans.values())
+
+    def _call(self, site: Site, stream: Tensor | AttentionInputs) -> AttentionCall:
+        """What the hooks of an attention site are told."""
+        shape = self.mixer.shape
+        normed = [self._given((), (shape.hidden_size,)) for _ in range(3)]
+        return AttentionCall(
+            site=site,
+            stream=stream,
+            x=AttentionInputs(*normed) if isinstance(stream, AttentionInputs) else normed[0],
+            q=self._given((shape.num_heads,), (shape.head_dim,)),
+            k=self._given((shape.num_kv_heads,), (shape.head_dim,)),
+            v=self._given((shape.num_kv_heads,), (shape.v_head_dim,)),
+            rotate=torch.empty_like,
+        )
+
+    def _given(self, before: tuple[int, ...], after: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor [B, …, T, …] of the decoder's."""
+        tensor = torch.empty(1, *before, _TOKENS, *after, dtype=dtype or self.dtype, device="meta")
+        storage = tensor.untyped_storage()
+        self.lent[id(storage)] = storage
+        return tensor
+
+    def _collect(self, state: State, spans: _Spans) -> None:
+        """Enter every tensor of a state."""
+        if isinstance(state, Tensor):
+            if id(state) not in self.spans:
+                self.spans[id(state)] = (state, self._span(state))
+            spans.update(self.spans[id(state)][1])
+        elif state is not None:
+            for part in state:
+                self._collect(part, spans)
+
+    def _span(self, tensor: Tensor) -> _Spans:
+        storage = tensor.untyped_storage()
+        if id(storage) in self.lent:
+            return {(id(storage), tensor.storage_offset(), tensor.shape): tensor.nbytes // _TOKENS}
+        return {id(storage): storage.nbytes() // _TOKENS}
