@@ -4,26 +4,19 @@ Annotations are evaluated at once here, for transformers reads them. Letters in 
 call, S tokens that attention sees, D hidden size, V vocabulary.
 """
 
-import copy
-import os
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import GenerationMixin, initialization
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
-from mixerzoo.checkpoints import CARD_FILE, INDEX_FILE, WEIGHTS_FILE, model_card
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import HubPast, LaterRun, MixerZooAttention, MixerZooLatentAttention
 from mixerzoo.hf.configuration import FULL, SLIDING, MixerZooConfig
@@ -37,156 +30,9 @@ from mixerzoo.hf.keywords import (
     find_past,
     split_loss_keywords,
 )
-from mixerzoo.mixer import AttentionInputs, Context, Mixer, Site
-from mixerzoo.model import KeysAndValues, RMSNorm, Run, Stack, earlier
-
-#: Says that transformers, and nobody else, wrote a card.
-_BLANK_CARD = "This model card has been automatically generated"
-
-
-class MixerZooPreTrainedModel(PreTrainedModel):
-    """What both models have in common."""
-
-    config: MixerZooConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Layer"]  # noqa: RUF012  as transformers declares it
-    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _can_compile_fullgraph = True
-    _supports_attention_backend = True
-    _can_record_outputs = {  # noqa: RUF012
-        "attentions": [OutputRecorder(kind, index=3) for kind in (MixerZooAttention, MixerZooLatentAttention)]
-    }
-
-    def __init__(self, config: MixerZooConfig, *inputs: Any, **kwargs: Any) -> None:
-        config.derive()
-        if config.needs_eager is not None:
-            if config._attn_implementation not in (None, "eager"):
-                raise MixerError(
-                    f"{config.needs_eager}, which the attention implementation {config._attn_implementation!r} does "
-                    "not compute; leave attn_implementation out, or set it to 'eager'"
-                )
-            config._attn_implementation = "eager"
-        super().__init__(config, *inputs, **kwargs)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # Code from elsewhere is trusted to initialise loaded weights again, so modules without parameters of their
-        # own are skipped: here, mixers.
-        super()._initialize_weights(module)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            initialization.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                initialization.zeros_(module.bias)
-        elif isinstance(module, RMSNorm):
-            initialization.ones_(module.weight)
-        elif isinstance(module, Mixer):
-            _init_mixer(module, std)
-
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
-        every_n_layers: int = 1,
-    ) -> None:
-        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
-            raise MixerError(
-                "re-entrant activation checkpointing loses the gradients of what mixers carry from layer to layer; "
-                'leave gradient_checkpointing_kwargs out, or pass {"use_reentrant": False}'
-            )
-        if enable and every_n_layers != 1:
-            raise MixerError(
-                f"every_n_layers is {every_n_layers}; every layer's activations are computed again, or none"
-            )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, with weights in memory of their own, and never from pickles."""
-        given = kwargs.setdefault("use_safetensors", True)
-        if given is not True:
-            raise MixerError(f"use_safetensors is {given!r}, but weights are read from safetensors only; leave it out")
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for parameter in model.parameters():
-            # A mapped file is not aligned as memory is, which shows in the last bits of products.
-            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
-                parameter.data = parameter.data.clone()
-        return loaded
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`, with a model card where there is none."""
-        card = Path(save_directory) / CARD_FILE
-        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
-        if is_main_process and not card.exists():
-            card.parent.mkdir(parents=True, exist_ok=True)
-            card.write_text(self._card(), encoding="utf-8")
-        forms = [Path(save_directory) / name for name in (WEIGHTS_FILE, INDEX_FILE)]
-        before = [_written(form) for form in forms]
-        super().save_pretrained(save_directory, *args, **kwargs)
-        current = [_written(form) for form in forms]
-        if is_main_process and None not in current and current != before:
-            # One form was written beside the other, which is older and would be read in its place.
-            [older] = [form for form, was, now in zip(forms, before, current, strict=True) if was == now]
-            older.unlink()
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As `PreTrainedModel.resize_token_embeddings`, with what the mixer keeps of each token.
-
-        New rows have the mixer's initial values.
-        """
-        embeddings: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
-        decoder = self.base_model
-        assert isinstance(decoder, MixerZooModel)
-        decoder.resize_mixer(embeddings.num_embeddings)
-        return embeddings
-
-    def _card(self) -> str:
-        origin = "Saved by `save_pretrained` of mixerzoo's Hugging Face model."
-        return model_card(self.config.mixer["name"], self.num_parameters(), origin=origin, prompt=None)
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        # transformers has put its blank form over the card, unless the repository had one of its own.
-        path = Path(working_dir) / CARD_FILE
-        if _BLANK_CARD in path.read_text(encoding="utf-8"):
-            path.write_text(self._card(), encoding="utf-8")
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Nothing, as in `MixerZooConfig`."""
-
-
-def _written(path: Path) -> tuple[int, int] | None:
-    """What changes whenever a file is written; None where there is none."""
-    if not path.exists():
-        return None
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns
-
-
-def _init_mixer(mixer: Mixer, std: float) -> None:
-    """Initial values for those parameters that no checkpoint gave one."""
-    missing = [name for name, p in mixer.named_parameters() if not getattr(p, "_is_hf_initialized", False)]
-    if not missing or mixer.get_parameter(missing[0]).is_meta:
-        return
-    # Its own generator is on the CPU, and what it draws must not touch loaded values.
-    twin = copy.deepcopy(mixer).cpu()
-    _draw(twin, std)
-    for name in missing:
-        mixer.get_parameter(name).copy_(twin.get_parameter(name))
-
-
-@torch.no_grad()
-def _draw(mixer: Mixer, std: float) -> None:
-    """Give a mixer on the CPU its initial values; the global generator has the seed, as everywhere in transformers."""
-    mixer.reset_parameters(torch.Generator().manual_seed(int(torch.randint(1 << 62, (), device="cpu"))), std)
+from mixerzoo.hf.pretrained import MixerZooPreTrainedModel, draw
+from mixerzoo.mixer import AttentionInputs, Context, Site
+from mixerzoo.model import KeysAndValues, Run, Stack, earlier
 
 
 class MixerZooModel(MixerZooPreTrainedModel, Stack):
@@ -232,7 +78,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         with torch.device("meta"):
             self.mixer = type(old)(old.config, self.model_config.shape())
         self.mixer.to_empty(device="cpu").train(old.training)
-        _draw(self.mixer, self.config.initializer_range)
+        draw(self.mixer, self.config.initializer_range)
         for name, kept in old.named_parameters():
             drawn = self.mixer.get_parameter(name)
             if drawn.shape != kept.shape:
@@ -280,18 +126,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         past, pages = find_past(past_key_values, cache)
-        from_positions = position_ids is not None and attention_mask is None and past is None
-        check_keywords(
-            kwargs,
-            str(self.config._attn_implementation),
-            pages=pages is not None,
-            packed=from_positions or isinstance(attention_mask, dict),
-            depth=self.config.needs_eager if "depth_kv" in self.plan.hooks else None,
-        )
-        if self.plan.tail is not None:
-            check_tail(self.mixer.name, self.config._attn_implementation, pages=pages is not None)
-            if position_ids is None:
-                check_positions(self.mixer.name, attention_mask, kwargs)
+        self._check_what_is_read(kwargs, attention_mask, position_ids, past, paged=pages is not None)
         x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if use_cache and past is None and pages is None:
             past = DynamicCache(config=self.config)
@@ -316,6 +151,22 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             hidden_states=chosen((*observed, x), output_hidden_states) if observe else None,
             **kept,
         )
+
+    def _check_what_is_read(
+        self, kwargs: dict[str, Any], mask: Any, positions: Tensor | None, past: Cache | None, *, paged: bool
+    ) -> None:
+        """Refuse a keyword that nothing reads, and what would tear a tail from its text."""
+        check_keywords(
+            kwargs,
+            str(self.config._attn_implementation),
+            pages=paged,
+            packed=(positions is not None and mask is None and past is None) or isinstance(mask, dict),
+            depth=self.config.needs_eager if "depth_kv" in self.plan.hooks else None,
+        )
+        if self.plan.tail is not None:
+            check_tail(self.mixer.name, self.config._attn_implementation, pages=paged)
+            if positions is None:
+                check_positions(self.mixer.name, mask, kwargs)
 
     def _context(self, tokens: Tensor | None, x: Tensor, positions: Tensor, past: HubPast) -> Context:
         """What the mixer is told beside the embeddings x [B, T, D]."""

@@ -1,0 +1,187 @@
+"""What Triton compiles: programs over a table of the sources' addresses. `kernels` launches them.
+
+A program takes some rows (tokens) of full width D and walks over the sources, some at once: each is read once, forward
+and backward.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: Arguments for whose values no kernel is compiled anew (a kernel may lack some).
+FREE = ["num_sources", "rows", "per_row"]
+
+
+@triton.jit
+def _tile(rows, size, block, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    """Rows [ROWS] of a block, which of them there are, where their elements [ROWS, SIZE] lie, and which are there."""
+    row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    inside = row < rows
+    return row, inside, row[:, None] * size + column[None, :], inside[:, None] & (column < size)[None, :]
+
+
+@triton.jit
+def _addresses(table, n, num_sources, TYPE: tl.constexpr):
+    """Pointers [N, 1, 1] to sources ``n`` [N]."""
+    address = tl.load(table + n, mask=n < num_sources, other=0)[:, None, None]
+    return tl.multiple_of(address.to(tl.pointer_type(TYPE)), [16, 16, 16])
+
+
+@triton.jit
+def _read(table, n, num_sources, at, mask, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr):
+    """Tiles [N, ROWS, SIZE] of sources ``n``; the table has addresses, then 1 for sources of the wide dtype."""
+    there = (n < num_sources)[:, None, None] & mask[None, :, :]
+    wide = _addresses(table, n, num_sources, WIDE) + at[None, :, :]
+    if WIDE == NARROW:
+        x = tl.load(wide, mask=there, other=0.0).to(EXACT)
+    else:
+        is_wide = (tl.load(table + num_sources + n, mask=n < num_sources, other=0) != 0)[:, None, None]
+        narrow = _addresses(table, n, num_sources, NARROW) + at[None, :, :]
+        x = tl.load(wide, mask=there & is_wide, other=0.0).to(EXACT)
+        x += tl.load(narrow, mask=there & (is_wide == 0), other=0.0).to(EXACT)
+    return x
+
+
+@triton.jit
+def _write(table, n, num_sources, at, mask, x, WIDE: tl.constexpr, NARROW: tl.constexpr):
+    """Store tiles [N, ROWS, SIZE] where the table says, in the dtypes that it says."""
+    there = (n < num_sources)[:, None, None] & mask[None, :, :]
+    wide = _addresses(table, n, num_sources, WIDE) + at[None, :, :]
+    if WIDE == NARROW:
+        tl.store(wide, x.to(WIDE), mask=there)
+    else:
+        is_wide = (tl.load(table + num_sources + n, mask=n < num_sources, other=0) != 0)[:, None, None]
+        narrow = _addresses(table, n, num_sources, NARROW) + at[None, :, :]
+        tl.store(wide, x.to(WIDE), mask=there & is_wide)
+        tl.store(narrow, x.to(NARROW), mask=there & (is_wide == 0))
+
+
+@triton.jit(do_not_specialize=FREE)
+def sum_kernel(
+    sources, weights, out, num_sources, rows, size, per_row,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
+    total = tl.zeros([ROWS, SIZE], dtype=EXACT)
+    for start in range(0, num_sources, SOURCES):
+        n = start + tl.arange(0, SOURCES)
+        there = (n < num_sources)[:, None] & inside[None, :]
+        weight = tl.load(weights + row[None, :] * per_row + n[:, None], mask=there, other=0.0).to(EXACT)
+        x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        total += tl.sum(weight[:, :, None] * x, axis=0)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=FREE)
+def sum_backward_kernel(
+    sources, grads, weights, grad, dots, num_sources, rows, size, per_row,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
+    g = tl.load(grad + at, mask=mask, other=0.0).to(EXACT)[None, :, :]
+    for start in range(0, num_sources, SOURCES):
+        n = start + tl.arange(0, SOURCES)
+        there = (n < num_sources)[:, None] & inside[None, :]
+        weight = tl.load(weights + row[None, :] * per_row + n[:, None], mask=there, other=0.0).to(EXACT)
+        x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        tl.store(dots + row[None, :] * num_sources + n[:, None], tl.sum(g * x, axis=2), mask=there)
+        _write(grads, n, num_sources, at, mask, weight[:, :, None] * g, WIDE, NARROW)
+
+
+@triton.jit
+def _factors(factors, n, row, num_sources, there, EXACT: tl.constexpr):
+    """Factors [N, ROWS] of the scores of sources ``n``."""
+    address = tl.load(factors + n, mask=n < num_sources, other=0)[:, None]
+    return tl.load(address.to(tl.pointer_type(EXACT)) + row[None, :], mask=there, other=0.0)
+
+
+@triton.jit(do_not_specialize=FREE)
+def attend_kernel(
+    keys, values, factors, query, bias, out, scores, num_sources, rows, size, query_row,
+    SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, BIAS: tl.constexpr,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
+    column = tl.arange(0, SIZE)
+    q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)[None, :, :]
+    largest = tl.full([ROWS], float("-inf"), dtype=EXACT)
+    norm = tl.zeros([ROWS], dtype=EXACT)
+    total = tl.zeros([ROWS, SIZE], dtype=EXACT)
+    for start in range(0, num_sources, SOURCES):
+        n = start + tl.arange(0, SOURCES)
+        there = (n < num_sources)[:, None] & inside[None, :]
+        k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        if SHARED:  # noqa: SIM108
+            v = k
+        else:
+            v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        score = tl.sum(q * k, axis=2) * SCALE
+        if FACTORS:
+            score *= _factors(factors, n, row, num_sources, there, EXACT)
+        if BIAS:
+            score += tl.where(n == num_sources - 1, tl.load(bias).to(EXACT), 0.0)[:, None]
+        tl.store(scores + row[None, :] * num_sources + n[:, None], score, mask=there)
+        # One pass: what was summed so far is scaled down when a larger score comes.
+        score = tl.where((n < num_sources)[:, None], score, float("-inf"))
+        larger = tl.maximum(largest, tl.max(score, axis=0))
+        shrink = tl.exp(largest - larger)
+        weight = tl.exp(score - larger[None, :])
+        norm = norm * shrink + tl.sum(weight, axis=0)
+        total = total * shrink[:, None] + tl.sum(weight[:, :, None] * v, axis=0)
+        largest = larger
+    tl.store(out + at, (total / norm[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=FREE)
+def attend_backward_kernel(
+    keys, values, factors, key_grads, value_grads, factor_grads, query, grad, out, weights, of_query, of_last,
+    num_sources, rows, size, query_row,
+    SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, COMMON: tl.constexpr,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, SIZE)
+    shared_sum = tl.zeros([ROWS, SIZE], dtype=EXACT)
+    for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row, inside, at, mask = _tile(rows, size, block, ROWS, SIZE)
+        q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)[None, :, :]
+        g = tl.load(grad + at, mask=mask, other=0.0).to(EXACT)
+        # The mean over sources of the gradients of the weights: no pass over the sources is needed for it.
+        mean = tl.sum(g * tl.load(out + at, mask=mask, other=0.0).to(EXACT), axis=1)[None, :]
+        row_sum = tl.zeros([ROWS, SIZE], dtype=EXACT)
+        for start in range(0, num_sources, SOURCES):
+            n = start + tl.arange(0, SOURCES)
+            there = (n < num_sources)[:, None] & inside[None, :]
+            k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+            if SHARED:  # noqa: SIM108
+                v = k
+            else:
+                v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+            weight = tl.load(weights + row[None, :] * num_sources + n[:, None], mask=there, other=0.0)
+            of_score = weight * (tl.sum(g[None, :, :] * v, axis=2) - mean)
+            tl.store(of_last + row[None, :] + n[:, None] * 0, of_score, mask=there & (n == num_sources - 1)[:, None])
+            of_dot = of_score * SCALE
+            if FACTORS:
+                address = tl.load(factor_grads + n, mask=n < num_sources, other=0)[:, None]
+                of_factor = address.to(tl.pointer_type(EXACT)) + row[None, :]
+                tl.store(of_factor, of_dot * tl.sum(q * k, axis=2), mask=there)
+                of_dot *= _factors(factors, n, row, num_sources, there, EXACT)
+            row_sum += tl.sum(of_dot[:, :, None] * k, axis=0)
+            of_k = of_dot[:, :, None] * q
+            of_v = weight[:, :, None] * g[None, :, :]
+            if SHARED:
+                _write(value_grads, n, num_sources, at, mask, of_k + of_v, WIDE, NARROW)
+            else:
+                _write(key_grads, n, num_sources, at, mask, of_k, WIDE, NARROW)
+                _write(value_grads, n, num_sources, at, mask, of_v, WIDE, NARROW)
+        if COMMON:
+            shared_sum += row_sum
+        else:
+            tl.store(of_query + at, row_sum, mask=mask)
+    if COMMON:
+        tl.store(of_query + tl.program_id(0) * size + column, tl.sum(shared_sum, axis=0), mask=column < size)
