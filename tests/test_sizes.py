@@ -19,9 +19,7 @@ MODULES = sorted(
 TOO_LONG = {
     "mixerzoo/hf/modeling.py",
     "mixerzoo/hf/modeling.py:forward",
-    "mixerzoo/mixer/registry.py",
     "mixerzoo/ops/kernels.py",
-    "plugins/mixerzoo_plugins/hyper_connections.py",
 }
 
 
