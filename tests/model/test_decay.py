@@ -44,6 +44,7 @@ ROLES: list[tuple[str, dict[str, Any], set[str], set[str]]] = [
     ("value_residual", {}, set(), {"weights"}),
     ("value_embedding", {}, {"tables", "gates"}, set()),
     ("lime", {}, set(), {"routers"}),
+    ("fusedkv", {}, set(), {"key_sums", "value_sums"}),
     ("moda", {}, {"weight"}, {"key_gain"}),
     ("compose", {"of": [{"name": "mudd"}, {"name": "lime"}]}, {"w1", "w2"}, {"bias", "routers"}),
     ("compose", {"of": [{"name": "denseformer"}, {"name": "moda"}]}, {"weight"}, {"key_gain", "weights"}),
