@@ -129,7 +129,7 @@ def test_drafts_do_not_change_what_is_said(case: Case) -> None:
     assert torch.equal(greedy(shared(case), tokens, prompt_lookup_num_tokens=3), expected)
 
 
-@pytest.mark.parametrize("mixer", ["cla", "yoco", "fusedkv_lite", "depth_attention"])
+@pytest.mark.parametrize("mixer", ["cla", "yoco", "fusedkv_lite", "fusedkv", "depth_attention"])
 def test_drafts_where_layers_have_windows(mixer: str) -> None:
     if Version(transformers.__version__) < Version("5.22"):
         pytest.skip("this transformers crops cache layers beyond their window, and fails")
@@ -174,7 +174,7 @@ def test_any_chunking_over_any_cache_is_the_full_forward(case: Case) -> None:
 @torch.no_grad()
 def test_the_cache_holds_what_the_plan_says() -> None:
     """Slots that are borrowed or half empty take no memory."""
-    named = [Case(name) for name in ("residual", "cla", "svformer", "fusedkv_lite", "yoco", "smear")]
+    named = [Case(name) for name in ("residual", "cla", "svformer", "fusedkv_lite", "fusedkv", "yoco", "smear")]
     for case in (*named, *(case for case in LATENT_CASES if case.mixer != "yoco")):
         decoder, model = zoo.shared(case), shared(case)
         cache = model(some_tokens(2, 5), use_cache=True).past_key_values

@@ -58,6 +58,8 @@ def cache_bytes(decoder: Decoder, num_tokens: int, chunks: int, fixed: bool) -> 
         ("cla", {"group": 2}, 5, Fraction(3, 5)),
         ("fusedkv_lite", {}, 6, Fraction(1, 2)),
         ("fusedkv_lite", {}, 5, Fraction(3, 5)),
+        ("fusedkv", {}, 6, Fraction(1, 2)),
+        ("fusedkv", {}, 5, Fraction(3, 5)),
         # 1/L for the global cache, and a window in the lower half.
         ("yoco", {"window": 3}, 6, Fraction(1, 6) + Fraction(1, 2) * Fraction(3, 20)),
         ("yoco", {"window": 3, "self_layers": 4, "cross_layers": 2}, 6, Fraction(1, 6) + Fraction(1, 10)),
@@ -137,6 +139,7 @@ def test_one_layer_is_residual(mixer: str) -> None:
         ("cla", {"group": 2}, [1, 3]),
         ("yoco", {}, [3]),
         ("fusedkv_lite", {}, [2, 3]),
+        ("fusedkv", {}, [2, 3]),
     ],
 )
 @pytest.mark.parametrize("other", ["depth_attention", "value_residual", "lime", "moda"])
@@ -183,6 +186,7 @@ PREFILL = [
     ("yoco", {"window": 4}, 4),
     ("yoco", {"window": 4, "self_layers": 1, "cross_layers": 7}, 1),
     ("fusedkv_lite", {}, 3),
+    ("fusedkv", {}, 3),
 ]
 
 
@@ -230,7 +234,7 @@ def test_generation_prefills_so() -> None:
     assert torch.equal(made[0], expected)
 
 
-@pytest.mark.parametrize(("mixer", "options"), [("yoco", {"window": 4}), ("fusedkv_lite", {})])
+@pytest.mark.parametrize(("mixer", "options"), [("yoco", {"window": 4}), ("fusedkv_lite", {}), ("fusedkv", {})])
 @torch.no_grad()
 def test_prefill_costs_about_half(mixer: str, options: dict[str, Any]) -> None:
     """The lower half, and in YOCO the layer that makes the global cache."""
