@@ -5,7 +5,16 @@ weights and nothing per pair of source and reader. The kernel is Triton's, on CU
 """
 
 from mixerzoo.ops.depth_softmax import depth_softmax, depth_weights
-from mixerzoo.ops.source_softmax import inverse_rms, source_softmax
+from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weights
+from mixerzoo.ops.unit_rms import unit_rms
 from mixerzoo.ops.weighted_sum import weighted_sum
 
-__all__ = ["depth_softmax", "depth_weights", "inverse_rms", "source_softmax", "weighted_sum"]
+__all__ = [
+    "depth_softmax",
+    "depth_weights",
+    "inverse_rms",
+    "source_softmax",
+    "source_weights",
+    "unit_rms",
+    "weighted_sum",
+]

@@ -42,6 +42,13 @@ def source_softmax(
     return out  # type: ignore[no-any-return]
 
 
+def source_weights(
+    sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """α [..., N]; arguments as in `source_softmax`."""
+    return _naive(sources, inverse_rms, query, bias)[1]
+
+
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / √(mean(x²) + eps) over the last dimension of x [..., D]: [...], in float32 (float64 for float64)."""
     if torch.compiler.is_compiling() or forms.choose([x], forms.Policy(few=0, compiled=False)) == "naive":

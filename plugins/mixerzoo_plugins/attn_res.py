@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     Context,
     DecoderShape,
     Mixer,
     MixerCard,
     MixerConfig,
+    MixingWeights,
     Neutral,
     ReferenceReading,
     Site,
@@ -76,6 +78,11 @@ class DepthQuery(nn.Module):
         """Mix sources [B, T, D]."""
         values, inverse_rms = zip(*sources, strict=True)
         return ops.source_softmax(values, inverse_rms, self.query * self.gain, self.recency_bias)
+
+    def weights(self, sources: Sequence[Source]) -> Tensor:
+        """α [B, T, N] of sources [B, T, D]."""
+        values, inverse_rms = zip(*sources, strict=True)
+        return ops.source_weights(values, inverse_rms, self.query * self.gain, self.recency_bias)
 
 
 class AttnRes(Mixer[Config]):
@@ -139,17 +146,24 @@ class AttnRes(Mixer[Config]):
         return State((self._source(x),), x if self.keeps_stream else None)
 
     def read(self, state: State, site: Site) -> Tensor:
-        return self._attend(state, _sublayers_before(site))
+        return self._attend(state, site.number)
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         running = y if state.running is None else state.running + y
-        done = _sublayers_before(site) + 1
+        done = site.number + 1
         if done not in self.closing:
             return State(state.finished, running)
         return State((*state.finished, self._source(running)), running if self.keeps_stream else None)
 
     def finish(self, state: State) -> Tensor:
         return self._attend(state, self.num_sublayers)
+
+    def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        if call is not None or site.number == 0:
+            return None
+        sources, query = self._attended(state), self.queries[str(site.number)]
+        assert isinstance(query, DepthQuery)
+        return MixingWeights(query.weights(sources), tuple(source.value for source in sources))
 
     def flops_per_token(self) -> int:
         flops = 0
@@ -159,7 +173,7 @@ class AttnRes(Mixer[Config]):
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         sites = self.shape.sites()
-        return tuple(None if i == 0 else sites[i - 1] for i in self._read_at(_sublayers_before(site)))
+        return tuple(None if i == 0 else sites[i - 1] for i in self._read_at(site.number))
 
     @classmethod
     def read_reference(cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> ReferenceReading | None:
@@ -191,13 +205,14 @@ class AttnRes(Mixer[Config]):
         return Source(value, ops.inverse_rms(value, self.shape.norm_eps))
 
     def _attend(self, state: State, done: int) -> Tensor:
-        sources = state.finished
         if done == 0:
-            return sources[0].value
-        if state.running is not None:
-            sources = (*sources, self._source(state.running))
-        mixed: Tensor = self.queries[str(done)](sources)
+            return state.finished[0].value
+        mixed: Tensor = self.queries[str(done)](self._attended(state))
         return mixed
+
+    def _attended(self, state: State) -> tuple[Source, ...]:
+        """What a read after the first attends to."""
+        return state.finished if state.running is None else (*state.finished, self._source(state.running))
 
     def _read_at(self, done: int) -> tuple[int, ...]:
         """Sources after ``done`` sublayers, each by the number of sublayers that it closes with."""
@@ -215,10 +230,6 @@ def _closing(config: Config, num_sublayers: int) -> tuple[int, ...]:
             closing.append(done)
             last = done
     return tuple(closing)
-
-
-def _sublayers_before(site: Site) -> int:
-    return 2 * site.step + (site.branch == "mlp")
 
 
 @hookimpl

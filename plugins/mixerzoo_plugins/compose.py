@@ -24,6 +24,7 @@ from mixerzoo import (
     MixerChoice,
     MixerConfig,
     MixerError,
+    MixingWeights,
     ParameterRole,
     Plan,
     Site,
@@ -202,6 +203,14 @@ class Compose(Mixer[Config]):
         if stream is None or None in inner:
             return None
         return ComposedState(stream, tuple(part.memory for part in inner if part is not None))
+
+    def mixing_weights(
+        self, state: ComposedState, site: Site, call: AttentionCall | None = None
+    ) -> MixingWeights | None:
+        if call is None:
+            return self.stream.mixing_weights(state.stream, site)
+        name = self._owner["mix_kv"]
+        return None if name is None else self._part(name).mixing_weights(self._inner(state, name), site, call)
 
     def flops_per_token(self) -> int:
         return sum(part.flops_per_token() for part in self._parts())

@@ -21,6 +21,7 @@ from mixerzoo import (
     MixerCard,
     MixerConfig,
     MixerError,
+    MixingWeights,
     Neutral,
     Plan,
     ReferenceReading,
@@ -198,6 +199,19 @@ class DepthAttention(AttentionMixer[Config]):
         weights = state.memory.weights
         assert isinstance(weights, Tensor)
         return weights
+
+    def mixing_weights(
+        self, state: AttentionState, site: Site, call: AttentionCall | None = None
+    ) -> MixingWeights | None:
+        if call is None or not self.mixes_values or not self.source_steps[site.step]:
+            return None
+        known = dict(zip(self.held[site.step - 1], state.memory.kept, strict=True))
+        sources = [known[j] for j in self.source_steps[site.step]]
+        values = (*(source.v for source in sources if source.v is not None), call.v)
+        if not self.scores:
+            return MixingWeights(call.v.new_full((len(values),), 1 / len(values)), values)
+        keys = [*(source.k for source in sources if source.k is not None), call.k]
+        return MixingWeights(ops.depth_weights(call.q, keys), values)
 
     def _unroll(self, step: int, weights: Tensor, sources: Sequence[KeyValue]) -> Tensor:
         """Weights of raw values from those [B, H, T, N] of the sources' values and the step's own."""

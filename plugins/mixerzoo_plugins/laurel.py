@@ -149,7 +149,7 @@ class Laurel(Mixer[Config]):
         return state.x
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
-        number = _number(site)
+        number = site.number
         x = state.x
         activations = (x, *state.previous)
         if self.has_low_rank:
@@ -184,7 +184,7 @@ class Laurel(Mixer[Config]):
         return flops
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
-        sites, number = self.shape.sites(), _number(site)
+        sites, number = self.shape.sites(), site.number
         depths = range(number - self._num_read(number) + 1, number + 1)
         return tuple(None if depth == 0 else sites[depth - 1] for depth in depths)
 
@@ -198,10 +198,6 @@ class Laurel(Mixer[Config]):
             return weights
         exact = weights.to(torch.promote_types(weights.dtype, torch.float32))
         return exact.softmax(-1) if self.config.bound == "softmax" else exact.sigmoid()
-
-
-def _number(site: Site) -> int:
-    return 2 * site.step + (site.branch == "mlp")
 
 
 @hookimpl

@@ -26,6 +26,7 @@ from mixerzoo import (
     Plan,
     Site,
     hookimpl,
+    ops,
 )
 
 
@@ -64,10 +65,10 @@ class LightProjection(nn.Module):
 
     def forward(self, x: Tensor) -> KeyValue:
         """From the MLP's input x [B, T, D]."""
-        normed = _normed(x, self.eps)
+        normed = ops.unit_rms(x, self.eps)
         # Projected apart, so that neither keeps the other's memory.
         k, v = (F.linear(normed, part).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.weight.chunk(2))
-        return KeyValue(_normed(k, self.eps) * self.key_gain.to(k.dtype), v)
+        return KeyValue(ops.unit_rms(k, self.eps) * self.key_gain.to(k.dtype), v)
 
 
 class Moda(AttentionMixer[Config]):
@@ -165,12 +166,6 @@ class Moda(AttentionMixer[Config]):
         if site.branch == "mlp":
             return ()
         return self.shape.sites()[: 2 * site.step : 1 if len(self.projections) else 2]
-
-
-def _normed(x: Tensor, eps: float) -> Tensor:
-    """x / √(mean(x²) + eps) over the last dimension."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 @hookimpl

@@ -73,9 +73,7 @@ class WeightMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, ways, sources] from x [B, T, D]."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        dynamic = F.linear(F.gelu(F.linear(normed, self.w1)), self.w2)
+        dynamic = F.linear(F.gelu(F.linear(ops.unit_rms(x, self.eps), self.w1)), self.w2)
         return dynamic.unflatten(-1, self.bias.shape).to(x.dtype) + self.bias.to(x.dtype)
 
     def flops(self) -> int:

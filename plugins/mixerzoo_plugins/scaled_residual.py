@@ -119,7 +119,7 @@ class ScaledResidual(Mixer[Config]):
         return state
 
     def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
-        number = 2 * site.step + (site.branch == "mlp")
+        number = site.number
         if self.has_gate:
             g = self.gates[number](state, y)
             return g * y + (1 - g) * state

@@ -18,6 +18,7 @@ from mixerzoo import (
     MixerCard,
     MixerConfig,
     MixerError,
+    MixingWeights,
     Neutral,
     Plan,
     Site,
@@ -101,6 +102,17 @@ class ValueResidual(AttentionMixer[Config]):
             (first,) = state.memory
             v = self._mix(site.step, first, v)
         return state._replace(memory=(first,) if site.step < self.last_step else ()), call.k, v
+
+    def mixing_weights(
+        self, state: AttentionState, site: Site, call: AttentionCall | None = None
+    ) -> MixingWeights | None:
+        if call is None or site.step == 0:
+            return None
+        (first,), v = state.memory, call.v
+        # What the mix gives for ones is what it weighs by.
+        none, one = torch.zeros_like(v), torch.ones_like(v)
+        weights = [self._mix(site.step, *pair)[..., 0] for pair in ((one, none), (none, one))]
+        return MixingWeights(torch.stack(weights, dim=-1), (first, v))
 
     def flops_per_token(self) -> int:
         per_element = 4 if len(self.gates) else 3

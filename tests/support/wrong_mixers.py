@@ -19,6 +19,7 @@ from mixerzoo import (
     DecoderShape,
     Mixer,
     MixerConfig,
+    MixingWeights,
     ParameterRole,
     Plan,
     ReferenceReading,
@@ -1285,3 +1286,29 @@ class RefusesNothing(DepthAttention):
     """Takes a stride beside `sources: first`, which has none."""
 
     Config = Lenient
+
+
+@caught_by("mixing_weights")
+class ShowsOtherWeights(AttnRes):
+    """Shows the mean, which it does not take."""
+
+    def mixing_weights(self, state: Any, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        shown = super().mixing_weights(state, site, call)
+        return shown and shown._replace(weights=torch.full_like(shown.weights, 1 / len(shown.sources)))
+
+
+@caught_by("mixing_weights")
+class ShowsLaterTokens(Residual):
+    """Its two sources are one, and how they share it depends on the whole text."""
+
+    def mixing_weights(self, state: Tensor, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        share = state[..., :1].mean(1, keepdim=True).expand_as(state[..., :1])
+        return MixingWeights(torch.cat([share, 1 - share], dim=-1), (state, state))
+
+
+@caught_by("mixing_weights")
+class ShowsWeightsOfChannels(Residual):
+    """One weight a channel, where one a token is promised."""
+
+    def mixing_weights(self, state: Tensor, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        return MixingWeights(torch.ones_like(state)[..., None], (state,))

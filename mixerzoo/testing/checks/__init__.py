@@ -9,4 +9,5 @@ import mixerzoo.testing.checks.persistence
 import mixerzoo.testing.checks.purity
 import mixerzoo.testing.checks.reference
 import mixerzoo.testing.checks.scaling
-import mixerzoo.testing.checks.sequence  # noqa: F401
+import mixerzoo.testing.checks.sequence
+import mixerzoo.testing.checks.weights  # noqa: F401

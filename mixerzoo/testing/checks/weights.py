@@ -1,0 +1,61 @@
+"""Chapter 4, too: the weights that a mixer shows are those that it applies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixerzoo.mixer import AttentionInputs, Mixer, MixingWeights
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import assert_close, clause
+from mixerzoo.testing.observe import observed
+
+
+@clause("4.7")
+@torch.no_grad()
+def mixing_weights(mixer: type[Mixer], case: Case) -> None:
+    """Weights shown for inspection, applied to their sources, give what the site gets, and know no later token."""
+    decoder = case.decoder(mixer)
+    tokens = case.tokens()
+    cut = 1 + case.pick % case.num_tokens
+    shown = _shown(decoder.mixer, decoder, tokens)
+    for where, (given, got) in shown.items():
+        num_sources = len(given.sources)
+        allowed = [(num_sources,), (*got.shape[:-1], num_sources)]
+        assert tuple(given.weights.shape) in allowed, (
+            f"{where}: weights {list(given.weights.shape)} for {num_sources} sources; it must be one of {allowed}"
+        )
+        for source in given.sources:
+            assert source.shape == got.shape, f"{where}: a source {list(source.shape)} for {list(got.shape)}"
+        parts = [given.weights[..., n, None] * source for n, source in enumerate(given.sources)]
+        assert_close(torch.stack(parts).sum(0), got, f"{where}: weights applied to their sources")
+    if cut == case.num_tokens:
+        return
+    changed = torch.cat([tokens[:, :cut], case.tokens(draw=1)[:, cut:]], dim=1)
+    for where, (given, _) in _shown(decoder.mixer, decoder, changed).items():
+        before = shown[where][0].weights
+        if before.ndim > 1:
+            what = f"{where}: weights of the first {cut} tokens after a change of later ones"
+            assert_close(given.weights[..., :cut, :], before[..., :cut, :], what)
+        else:
+            assert_close(given.weights, before, f"{where}: weights after a change of tokens")
+
+
+def _shown(mixer: Mixer, decoder: torch.nn.Module, tokens: Tensor) -> dict[str, tuple[MixingWeights, Tensor]]:
+    """By the call in words: what the mixer shows there, and what the call gave."""
+    with observed(mixer) as calls:
+        decoder(tokens)
+    shown: dict[str, tuple[MixingWeights, Tensor]] = {}
+    for call in calls.made:
+        if call.name == "read":
+            state, site = call.arguments
+            given = mixer.mixing_weights(state, site)
+            got = call.result.q if isinstance(call.result, AttentionInputs) else call.result
+        elif call.name == "mix_kv":
+            state, told = call.arguments
+            given, got = mixer.mixing_weights(state, told.site, told), call.result[2]
+        else:
+            continue
+        if given is not None:
+            shown[str(call)] = (given, got)
+    return shown
