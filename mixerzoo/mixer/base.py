@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,9 @@ ConfigT_co = TypeVar("ConfigT_co", bound=MixerConfig, covariant=True, default=Mi
 class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
     """A cross-layer mixer: one module per decoder, owner of the mixing parameters of all depths.
 
-    ``class Own(Mixer[OwnConfig])`` gives ``self.config`` the type of its options.
+    ``class Own(Mixer[OwnConfig])`` makes ``OwnConfig`` its ``Config``, and gives ``self.config`` that type.
 
-    A subclass sets ``name``, ``Config`` and ``card`` and implements `start`, `read`, `write` and
+    A subclass sets ``name`` and ``card`` and implements `start`, `read`, `write` and
     `finish`. Parameters may be created empty: `reset_parameters` gives every one of them its value.
 
     Args:
@@ -65,6 +65,13 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
     api_version: ClassVar[int] = API_VERSION
     #: Keys of other projects' ``config.json`` that `read_reference` understands.
     reference_keys: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in vars(cls).get("__orig_bases__", ()):
+            options = next(iter(get_args(base)), None)
+            if "Config" not in vars(cls) and isinstance(options, type) and issubclass(options, MixerConfig):
+                cls.Config = options
 
     def __init__(self, config: ConfigT_co, shape: DecoderShape) -> None:
         super().__init__()
@@ -309,6 +316,13 @@ class AttentionMixer(Mixer[ConfigT_co]):
     def finish(self, state: AttentionState) -> Tensor:
         x: Tensor = state.x
         return x
+
+    def in_flight_bytes(self, dtype: torch.dtype) -> int:
+        """As `Mixer.in_flight_bytes`; one stream where the class has nothing that could fill its memory."""
+        remembers = ("remember", "absorb", "mix_raw_kv", "mix_kv")
+        if any(getattr(type(self), name) is not getattr(AttentionMixer, name) for name in remembers):
+            return super().in_flight_bytes(dtype)
+        return self.shape.hidden_size * dtype.itemsize
 
     def last_token(self, state: AttentionState) -> AttentionState | None:
         """As `Mixer.last_token`; in the memory, tensors of four dimensions are heads, [B, any, T, width]."""

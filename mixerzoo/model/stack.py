@@ -46,7 +46,7 @@ class Stack(nn.Module):
         shape = config.shape()
         _check_plan(config, mixer, self.plan)
         # nn.Embedding's own initialisation loads the compiler on the meta device: a second for nothing.
-        self.embed_tokens = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+        self.embed_tokens = nn.Embedding.from_pretrained(
             torch.empty(shape.vocab_size, config.hidden_size), freeze=False
         )
         plan = self.plan

@@ -142,7 +142,7 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 def _torch_random() -> tuple[bytes, ...]:
     states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
     return tuple(state.numpy().tobytes() for state in states)
 

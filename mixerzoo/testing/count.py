@@ -61,7 +61,7 @@ _FREE = frozenset(
 )
 
 
-class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(TorchDispatchMode):
     """Counts the arithmetic that runs inside it.
 
     Attributes:

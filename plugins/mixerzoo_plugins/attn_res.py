@@ -89,7 +89,6 @@ class AttnRes(Mixer[Config]):
     """Hidden-state attention over depth in place of residual addition."""
 
     name = "attn_res"
-    Config = Config
     card = MixerCard(
         title="Attention Residuals",
         summary="Each sublayer reads a learned softmax-weighted sum of earlier outputs instead of their plain sum.",

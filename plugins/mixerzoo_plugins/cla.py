@@ -19,7 +19,6 @@ class CLA(AttentionMixer[Config]):
     """Keys and values of the first step of each group, through the plan alone."""
 
     name = "cla"
-    Config = Config
     card = MixerCard(
         title="Cross-Layer Attention",
         summary="Consecutive layers share the keys and values of the first of them.",

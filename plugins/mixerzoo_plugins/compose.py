@@ -92,7 +92,6 @@ class Compose(Mixer[Config]):
     """Delegates each call to the part that owns it."""
 
     name = "compose"
-    Config = Config
     card = MixerCard(
         title="Composition",
         summary="One mixer of the residual stream with any number that act inside attention.",

@@ -97,7 +97,6 @@ class Dca(Mixer[Config]):
     """
 
     name = "dca"
-    Config = Config
     card = MixerCard(
         title="DeepCrossAttention",
         summary="Queries, keys and values each read their own per-channel, per-token weighted sum over earlier blocks.",

@@ -45,7 +45,6 @@ class DeltaAttnRes(Mixer[Config]):
     """The stream is a plain sum; what a sublayer reads is that sum and a softmax-weighted sum of its changes."""
 
     name = "delta_attn_res"
-    Config = Config
     card = MixerCard(
         title="Delta Attention Residuals",
         summary="Each sublayer reads the stream and a learned softmax-weighted sum of the changes made to it so far.",

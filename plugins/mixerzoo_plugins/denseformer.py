@@ -44,7 +44,6 @@ class DenseFormer(Mixer[Config]):
     """
 
     name = "denseformer"
-    Config = Config
     card = MixerCard(
         title="DenseFormer",
         summary="After a block, a learned weighted sum of all earlier block outputs replaces the stream.",

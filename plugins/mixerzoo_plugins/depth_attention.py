@@ -93,7 +93,6 @@ class DepthAttention(AttentionMixer[Config]):
     """
 
     name = "depth_attention"
-    Config = Config
     card = MixerCard(
         title="Depth-Attention",
         summary="Each layer's query attends over earlier layers' keys at its token and mixes their values.",

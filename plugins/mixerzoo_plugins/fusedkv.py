@@ -31,10 +31,11 @@ class FusedKV(AttentionMixer):
         neutral="one layer, bit for bit",
         neutral_settings=(Neutral(num_steps=1),),
         notes=(
-            "Starts as FusedKV-Lite, which is our choice: a = 0, b = 1, c = 1, d = 0. The sums are made anew over the whole sequence at "
-            "every call; nothing is stored of them. An odd depth gives the lower half the layer more. In a decoder of "
-            "at most two layers the bottom is the middle, and there is nothing to fuse. In a looped decoder the halves "
-            "count unrolled steps. A mixer that needs each layer's own keys and values cannot be joined with it."
+            "Starts as FusedKV-Lite, which is our choice: a = 0, b = 1, c = 1, d = 0. The sums are made anew over the "
+            "whole sequence at every call; nothing is stored of them. An odd depth gives the lower half the layer "
+            "more. In a decoder of at most two layers the bottom is the middle, and there is nothing to fuse. In a "
+            "looped decoder the halves count unrolled steps. A mixer that needs each layer's own keys and values "
+            "cannot be joined with it."
         ),
     )
 

@@ -80,7 +80,6 @@ class Laurel(Mixer[Config]):
     """
 
     name = "laurel"
-    Config = Config
     card = MixerCard(
         title="LAuReL",
         summary="Learned weights, a low-rank map and earlier activations augment each residual connection.",
@@ -130,12 +129,14 @@ class Laurel(Mixer[Config]):
                 nn.init.constant_(weights, 1.0 if self.config.bound == "none" else 0.0)
         if self.has_low_rank:
             for low_rank in self.low_rank:
+                assert isinstance(low_rank, LowRank)
                 low_rank.reset(generator, zero=True)
         if self.num_previous:
             for gamma in self.gamma:
                 nn.init.zeros_(gamma)
         if self.maps_previous:
             for previous_map in self.previous_map:
+                assert isinstance(previous_map, LowRank)
                 previous_map.reset(generator, zero=False)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:

@@ -43,7 +43,6 @@ class Lime(AttentionMixer[Config]):
     """
 
     name = "lime"
-    Config = Config
     card = MixerCard(
         title="LIMe",
         summary="A learned matrix per layer mixes the keys and values of all layers and heads so far into its own.",
@@ -98,7 +97,8 @@ class Lime(AttentionMixer[Config]):
         return state._replace(memory=sources if site.step < self.last_step else ()), k, v
 
     def flops_per_token(self) -> int:
-        return 4 * self.shape.head_dim * sum(router.numel() for router in self.routers.values())
+        pairs: int = sum(router.numel() for router in self.routers.values())
+        return 4 * self.shape.head_dim * pairs
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         if site.branch == "mlp" or site.step == 0:

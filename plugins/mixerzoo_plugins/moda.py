@@ -75,7 +75,6 @@ class Moda(AttentionMixer[Config]):
     """Each query attends, in one softmax, over the tokens so far and over its own token's earlier layers."""
 
     name = "moda"
-    Config = Config
     card = MixerCard(
         title="Mixture-of-Depths Attention",
         summary="One softmax over the tokens so far and over the keys of the same token in earlier layers.",

@@ -74,7 +74,8 @@ class WeightMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, ways, sources] from x [B, T, D]."""
         dynamic = F.linear(F.gelu(F.linear(ops.unit_rms(x, self.eps), self.w1)), self.w2)
-        return dynamic.unflatten(-1, self.bias.shape).to(x.dtype) + self.bias.to(x.dtype)
+        weights: Tensor = dynamic.unflatten(-1, self.bias.shape).to(x.dtype) + self.bias.to(x.dtype)
+        return weights
 
     def flops(self) -> int:
         """Per token."""
@@ -89,7 +90,6 @@ class Mudd(Mixer[Config]):
     """
 
     name = "mudd"
-    Config = Config
     card = MixerCard(
         title="MUDDFormer",
         summary="Queries, keys, values and residual each read a token-dependent mix of all earlier block outputs.",

@@ -42,7 +42,6 @@ class SATFormer(AttentionMixer[Config]):
     """
 
     name = "satformer"
-    Config = Config
     card = MixerCard(
         title="SATFormer",
         summary="Every layer adds the first layer's values to its own, gated by token and head.",

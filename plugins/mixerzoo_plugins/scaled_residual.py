@@ -62,7 +62,6 @@ class ScaledResidual(Mixer[Config]):
     """A weighted sum in place of each residual addition. The state is the stream h [B, T, D]."""
 
     name = "scaled_residual"
-    Config = Config
     card = MixerCard(
         title="Scaled residual, highway",
         summary="Each residual addition becomes a weighted sum, with learned weights or with a highway gate.",
@@ -121,7 +120,7 @@ class ScaledResidual(Mixer[Config]):
     def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
         number = site.number
         if self.has_gate:
-            g = self.gates[number](state, y)
+            g: Tensor = self.gates[number](state, y)
             return g * y + (1 - g) * state
         return torch.addcmul(self.alpha[number] * state, self.beta[number], y)
 

@@ -25,7 +25,6 @@ class Smear(Mixer[Config]):
     """
 
     name = "smear"
-    Config = Config
     card = MixerCard(
         title="Smear",
         summary="Each token's embedding gets a gated share of the one before it.",

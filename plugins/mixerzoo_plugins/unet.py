@@ -37,7 +37,6 @@ class UNet(Mixer[Config]):
     """
 
     name = "unet"
-    Config = Config
     card = MixerCard(
         title="U-net skips",
         summary="Each layer of the upper half gets the output of its mirror image in the lower half, weighted.",

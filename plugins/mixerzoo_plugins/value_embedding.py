@@ -47,7 +47,6 @@ class ValueEmbedding(AttentionMixer[Config]):
     """
 
     name = "value_embedding"
-    Config = Config
     card = MixerCard(
         title="Value embeddings",
         summary="Some layers add a learned, gated vector of the token itself to its value.",

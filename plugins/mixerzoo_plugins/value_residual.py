@@ -44,7 +44,6 @@ class ValueResidual(AttentionMixer[Config]):
     """
 
     name = "value_residual"
-    Config = Config
     card = MixerCard(
         title="Value residual (ResFormer)",
         summary="Every layer attends over a mix of its own values and the first layer's.",
@@ -130,7 +129,8 @@ class ValueResidual(AttentionMixer[Config]):
             first = gate.to(v.dtype)[:, None, None] * first
         if str(step) in self.weights:
             weight = self.weights[str(step)].to(v.dtype)
-            return weight[0] * first + weight[1] * v
+            first, v = weight[0] * first, weight[1] * v
+            return first + v
         return self.first * first + self.own * v
 
 

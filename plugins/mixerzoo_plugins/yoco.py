@@ -25,7 +25,6 @@ class YOCO(AttentionMixer[Config]):
     """A self-decoder with windows, and a cross-decoder whose layers share one global slot, through the plan alone."""
 
     name = "yoco"
-    Config = Config
     card = MixerCard(
         title="YOCO",
         summary="Lower layers attend within a window; one global cache made from their output serves all upper layers.",

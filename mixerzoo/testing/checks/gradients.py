@@ -29,7 +29,7 @@ def _loss(decoder: Decoder, case: Case) -> Tensor:
 
 def _gradients(decoder: Decoder, case: Case) -> dict[str, Tensor | None]:
     decoder.zero_grad()
-    _loss(decoder, case).backward()  # type: ignore[no-untyped-call]
+    _loss(decoder, case).backward()
     return {name: parameter.grad for name, parameter in decoder.named_parameters()}
 
 

@@ -62,7 +62,7 @@ _WIDE = {
 }  # fmt: skip
 
 
-class _NarrowNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _NarrowNorms(TorchDispatchMode):
     """Collects the operations of `_WIDE` that give bf16."""
 
     def __init__(self) -> None:

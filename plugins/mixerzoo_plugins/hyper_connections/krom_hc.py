@@ -53,7 +53,6 @@ class KromHC(StreamMixer[Config]):
     """Several residual streams, mixed by exactly doubly stochastic matrices of few parameters."""
 
     name = "krom_hc"
-    Config = Config
     card = MixerCard(
         title="KromHC",
         summary="As mHC, with the stream matrix as a Kronecker product of 2 × 2 doubly stochastic ones.",

@@ -32,7 +32,6 @@ class HyperConnections(StreamMixer[Config]):
     """Several residual streams with learned connections."""
 
     name = "hyper_connections"
-    Config = Config
     card = MixerCard(
         title="Hyper-Connections, mHC, mHC-lite",
         summary="Each sublayer reads a weighted sum of n residual streams, which are then mixed and get its output.",

@@ -30,7 +30,6 @@ class Recall(Mixer[Config]):
 
     name = "recall"
     api_version = 2
-    Config = Config
     card = MixerCard(
         title="Recall",
         summary="After a block, the stream becomes a learned mix of itself and the embedding.",
