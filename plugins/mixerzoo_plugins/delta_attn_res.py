@@ -58,10 +58,12 @@ class DeltaAttnRes(Mixer[Config]):
         in_flight_bytes="(2L+1)·D·e + 2L·4; blocks of S at most (⌊(2L−1)/S⌋ + 3)·D·e + (⌊(2L−1)/S⌋ + 1)·4",
         notes=(
             "As the authors' code does it: what is weighed is added to the stream, the embedding is the first source, "
-            "the change v_j is the output of sublayer j, and the final norm reads the stream alone. There blocks close "
-            "at layers; here they are S sublayers, and the open block is in the stream only. Queries start at zero, "
-            "so a read starts as the stream and the mean of the sources. In a looped decoder every unrolled site has "
-            "a query of its own."
+            "the change v_j is the output of sublayer j, and the final norm reads the stream alone. With blocks that "
+            "code differs: there they close at layers, are read from a sublayer later on, and from the third on the "
+            "source before is subtracted from the stream, not the stream at the block's beginning. Here a block is S "
+            "sublayers and its change their sum; the open one is in the stream only. Queries start at zero, so a read "
+            "starts as the stream and the mean of the sources. In a looped decoder every unrolled site has a query of "
+            "its own."
         ),
     )
 

@@ -21,6 +21,8 @@ from zoo import Case, some_tokens
 
 every_case = pytest.mark.parametrize("case", zoo.CASES, ids=str)
 DECODER = Case("depth_attention", {"stride": 1})
+#: Slots, and a tail beside them.
+some_cases = pytest.mark.parametrize("case", [DECODER, Case("smear")], ids=str)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -55,16 +57,18 @@ def test_no_new_tokens() -> None:
     assert list(stream(zoo.shared(DECODER), prompt, max_new_tokens=0)) == []
 
 
-def test_a_row_of_a_left_padded_batch_is_the_row_alone() -> None:
-    decoder, prompt, padding = zoo.shared(DECODER), some_tokens(3, 5), [0, 2, 4]
+@some_cases
+def test_a_row_of_a_left_padded_batch_is_the_row_alone(case: Case) -> None:
+    decoder, prompt, padding = zoo.shared(case), some_tokens(3, 5), [0, 2, 4]
     together = generate(decoder, prompt, max_new_tokens=6, left_padding=torch.tensor(padding))
     for row, pad in enumerate(padding):
         alone = generate(decoder, prompt[row : row + 1, pad:], max_new_tokens=6)
         assert torch.equal(together[row, pad:], alone[0])
 
 
-def test_generation_goes_on_from_a_cache() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 4)
+@some_cases
+def test_generation_goes_on_from_a_cache(case: Case) -> None:
+    decoder, prompt = zoo.shared(case), some_tokens(1, 4)
     whole = generate(decoder, prompt, max_new_tokens=8)
     cache = decoder.new_cache(1)
     first = generate(decoder, prompt, max_new_tokens=3, cache=cache)
@@ -75,9 +79,10 @@ def test_generation_goes_on_from_a_cache() -> None:
 
 @pytest.mark.parametrize("max_length", [None, 12], ids=["growing", "fixed"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_a_cache_can_be_used_after_generation(max_length: int | None, grad: bool) -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 4)
-    cache = decoder.new_cache(1, max_length)
+@some_cases
+def test_a_cache_can_be_used_after_generation(case: Case, max_length: int | None, grad: bool) -> None:
+    decoder, prompt = zoo.shared(case), some_tokens(1, 4)
+    cache = decoder.new_cache(1, max_length, max_rollback=4)
     generated = generate(decoder, prompt, max_new_tokens=4, cache=cache)
     with torch.set_grad_enabled(grad):
         logits = decoder(generated[:, -1:], cache)

@@ -95,7 +95,7 @@ def test_cached_decode(case: Case) -> None:
     decode_in_one_graph(small(case), "aot_eager")
 
 
-@pytest.mark.parametrize("case", [Case("depth_attention")], ids=str)
+@pytest.mark.parametrize("case", [Case("depth_attention"), Case("smear")], ids=str)
 @torch.no_grad()
 def test_cached_decode_with_left_padding(case: Case) -> None:
     decode_in_one_graph(small(case), "aot_eager", left_padding=torch.tensor([0, 2]))
@@ -143,7 +143,7 @@ class MutatedInputs:
 WINDOWED = zoo.planned_case((0, 1, 2, 3), (0, 1, 2, 3), 3, None, 3, None)
 
 
-@pytest.mark.parametrize("case", [Case("residual"), Case("depth_attention"), WINDOWED], ids=str)
+@pytest.mark.parametrize("case", [Case("residual"), Case("depth_attention"), Case("smear"), WINDOWED], ids=str)
 def test_a_step_writes_only_to_tensors_that_stay_where_they_are(case: Case) -> None:
     decoder, seen = small(case), MutatedInputs()
     compiled = torch.compile(decoder, fullgraph=True, backend=seen)
@@ -181,7 +181,8 @@ def test_nothing_is_compiled_from_the_second_token_on() -> None:
 
 
 def _addresses(cache: mixerzoo.KVCache) -> list[int]:
-    return [data.data_ptr() for data in (cache._length, *cache._keys.values(), *cache._values.values())]
+    tail = [] if cache._tail is None else [cache._tail.data]
+    return [data.data_ptr() for data in (cache._length, *cache._keys.values(), *cache._values.values(), *tail)]
 
 
 def test_generation_with_a_compiled_decoder() -> None:
