@@ -220,14 +220,14 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         """Peak bytes per token that the state holds between two calls of the mixer.
 
-        Default: derived from the shapes of the state, by a forward of the mixer alone on the meta device. A method
-        that must look at values, or that takes long there, counts them itself.
+        Default: derived from the shapes of the state, by a forward of the mixer alone, of zeros. A method whose shapes
+        depend on values counts them itself.
 
         Args:
             dtype: of the hidden states.
 
         Raises:
-            MixerError: the mixer looks at values, which shapes do not tell.
+            MixerError: the mixer fails on zeros.
         """
         return peak_bytes_per_token(self, dtype)
 

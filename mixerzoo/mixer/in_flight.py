@@ -1,6 +1,7 @@
-"""What a mixer's state takes per token, from the shapes alone.
+"""What a mixer's state takes per token, from its shapes.
 
-The calls of a forward that return a state are made on the meta device, without a decoder.
+The calls of a forward that return a state are made for one token and for two, without a decoder. They are made on the
+CPU, with zeros: on the meta device PyTorch would load its compiler, for more than a second.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, State
@@ -19,9 +20,8 @@ from mixerzoo.mixer.shape import Site
 if TYPE_CHECKING:
     from mixerzoo.mixer.base import Mixer
 
-#: So many tokens that what does not grow with them (up to 2 GiB) is less than a byte of each.
-_TOKENS = 2**31 - 1
-
+#: Bytes of a parameter above which all its elements are one (tables of embeddings).
+_LARGE = 2**26
 #: Identity of a stretch of memory → its bytes.
 _Spans: TypeAlias = dict[object, int]
 
@@ -40,7 +40,7 @@ def peak_bytes_per_token(mixer: Mixer, dtype: torch.dtype) -> int:
         dtype: of hidden states and parameters.
 
     Raises:
-        MixerError: the mixer looks at values, which shapes do not tell.
+        MixerError: the mixer cannot be run so.
     """
     known = _known.setdefault(mixer, {})
     if dtype not in known:
@@ -51,29 +51,45 @@ def peak_bytes_per_token(mixer: Mixer, dtype: torch.dtype) -> int:
 def _walked(mixer: Mixer, dtype: torch.dtype) -> int:
     with torch.device("meta"):
         twin = type(mixer)(mixer.config, mixer.shape).to(dtype).train(mixer.training)
-    walk = _Walk(twin, dtype)
+    for module in twin.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(_zeros(parameter), requires_grad=False))
     try:
-        with torch.no_grad():
-            return max(map(walk.bytes_per_token, walk.states()))
+        with torch.no_grad(), torch.device("cpu"):
+            one, two = (_bytes_of_states(twin, dtype, num_tokens) for num_tokens in (1, 2))
     except (NotImplementedError, RuntimeError) as error:
         raise MixerError(
-            f"mixer {mixer.name!r}: the bytes of its state cannot be derived from shapes ({error}); let it define "
-            "in_flight_bytes"
+            f"mixer {mixer.name!r}: the bytes of its state cannot be derived, for it fails on zeros ({error}); let it "
+            "define in_flight_bytes"
         ) from error
+    return max(of_two - of_one for of_one, of_two in zip(one, two, strict=True))
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    """Zeros in place of a parameter on the meta device."""
+    if parameter.nbytes > _LARGE:
+        return torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+    return torch.zeros(parameter.shape, dtype=parameter.dtype)
+
+
+def _bytes_of_states(mixer: Mixer, dtype: torch.dtype, num_tokens: int) -> list[int]:
+    walk = _Walk(mixer, dtype, num_tokens)
+    return [walk.bytes(state) for state in walk.states()]
 
 
 class _Walk:
-    """A forward of a mixer on the meta device.
+    """A forward of a mixer alone.
 
     Args:
-        mixer: with parameters on that device.
+        mixer: on the CPU.
         dtype: of hidden states.
+        num_tokens: T.
     """
 
-    def __init__(self, mixer: Mixer, dtype: torch.dtype) -> None:
-        self.mixer, self.dtype = mixer, dtype
-        # By identity; whatever is there stays alive, lest another gets its number.
-        self.lent: dict[int, torch.UntypedStorage] = {}
+    def __init__(self, mixer: Mixer, dtype: torch.dtype, num_tokens: int) -> None:
+        self.mixer, self.dtype, self.num_tokens = mixer, dtype, num_tokens
+        # By address; whatever is there stays alive, lest another gets its place.
+        self.lent: dict[int, Tensor] = {}
         self.spans: dict[int, tuple[Tensor, _Spans]] = {}
 
     def states(self) -> Iterator[State]:
@@ -100,7 +116,7 @@ class _Walk:
             state = mixer.write(state, site, self._given((), hidden))
             yield state
 
-    def bytes_per_token(self, state: State) -> int:
+    def bytes(self, state: State) -> int:
         """What the tensors of a state keep in memory."""
         spans: _Spans = {}
         self._collect(state, spans)
@@ -122,9 +138,8 @@ class _Walk:
 
     def _given(self, before: tuple[int, ...], after: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """A tensor [B, …, T, …] of the decoder's."""
-        tensor = torch.empty(1, *before, _TOKENS, *after, dtype=dtype or self.dtype, device="meta")
-        storage = tensor.untyped_storage()
-        self.lent[id(storage)] = storage
+        tensor = torch.zeros(1, *before, self.num_tokens, *after, dtype=dtype or self.dtype)
+        self.lent[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     def _collect(self, state: State, spans: _Spans) -> None:
@@ -139,6 +154,6 @@ class _Walk:
 
     def _span(self, tensor: Tensor) -> _Spans:
         storage = tensor.untyped_storage()
-        if id(storage) in self.lent:
-            return {(id(storage), tensor.storage_offset(), tensor.shape): tensor.nbytes // _TOKENS}
-        return {id(storage): storage.nbytes() // _TOKENS}
+        if storage.data_ptr() in self.lent:
+            return {(storage.data_ptr(), tensor.storage_offset(), tensor.shape): tensor.nbytes}
+        return {storage.data_ptr(): storage.nbytes()}
