@@ -19,8 +19,8 @@ from mixerzoo import Decoder, KVCache, Plan
 from mixerzoo.errors import BackendError, CacheError, MixerError
 from zoo import Case, assert_close, some_tokens
 
-every_case = pytest.mark.parametrize("case", zoo.CASES, ids=str)
-every_registered_case = pytest.mark.parametrize("case", zoo.REGISTERED_CASES, ids=str)
+every_case = zoo.parametrized(zoo.CASES)
+every_registered_case = zoo.parametrized(zoo.REGISTERED_CASES)
 
 #: Lengths of the pieces that a sequence is fed in.
 chunkings = st.lists(st.integers(1, 4), min_size=1, max_size=4)
