@@ -35,7 +35,7 @@ class Visibility(NamedTuple):
         keys: absolute positions int64 [S]; negative where storage was never filled.
         window: how many most recent positions are visible, or None for all.
         padding: int64 [B], number of padding tokens on the left of each row, or None.
-        documents: int64 [B, S] document of each token (then T = S), or None.
+        documents: int64 [B, any] document of the token at each position from 0, or None.
         square: T = S and both count from the same position, so plain causal attention is the whole rule
             when nothing else is set.
     """
@@ -61,7 +61,7 @@ class Visibility(NamedTuple):
         if self.padding is not None:
             seen = seen & (k >= self.padding[row])
         if self.documents is not None:
-            seen = seen & (self.documents[row, query] == self.documents[row, key])
+            seen = seen & (self.documents[row, q] == self.documents[row, k])
         return seen | (k == q)
 
     @property

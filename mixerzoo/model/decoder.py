@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixerzoo.errors import CacheError
+from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.mixer import Context, DepthEntries, Mixer, MixerConfig, Plan
 from mixerzoo.model.attention import Attention
 from mixerzoo.model.backends import (
@@ -98,6 +98,11 @@ class Backbone(Stack):
         """Normed hidden states [B, T, D], or [B, 1, D] with ``last_only``; arguments as in `Decoder.forward`."""
         x = self.scaled(self.embed_tokens(tokens))
         positions = self._positions(x, cache, left_padding, documents)
+        if self.plan.is_sequential and self.activation_checkpointing and torch.is_grad_enabled():
+            raise MixerError(
+                f"mixer {self.mixer.name!r} lets steps write one slot in turn, which cannot be computed again in the "
+                "backward; set train.activation_checkpointing to false"
+            )
         if self.plan.is_sequential and tokens.size(1) > 1:
             hidden = self._one_by_one(tokens, x, positions, cache, left_padding, documents)
             return hidden[:, -1:] if last_only else hidden

@@ -160,7 +160,7 @@ def test_they_train_from_their_recipe(place: Place, name: str) -> None:
 #: mixer, text in its module, what a mistake makes of it, and the checks that must catch it.
 TWINS = [
     ("recall", "b * state.embedding", "b * state.embedding.mean(1, keepdim=True)", ["causality", "cached_decoding"]),
-    ("recall", "State(x, state.embedding)", "State(x, 1 * state.embedding[..., :1])", ["in_flight_bytes"]),
+    ("recall", "return 3 * self.shape", "return 30 * self.shape", ["flops"]),
     ("recall", "nn.init.ones_(weight[:1])", "nn.init.zeros_(weight[:1])", ["neutral_settings"]),
     ("learned_gain", "nn.init.ones_(self.gain)", "nn.init.normal_(self.gain)", ["no_chance", "neutral_settings"]),
     ("learned_gain", "return state + gain * y", "return state.add_(gain * y)", ["inputs_untouched"]),

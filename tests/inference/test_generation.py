@@ -19,7 +19,7 @@ from mixerzoo.errors import CacheError, MixerzooError
 from mixerzoo.inference.sampling import choose
 from zoo import Case, some_tokens
 
-every_case = pytest.mark.parametrize("case", zoo.CASES, ids=str)
+every_case = zoo.parametrized(zoo.CASES)
 DECODER = Case("depth_attention", {"stride": 1})
 #: Slots, and a tail beside them.
 some_cases = pytest.mark.parametrize("case", [DECODER, Case("smear")], ids=str)

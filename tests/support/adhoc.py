@@ -147,4 +147,30 @@ class Tailed(Residual):
         return torch.cat([x[..., : -self.width], x[..., -self.width :] + earlier], dim=-1)
 
 
-MIXERS: dict[str, type[Mixer]] = {mixer.name: mixer for mixer in (Planned, Separate, RawMixed, DepthJoined, Tailed)}
+class Rewriting(AttentionMixer):
+    """All runs of a layer write one slot: k + k_before / 2 and v − v_before / 2, of the run before.
+
+    The memory is (k, v) of the latest run of each layer that has run, by layer.
+    """
+
+    name = "rewriting"
+    card = Residual.card
+
+    def plan(self) -> Plan:
+        plan = super().plan()
+        slots = tuple(plan.order.index(layer) for layer in plan.order)
+        reads = tuple((slot,) for slot in slots)
+        return replace(plan, k_writes=slots, v_writes=slots, k_reads=reads, v_reads=reads, needs_own_kv=True)
+
+    def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        k, v, layer = call.k, call.v, call.site.layer
+        memory = list(state.memory) + [None] * (self.shape.num_layers - len(state.memory))
+        if memory[layer] is not None:
+            k, v = k + memory[layer][0] / 2, v - memory[layer][1] / 2
+        memory[layer] = (k, v)
+        return state._replace(memory=tuple(memory)), k, v
+
+
+MIXERS: dict[str, type[Mixer]] = {
+    mixer.name: mixer for mixer in (Planned, Separate, RawMixed, DepthJoined, Tailed, Rewriting)
+}

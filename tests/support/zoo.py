@@ -9,10 +9,11 @@ import functools
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import reject
 from hypothesis import strategies as st
@@ -56,6 +57,16 @@ ADHOC_CASES: tuple[Case, ...] = tuple(case for name in adhoc.MIXERS for case in 
 CASES = REGISTERED_CASES + ADHOC_CASES
 #: One case of every mixer, for what does not depend on options.
 PLAIN_CASES = tuple({case.mixer: case for case in reversed(REGISTERED_CASES)}.values())
+#: Of every mixer one case, of Depth-Attention and those of the tests all.
+CHOSEN = {*PLAIN_CASES, *ADHOC_CASES, *(case for case in REGISTERED_CASES if case.mixer == "depth_attention")}
+
+
+def parametrized(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    """A test for each case: those that were not chosen are slow ones."""
+    marked = [pytest.param(case, id=str(case), marks=() if case in CHOSEN else pytest.mark.slow) for case in cases]
+    return pytest.mark.parametrize("case", marked)
+
+
 #: Any options of a mixer.
 OPTIONS: Mapping[str, st.SearchStrategy[dict[str, Any]]] = {name: NAIVE[name].OPTIONS for name in REGISTERED}
 

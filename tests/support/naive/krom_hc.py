@@ -21,7 +21,7 @@ from naive.hyper_connections import MHC, Matrix, in_flight_bytes, sources
 CASES = (
     Case("krom_hc"),
     Case("krom_hc", {"num_streams": 2, "alpha_init": 0.5}, {**LOOPED, **POST_ROPE}),
-    Case("krom_hc", {"num_streams": 8}, {"num_layers": 2}),
+    Case("krom_hc", {"num_streams": 8}),
 )
 OPTIONS = st.fixed_dictionaries(
     {"num_streams": st.sampled_from([2, 4, 8]), "alpha_init": st.sampled_from([0.01, 1.0])},
