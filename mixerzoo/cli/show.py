@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixerzoo.cli.common import LETTERS, JsonOption, console, print_json, table
-from mixerzoo.errors import PluginError
+from mixerzoo.errors import MixerError, PluginError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mixerzoo.cli.options import Option
-    from mixerzoo.mixer import Mixer, MixerEntry
+    from mixerzoo.mixer import MixerEntry
 
 
 def command(
@@ -62,7 +62,7 @@ def _to_dict(entry: MixerEntry) -> dict[str, Any]:
         "parameters": card.parameters,
         "kv_bytes_per_token": card.kv_bytes,
         "in_flight_bytes_per_token": card.in_flight_bytes,
-        "needs_own_kv": needs_own_kv(entry.mixer),
+        "needs_own_kv": _needs_own_kv(entry),
         "options": [option._asdict() for option in found],
         "dialects": dict(card.dialects),
         "neutral": card.neutral,
@@ -74,20 +74,29 @@ def _to_dict(entry: MixerEntry) -> dict[str, Any]:
     }
 
 
-def needs_own_kv(mixer: type[Mixer]) -> bool:
-    """Whether the plan that a mixer makes with its default options says so; no, where some option has no default."""
+def _needs_own_kv(entry: MixerEntry) -> bool | None:
+    """Whether the plan that a mixer makes by default says so; None where it cannot be told without options of a recipe.
+
+    Raises:
+        PluginError: the mixer fails.
+    """
     import torch
-    from pydantic import ValidationError
 
-    from mixerzoo.mixer import DecoderShape
+    from mixerzoo.mixer import DecoderShape, guarded, one_line
 
-    try:
-        config = mixer.Config()
-    except ValidationError:
-        return False
+    if any(field.is_required() for field in entry.mixer.Config.model_fields.values()):
+        return None
     shape = DecoderShape(8, 4, 2, 1, 4, order=(0, 1, 2, 3), norm_eps=1e-6, vocab_size=8)
-    with torch.device("meta"):
-        return mixer(config, shape).plan().needs_own_kv
+    try:
+        with guarded(entry.plugin, "showing its plan"), torch.device("meta"):
+            return entry.mixer(entry.mixer.Config(), shape).plan().needs_own_kv
+    except MixerError:
+        # It does not take a decoder of four layers.
+        return None
+    except Exception as error:  # a mixer may fail in any way; the message names its plugin
+        raise PluginError(
+            f"{entry.plugin}: the plan of mixer {entry.mixer.name!r} cannot be shown: {one_line(error)}"
+        ) from error
 
 
 def _print(entry: MixerEntry) -> None:
@@ -97,7 +106,9 @@ def _print(entry: MixerEntry) -> None:
     from mixerzoo.yaml_text import one_line
 
     card = entry.mixer.card
+    # What may fail comes before the first line.
     found, recipe = _options(entry)
+    own_kv = _needs_own_kv(entry)
     out = console()
     out.print(Text.assemble((entry.mixer.name, "bold"), f"  {card.title}"))
     out.print(card.summary)
@@ -112,7 +123,7 @@ def _print(entry: MixerEntry) -> None:
         "parameters": card.parameters,
         "KV bytes per token": card.kv_bytes,
         "in-flight bytes per token": card.in_flight_bytes,
-        "needs own keys and values": "yes: no layer may borrow them" if needs_own_kv(entry.mixer) else "",
+        "needs own keys and values": "yes: no layer may borrow them" if own_kv else "",
         "plain residual at": card.neutral,
         "from": f"{entry.distribution} {entry.version} ({entry.plugin})",
     }

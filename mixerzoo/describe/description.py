@@ -191,7 +191,7 @@ def count_costs(decoder: Decoder, sequence_length: int, dtype: torch.dtype) -> C
         parameters=of_decoder + mixing,
         weight_bytes=(of_decoder + mixing) * dtype.itemsize,
         kv_bytes_per_token=decoder.plan.bytes_per_token(decoder.shape, dtype),
-        cache_bytes=decoder.plan.elements(decoder.shape, sequence_length) * dtype.itemsize,
+        cache_bytes=decoder.plan.cache_bytes(decoder.shape, sequence_length, dtype),
         in_flight_bytes_per_token=decoder.mixer.in_flight_bytes(dtype),
         flops_per_token=flops_per_token(decoder, sequence_length),
     )

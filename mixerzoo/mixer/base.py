@@ -86,7 +86,7 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
         Default: the decoder's order, every step owns its slots, and each hook that the class overrides is called.
         Change it with ``dataclasses.replace(super().plan(), …)``.
         """
-        return Plan.plain(self.shape.order, (hook for hook in HOOKS if _overrides(type(self), hook)))
+        return Plan.plain(self.shape.order, (hook for hook in HOOKS if _overrides(type(self), Mixer, hook)))
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         """Give every parameter its initial value, drawing from ``generator`` only.
@@ -213,7 +213,7 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
         after the last one that stores keys or values. Default: the last row of every tensor of the state, in each of
         which tokens are the second dimension, [B, T, …].
         """
-        return last_of(state, 1)
+        return _last_of(state)
 
     # Accounting and explanation.
 
@@ -320,32 +320,26 @@ class AttentionMixer(Mixer[ConfigT_co]):
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         """As `Mixer.in_flight_bytes`; one stream where the class has nothing that could fill its memory."""
         remembers = ("remember", "absorb", "mix_raw_kv", "mix_kv")
-        if any(getattr(type(self), name) is not getattr(AttentionMixer, name) for name in remembers):
+        if any(_overrides(type(self), AttentionMixer, name) for name in remembers):
             return super().in_flight_bytes(dtype)
         return self.shape.hidden_size * dtype.itemsize
 
     def last_token(self, state: AttentionState) -> AttentionState | None:
         """As `Mixer.last_token`; in the memory, tensors of four dimensions are heads, [B, any, T, width]."""
-        memory = None if state.memory is None else last_of(state.memory, 1, heads=True)
-        return AttentionState(None if state.x is None else state.x[:, -1:], memory)
+        return AttentionState(_last_of(state.x), _last_of(state.memory, heads=True))
 
 
-def last_of(state: State, dim: int, *, heads: bool = False) -> State:
-    """The last token of every tensor of a state.
-
-    Args:
-        state: a tensor, None, or a (nested, possibly named) tuple of them.
-        dim: which dimension tokens are.
-        heads: in tensors of four dimensions it is the one after.
-    """
+def _last_of(state: State, *, heads: bool = False) -> State:
+    """The last token of every tensor of a state: [B, T, …], with ``heads`` in four dimensions [B, any, T, width]."""
     if state is None:
         return None
     if isinstance(state, Tensor):
-        return state.narrow(dim + (heads and state.ndim == 4), -1, 1)
-    parts = [last_of(part, dim, heads=heads) for part in state]
+        return state.narrow(2 if heads and state.ndim == 4 else 1, -1, 1)
+    parts = [_last_of(part, heads=heads) for part in state]
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
-def _overrides(mixer: type[Mixer], hook: str) -> bool:
-    own: object = getattr(mixer, hook)
-    return own is not getattr(Mixer, hook)
+def _overrides(mixer: type[Mixer], base: type, method: str) -> bool:
+    """Whether a mixer has a method other than its base's."""
+    own: object = getattr(mixer, method)
+    return own is not getattr(base, method)

@@ -219,6 +219,10 @@ class Plan:
         """Persistent bytes that one token adds while no window is full."""
         return self.elements(shape) * dtype.itemsize
 
+    def cache_bytes(self, shape: DecoderShape, length: int, dtype: torch.dtype) -> int:
+        """Persistent bytes of a sequence of ``length`` tokens: those of its slots and of its tail."""
+        return self.elements(shape, length) * dtype.itemsize + self.bytes_per_sequence(dtype)
+
     def bytes_per_sequence(self, dtype: torch.dtype) -> int:
         """Persistent bytes of a sequence however long it is: those of the tail."""
         return 0 if self.tail is None else self.tail.length * self.tail.width * dtype.itemsize

@@ -7,6 +7,7 @@ Letters in shapes: B batch, T tokens of this call, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,27 @@ class CachedPast(Past):
         return attention_weights(q, k, self.masks[self.plan.window(step)], scale)
 
 
+class _NewTokens(NamedTuple):
+    """The tokens of one call.
+
+    Attributes:
+        ids: [B, T].
+        x: their embeddings [B, T, D].
+        places: where they come in the row, int64 [T].
+        positions: where they come in their text, [B or 1, T]: after padding and in each document from 0.
+    """
+
+    ids: Tensor
+    x: Tensor
+    places: Tensor
+    positions: Tensor
+
+    def one(self, t: int) -> _NewTokens:
+        """The t-th of them alone."""
+        one = slice(t, t + 1)
+        return _NewTokens(self.ids[:, one], self.x[:, one], self.places[one], self.positions[:, one])
+
+
 class Backbone(Stack):
     """Tokens in, normed hidden states out, over a `KVCache`.
 
@@ -83,6 +105,7 @@ class Backbone(Stack):
             lambda _, has_k, has_v: LatentAttention(config, has_k) if latent else Attention(config, has_k, has_v),
         )
         self.activation_checkpointing = False
+        self._is_sequential = self.plan.is_sequential
         # Entries along depth join the softmax in the written-out attention only.
         self._backend: BackendName = "eager" if "depth_kv" in self.plan.hooks else config.attention_backend
 
@@ -96,35 +119,35 @@ class Backbone(Stack):
         last_only: bool = False,
     ) -> Tensor:
         """Normed hidden states [B, T, D], or [B, 1, D] with ``last_only``; arguments as in `Decoder.forward`."""
-        x = self.scaled(self.embed_tokens(tokens))
-        positions = self._positions(x, cache, left_padding, documents)
-        if self.plan.is_sequential and self.activation_checkpointing and torch.is_grad_enabled():
+        if self._is_sequential and self.activation_checkpointing and torch.is_grad_enabled():
             raise MixerError(
                 f"mixer {self.mixer.name!r} lets steps write one slot in turn, which cannot be computed again in the "
                 "backward; set train.activation_checkpointing to false"
             )
-        if self.plan.is_sequential and tokens.size(1) > 1:
-            hidden = self._one_by_one(tokens, x, positions, cache, left_padding, documents)
-            return hidden[:, -1:] if last_only else hidden
-        return self._steps(tokens, x, positions, cache, left_padding, documents, last_only=last_only)
+        new = self._new_tokens(tokens, cache, left_padding, documents)
+        if not self._is_sequential or tokens.size(1) == 1:
+            return self._steps(new, cache, left_padding, documents, last_only=last_only)
+        if cache is None:
+            sizes = self.model_config.shape()
+            cache = KVCache(self.plan, sizes, new.x.size(0), dtype=new.x.dtype, device=new.x.device)
+        hidden = [self._steps(new.one(t), cache, left_padding, documents) for t in range(tokens.size(1))]
+        return hidden[-1] if last_only else torch.cat(hidden, dim=1)
 
     def _steps(
         self,
-        tokens: Tensor,
-        x: Tensor,
-        positions: Tensor,
+        new: _NewTokens,
         cache: KVCache | None,
         left_padding: Tensor | None,
         documents: Tensor | None,
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """All steps, for embeddings x [B, T, D] of tokens at positions [B or 1, T]."""
-        run = self._run(x, positions, cache, left_padding, documents)
-        num_new, last_step = tokens.size(1), len(self.plan.order) - 1
+        """All steps of the new tokens."""
+        run = self._run(new, cache, left_padding, documents)
+        num_new, last_step = new.x.size(1), len(self.plan.order) - 1
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         narrows = last_only and documents is None and num_new > 1
-        state = self.mixer.start(x, self._context(tokens, x, positions, cache))
+        state = self.mixer.start(new.x, self._context(new, cache))
         held: dict[int, KeysAndValues] = {}
         for step, number in enumerate(self.plan.order):
             layer, reads = self.layers[number], self.reads(step, held, stores=cache is not None)
@@ -144,64 +167,44 @@ class Backbone(Stack):
         hidden: Tensor = self.norm(x[:, -1:] if last_only else x)
         return hidden
 
-    def _one_by_one(
-        self,
-        tokens: Tensor,
-        x: Tensor,
-        positions: Tensor,
-        cache: KVCache | None,
-        left_padding: Tensor | None,
-        documents: Tensor | None,
-    ) -> Tensor:
-        """`_steps` of one token after the other, for plans whose steps write one slot in turn."""
+    def _new_tokens(
+        self, ids: Tensor, cache: KVCache | None, left_padding: Tensor | None, documents: Tensor | None
+    ) -> _NewTokens:
+        x = self.scaled(self.embed_tokens(ids))
         if cache is None:
-            sizes = self.model_config.shape()
-            cache = KVCache(self.plan, sizes, x.size(0), dtype=x.dtype, device=x.device)
-        hidden = [
-            self._steps(tokens[:, t : t + 1], x[:, t : t + 1], positions[:, t : t + 1], cache, left_padding, documents)
-            for t in range(tokens.size(1))
-        ]
-        return torch.cat(hidden, dim=1)
-
-    def _positions(
-        self, x: Tensor, cache: KVCache | None, left_padding: Tensor | None, documents: Tensor | None
-    ) -> Tensor:
-        """Positions [B or 1, T] of the tokens, counted from the beginning of each text."""
-        if cache is None:
-            positions = torch.arange(x.size(1), device=x.device)[None]
+            places = torch.arange(ids.size(1), device=x.device)
         else:
             if cache.plan != self.plan:
                 raise CacheError("this cache was made for another plan; use decoder.new_cache()")
             if documents is not None:
                 raise CacheError("packed documents cannot be decoded through a cache; pass cache=None")
-            positions = cache.positions(x.size(1))[None]
+            places = cache.positions(ids.size(1))
+        positions = places[None]
         if left_padding is not None:
             positions = (positions - left_padding[:, None]).clamp(min=0)
-        return positions if documents is None else _positions_in_documents(documents)
+        if documents is not None:
+            positions = _positions_in_documents(documents)
+        return _NewTokens(ids, x, places, positions)
 
-    def _context(self, tokens: Tensor, x: Tensor, positions: Tensor, cache: KVCache | None) -> Context:
-        """What the mixer is told beside the embeddings x [B, T, D]."""
+    def _context(self, new: _NewTokens, cache: KVCache | None) -> Context:
+        """What the mixer is told beside the embeddings."""
         tail = self.plan.tail
         if tail is None:
-            return Context(tokens)
-        new = self.mixer.tail(x, Context(tokens))
-        past = new.new_zeros(new.size(0), tail.length, tail.width) if cache is None else cache.extend_tail(new)
-        return Context(tokens, earlier(past, new, positions))
+            return Context(new.ids)
+        vectors = self.mixer.tail(new.x, Context(new.ids))
+        if cache is None:
+            past = vectors.new_zeros(vectors.size(0), tail.length, tail.width)
+        else:
+            past = cache.extend_tail(vectors)
+        return Context(new.ids, earlier(past, vectors, new.positions))
 
     def _run(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        cache: KVCache | None,
-        left_padding: Tensor | None,
-        documents: Tensor | None,
+        self, new: _NewTokens, cache: KVCache | None, left_padding: Tensor | None, documents: Tensor | None
     ) -> Run[CachedPast]:
         """What the steps share."""
-        num_new = x.size(1)
-        queries = torch.arange(num_new, device=x.device) if cache is None else cache.positions(num_new)
-        masks = self._masks(queries, num_new, cache, left_padding, documents)
+        masks = self._masks(new.places, cache, left_padding, documents)
         past = CachedPast(self.plan, cache, masks, self._backend)
-        return Run(self.mixer, self.plan, self.rotary(positions, x), past)
+        return Run(self.mixer, self.plan, self.rotary(new.positions, new.x), past)
 
     def _for_last_token(self, run: Run[CachedPast]) -> Run[CachedPast]:
         """What the steps share once only the last of the new tokens goes on."""
@@ -217,17 +220,16 @@ class Backbone(Stack):
     def _masks(
         self,
         queries: Tensor,
-        num_new: int,
         cache: KVCache | None,
         left_padding: Tensor | None,
         documents: Tensor | None,
     ) -> dict[int | None, AttentionMask]:
-        """A mask for each window of the plan."""
+        """A mask for each window of the plan, of queries at absolute positions [T]."""
         compiled = torch.compiler.is_compiling()
         masks: dict[int | None, AttentionMask] = {}
         for window in {self.plan.window(step): None for step in range(len(self.plan.order))}:
             square = cache is None or (not compiled and cache.length == 0 and window is None)
-            keys = queries if cache is None else cache.key_positions(window, num_new)
+            keys = queries if cache is None else cache.key_positions(window, queries.size(0))
             masks[window] = self._mask(Visibility(queries, keys, window, left_padding, documents, square), cache)
         return masks
 

@@ -186,7 +186,7 @@ def test_bytes_of_shared_and_windowed_slots() -> None:
 
 @pytest.mark.parametrize(
     "mixer",
-    [{"name": "denseformer", "dilation": 2, "period": 3}, {"name": "attn_res", "block_size": 4}],
+    [{"name": "denseformer", "dilation": 2, "period": 3}, {"name": "attn_res", "block_size": 4}, {"name": "smear"}],
     ids=lambda mixer: mixer["name"],
 )
 def test_costs_are_those_of_the_running_decoder(mixer: dict[str, Any]) -> None:

@@ -31,13 +31,7 @@ from mixerzoo.hf import MixerZooConfig, MixerZooForCausalLM, MixerZooModel
 from mixerzoo.model.config import ModelConfig
 from zoo import Case, assert_close, some_tokens
 
-every_case = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=str(case), marks=[] if case in hf_models.CHOSEN else pytest.mark.slow)
-        for case in (*zoo.REGISTERED_CASES, *hf_models.LATENT_CASES)
-    ],
-)
+every_case = zoo.parametrized((*zoo.REGISTERED_CASES, *hf_models.LATENT_CASES), hf_models.CHOSEN)
 DEPTH = Case("depth_attention", {"stride": 1})
 PADDING = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 

@@ -784,6 +784,38 @@ def test_show_names_the_plugin_whose_options_cannot_be_told(
         assert "odd:odd: the options of mixer 'own' cannot be shown: " in result.stderr
 
 
+def test_show_names_the_plugin_whose_plan_cannot_be_told(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("odd", own("def plan(self):\n    raise LookupError('no plan')"))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
+    for arguments in (["show", "own"], ["show", "own", "--json"]):
+        result = CliRunner().invoke(app, arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "odd:odd: the plan of mixer 'own' cannot be shown: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("def plan(self):\n    return replace(super().plan(), needs_own_kv=True)", True),
+        ("pass", False),
+        ("class Config(MixerConfig):\n    depth: int", None),
+        ("def plan(self):\n    raise MixerError('four layers are too few')", None),
+    ],
+    ids=["needs", "does not", "no defaults", "refuses"],
+)
+def test_show_says_whether_a_mixer_needs_keys_and_values_of_its_own(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch, body: str, said: bool | None
+) -> None:
+    head = "from dataclasses import replace\nfrom mixerzoo import MixerError\n"
+    site.install("odd", head + own(body))
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
+    result = CliRunner().invoke(app, ["show", "own", "--json"])
+    assert json.loads(result.stdout)["needs_own_kv"] is said
+    assert ("yes: no layer may borrow them" in CliRunner().invoke(app, ["show", "own"]).stdout) is bool(said)
+
+
 def test_list_strict_fails_on_a_broken_plugin(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("broken", "import nowhere_to_be_found")
     site.install("fine", good("fine"))

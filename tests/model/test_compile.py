@@ -24,9 +24,7 @@ CHOSEN = (
     zoo.planned_case((0, 1, 1, 1), (0, 1, 1, 0), 3, 3, None, None),
     *{case.mixer: case for case in reversed(zoo.ADHOC_CASES) if case.mixer != "planned"}.values(),
 )
-every_case = pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in CHOSEN else pytest.mark.slow, id=str(case)) for case in zoo.CASES]
-)
+every_case = zoo.parametrized(zoo.CASES, CHOSEN)
 
 
 @pytest.fixture(autouse=True)

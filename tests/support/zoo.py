@@ -9,7 +9,7 @@ import functools
 import importlib
 import math
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -61,9 +61,9 @@ PLAIN_CASES = tuple({case.mixer: case for case in reversed(REGISTERED_CASES)}.va
 CHOSEN = {*PLAIN_CASES, *ADHOC_CASES, *(case for case in REGISTERED_CASES if case.mixer == "depth_attention")}
 
 
-def parametrized(cases: Iterable[Case]) -> pytest.MarkDecorator:
+def parametrized(cases: Iterable[Case], chosen: Collection[Case] = CHOSEN) -> pytest.MarkDecorator:
     """A test for each case: those that were not chosen are slow ones."""
-    marked = [pytest.param(case, id=str(case), marks=() if case in CHOSEN else pytest.mark.slow) for case in cases]
+    marked = [pytest.param(case, id=str(case), marks=() if case in chosen else pytest.mark.slow) for case in cases]
     return pytest.mark.parametrize("case", marked)
 
 

@@ -23,7 +23,7 @@ def kv_bytes(mixer: type[Mixer], case: Case) -> None:
     assert decoder.mixer.plan() == plan, "the plan differs between two calls"
     cache = decoder.new_cache(case.batch_size, max_length=case.num_tokens)
     decoder(case.tokens(), cache)
-    planned = case.batch_size * (plan.elements(shape, case.num_tokens) * 4 + plan.bytes_per_sequence(torch.float32))
+    planned = case.batch_size * plan.cache_bytes(shape, case.num_tokens, torch.float32)
     assert cache.nbytes == planned, f"the cache takes {cache.nbytes} bytes, the plan says {planned}"
     if shape.latent_dim:
         # The letters of a card are those of keys and values.

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, Case
-from mixerzoo import Mixer, Site
+from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
+from naive.value_residual import in_flight_bytes, sources
 
 CASES = (
     Case("satformer"),
@@ -60,24 +61,10 @@ def begin(mixer: Mixer) -> Begin:
     return lambda embedding, token: SATFormer(embedding, gates, relu)
 
 
-def in_flight_bytes(mixer: Mixer, dtype: torch.dtype) -> int:
-    """The stream, and the first value where a later layer reads it."""
-    shape = mixer.shape
-    kept = 0 if shape.num_steps == 1 else shape.num_kv_heads * shape.head_dim
-    return (shape.hidden_size + kept) * dtype.itemsize
-
-
 def flops_per_token(mixer: Mixer) -> int:
     """For each head of each layer after the first the product of a row of W with x, and a weighted value added."""
     shape = mixer.shape
     return (shape.num_steps - 1) * shape.num_kv_heads * (2 * shape.hidden_size + 2 * shape.head_dim)
-
-
-def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
-    """The first layer, and the layer itself."""
-    if site.step == 0 or site.branch == "mlp":
-        return ()
-    return Site(0, mixer.shape.order[0], "attention"), site
 
 
 REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources)
