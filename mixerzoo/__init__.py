@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Site,
         State,
         Tail,
+        held_sources,
         hookimpl,
         load_registry,
     )
@@ -114,6 +115,7 @@ _HOME = {
         "Site",
         "State",
         "Tail",
+        "held_sources",
         "hookimpl",
         "load_registry",
     ),
@@ -204,6 +206,7 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "Site",
     "State",
     "Tail",
+    "held_sources",
     "hookimpl",
     "ops",
 ]

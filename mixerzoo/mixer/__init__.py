@@ -5,6 +5,7 @@ from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, DepthE
 from mixerzoo.mixer.card import MixerCard, MixerConfig, Neutral, ParameterRole, ReferenceReading
 from mixerzoo.mixer.choice import MixerChoice, check_choice
 from mixerzoo.mixer.hookspecs import hookimpl
+from mixerzoo.mixer.liveness import held_sources
 from mixerzoo.mixer.plan import HOOKS, Hook, Plan, Tail
 from mixerzoo.mixer.plugin_guard import guarded, output_to_stderr
 from mixerzoo.mixer.registry import MixerEntry, Registry, load_registry, one_line
@@ -38,6 +39,7 @@ __all__ = [
     "Tail",
     "check_choice",
     "guarded",
+    "held_sources",
     "hookimpl",
     "load_registry",
     "one_line",

@@ -8,7 +8,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixerzoo import Context, DecoderShape, Mixer, MixerCard, MixerConfig, Site, hookimpl, ops
+from mixerzoo import (
+    AttentionCall,
+    Context,
+    DecoderShape,
+    Mixer,
+    MixerCard,
+    MixerConfig,
+    MixingWeights,
+    Site,
+    hookimpl,
+    ops,
+)
 
 
 class Config(MixerConfig):
@@ -91,10 +102,8 @@ class DeltaAttnRes(Mixer[Config]):
             return state.x
         if len(state.sources) == 1:
             return state.x + state.sources[0].value
-        query = self.queries[str(site.number)]
-        assert isinstance(query, DepthQuery)
         values, inverse_rms = zip(*state.sources, strict=True)
-        return state.x + ops.source_softmax(values, inverse_rms, query.query * query.gain)
+        return state.x + ops.source_softmax(values, inverse_rms, self._weight(site))
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         x, done = state.x + y, site.number + 1
@@ -107,6 +116,14 @@ class DeltaAttnRes(Mixer[Config]):
 
     def finish(self, state: State) -> Tensor:
         return state.x
+
+    def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        if call is not None or len(state.sources) == 1:
+            return None
+        values, inverse_rms = zip(*state.sources, strict=True)
+        weights = ops.source_weights(values, inverse_rms, self._weight(site))
+        # The stream itself comes first, as it is.
+        return MixingWeights(torch.cat([torch.ones_like(weights[..., :1]), weights], dim=-1), (state.x, *values))
 
     def flops_per_token(self) -> int:
         flops = 0
@@ -121,6 +138,12 @@ class DeltaAttnRes(Mixer[Config]):
             return ()
         sites = self.shape.sites()
         return (None, *(sites[closed - 1] for closed in sorted(self.closing) if closed <= site.number))
+
+    def _weight(self, site: Site) -> Tensor:
+        """w ⊙ γ [D] of a site."""
+        query = self.queries[str(site.number)]
+        assert isinstance(query, DepthQuery)
+        return query.query * query.gain
 
     def _source(self, value: Tensor) -> Source:
         return Source(value, ops.inverse_rms(value, self.shape.norm_eps))

@@ -18,6 +18,7 @@ from mixerzoo import (
     Neutral,
     ReferenceReading,
     Site,
+    held_sources,
     hookimpl,
     ops,
 )
@@ -68,10 +69,7 @@ class DenseFormer(Mixer[Config]):
             t: tuple(range(t % config.dilation, t + 1, config.dilation)) for t in depths if t % config.period == 0
         }
         #: depth t → the earlier depths whose outputs are still held after block t, ascending.
-        self.held = {
-            t: tuple(j for j in range(t + 1) if any(j in read for u, read in self.averaged.items() if u > t))
-            for t in (0, *depths)
-        }
+        self.held = held_sources([self.averaged.get(t, ()) for t in (0, *depths)])
         self.weights = nn.ParameterDict(
             {str(t): nn.Parameter(torch.empty(len(read))) for t, read in self.averaged.items()}
         )

@@ -26,6 +26,7 @@ from mixerzoo import (
     Plan,
     ReferenceReading,
     Site,
+    held_sources,
     hookimpl,
     ops,
 )
@@ -152,11 +153,8 @@ class DepthAttention(AttentionMixer[Config]):
                 f"depth_attention: mixes is {config.mixes!r}, but with latent attention only values can be mixed; "
                 "set it to 'value'"
             )
-        last_reader = {j: step for step, read in enumerate(self.source_steps) for j in read}
         #: step → the steps whose keys and values are held once its own are known, ascending.
-        self.held = tuple(
-            tuple(j for j in range(step + 1) if last_reader.get(j, -1) > step) for step in range(shape.num_steps)
-        )
+        self.held = held_sources(self.source_steps)
 
     def plan(self) -> Plan:
         plan = replace(super().plan(), needs_own_kv=True)

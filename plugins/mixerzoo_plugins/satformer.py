@@ -19,6 +19,7 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
+    MixingWeights,
     Neutral,
     ParameterRole,
     Plan,
@@ -89,17 +90,29 @@ class SATFormer(AttentionMixer[Config]):
         first = v
         if step:
             (first,) = state.memory
-            x = call.x.v if isinstance(call.x, AttentionInputs) else call.x
-            logits = F.linear(x, self.gates[str(step)])
-            gate = logits.sigmoid() if self.config.gate == "sigmoid" else logits.relu()
-            v = v + gate.transpose(1, 2).unsqueeze(-1).to(v.dtype) * first
+            v = v + self._gate(call) * first
         return state._replace(memory=(first,) if step < self.last_step else ()), call.k, v
+
+    def mixing_weights(
+        self, state: AttentionState, site: Site, call: AttentionCall | None = None
+    ) -> MixingWeights | None:
+        if call is None or site.step == 0:
+            return None
+        gate = self._gate(call)
+        return MixingWeights(torch.cat([gate, torch.ones_like(gate)], dim=-1), (*state.memory, call.v))
 
     def flops_per_token(self) -> int:
         return 2 * self.shape.num_kv_heads * (self.shape.hidden_size + self.shape.head_dim) * self.last_step
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         return (self.shape.sites()[0], site) if site.branch == "attention" and site.step else ()
+
+    def _gate(self, call: AttentionCall) -> Tensor:
+        """g [B, G, T, 1]."""
+        x = call.x.v if isinstance(call.x, AttentionInputs) else call.x
+        logits = F.linear(x, self.gates[str(call.site.step)])
+        gate = logits.sigmoid() if self.config.gate == "sigmoid" else logits.relu()
+        return gate.transpose(1, 2).unsqueeze(-1).to(call.v.dtype)
 
 
 @hookimpl

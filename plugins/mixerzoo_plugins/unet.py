@@ -8,7 +8,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixerzoo import Context, DecoderShape, Mixer, MixerCard, MixerConfig, MixerError, Neutral, Site, hookimpl
+from mixerzoo import (
+    Context,
+    DecoderShape,
+    Mixer,
+    MixerCard,
+    MixerConfig,
+    MixerError,
+    Neutral,
+    Site,
+    held_sources,
+    hookimpl,
+)
 
 
 class Config(MixerConfig):
@@ -58,7 +69,6 @@ class UNet(Mixer[Config]):
 
     def __init__(self, config: Config, shape: DecoderShape) -> None:
         super().__init__(config, shape)
-        depths = range(shape.num_steps + 1)
         middle = shape.num_steps // 2
         #: depth t → i of the skip that is added to h_t.
         self.skip_at = {middle + i: i for i in range(middle)}
@@ -71,11 +81,11 @@ class UNet(Mixer[Config]):
                 f"backout subtracts the output of layer {middle + 1} at the end of a deeper decoder, and this one has "
                 f"{shape.num_steps}; it needs at least 3 layers"
             )
-        last_reader = {source: t for t, source in self.mirror.items() if source != t}
+        reads = [{self.mirror[t]} - {t} if t in self.mirror else set() for t in range(shape.num_steps + 1)]
         if self.backout_depth is not None:
-            last_reader[self.backout_depth] = shape.num_steps
+            reads[-1].add(self.backout_depth)
         #: depth t → the depths whose outputs are held once layer t is done, ascending.
-        self.held = tuple(tuple(s for s in range(t + 1) if last_reader.get(s, -1) > t) for t in depths)
+        self.held = held_sources(reads)
         if middle:
             self.skip = nn.Parameter(torch.empty(middle))
         if config.backout is not None:

@@ -21,7 +21,8 @@ from mixerzoo.model.decoder import Decoder
 from mixerzoo.testing import CHECKS, failure_text, run_check
 from mixerzoo.training.trainer import MixerZooTrainer
 from runs import tiny_recipe
-from wrong_mixers import DecaysWhatIsNotThere, ListsItsDecay, Scaled
+from wrong.basis import Scaled
+from wrong.training import DecaysWhatIsNotThere, ListsItsDecay
 
 #: mixer, its options → what the names of its parameters that decay end with, and of those that do not.
 ROLES: list[tuple[str, dict[str, Any], set[str], set[str]]] = [

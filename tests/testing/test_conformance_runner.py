@@ -8,7 +8,6 @@ import pytest
 from hypothesis import strategies as st
 from pydantic import Field
 
-import wrong_mixers
 import zoo
 from mixerzoo import Mixer, MixerConfig
 from mixerzoo.errors import MixerzooError
@@ -23,6 +22,7 @@ from mixerzoo.testing import (
 )
 from mixerzoo_plugins.denseformer import DenseFormer
 from mixerzoo_plugins.residual import Residual
+from wrong import decoding, precision
 
 
 class Nameless(Mixer):
@@ -93,16 +93,16 @@ def test_cases_are_counted() -> None:
     result = run_check(CHECKS["card"], Residual)
     # Fifteen drawn ones and three that are not.
     assert (result.ran, result.refused) == (18, 0)
-    result = run_check(CHECKS["card"], wrong_mixers.RefusesDepth)
+    result = run_check(CHECKS["card"], precision.RefusesDepth)
     assert result.ok
     assert (result.ran, result.refused > 15) == (15, True)
-    (result,) = check_mixer(wrong_mixers.RefusesDepth, only=["card"], expected_failures={"card": "x"})
+    (result,) = check_mixer(precision.RefusesDepth, only=["card"], expected_failures={"card": "x"})
     assert (result.outcome, result.ran) == ("unexpected pass", 15)
 
 
 @pytest.mark.parametrize("check", ["causality", "card"])
 def test_a_mixer_that_refuses_nearly_all_does_not_pass(check: str) -> None:
-    result = run_check(CHECKS[check], wrong_mixers.RefusesNearlyAll)
+    result = run_check(CHECKS[check], decoding.RefusesNearlyAll)
     assert result.outcome == "failed"
     assert f"only {result.ran} of 15 cases ran, for the mixer refused {result.refused} that" in result.message
     assert result.message.endswith("the last in these words: no such decoder")

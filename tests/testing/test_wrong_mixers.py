@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-import wrong_mixers
 import zoo
 from mixerzoo import Mixer
 from mixerzoo.errors import MixerzooError
@@ -17,7 +16,8 @@ from mixerzoo.testing import CHECKS, Case, Reference, check_mixer, checks_for, f
 from mixerzoo.testing.drawn_options import choices
 from mixerzoo.testing.ordinary import ORDINARY, default_options, ordinary_cases
 from mixerzoo_plugins.residual import Residual
-from wrong_mixers import CORRECT, REFERENCES, WRONG, CountsBlocks, LeaksOneTokenAhead
+from wrong import CORRECT, REFERENCES, WRONG, precision, purity, training
+from wrong.sequence import CountsBlocks, LeaksOneTokenAhead
 
 
 @pytest.mark.parametrize("mixer", WRONG, ids=lambda mixer: mixer.__name__)
@@ -153,19 +153,19 @@ def test_checks_are_in_the_order_of_their_clauses() -> None:
 @pytest.mark.parametrize(
     ("mixer", "message"),
     [
-        (wrong_mixers.ForgetsToReturn, r"write at Site\(step=0, layer=0, branch='attention'\) returned None"),
+        (purity.ForgetsToReturn, r"write at Site\(step=0, layer=0, branch='attention'\) returned None"),
         (
-            wrong_mixers.ReadsOneChannel,
+            purity.ReadsOneChannel,
             r"read at Site\(step=0, layer=0, branch='attention'\) returned a bfloat16 tensor \[1, 2, 1\], expected a "
             r"bfloat16 tensor \[1, 2, 8\]",
         ),
-        (wrong_mixers.RebindsItsState, "start: the state is a Holder, expected a tensor or a .named. tuple of tensors"),
-        (wrong_mixers.AppendsToState, "start: the state.outputs is a list, expected a tensor or a .named. tuple of "),
-        (wrong_mixers.DropsTheState, r"mix_kv at Site\(.*\) returned 2 things, expected state, k and v"),
-        (wrong_mixers.SharesOneValueHead, r"mix_kv at Site\(.*\): v returned a bfloat16 tensor \[1, 1, "),
-        (wrong_mixers.FinishesOneToken, r"finish returned a bfloat16 tensor \[1, 1, 8\], expected .* \[1, 2, 8\]"),
-        (wrong_mixers.ReturnsWrongDtype, r"read at .* returned a float32 tensor \[1, 2, 8\], expected a bfloat16 "),
-        (wrong_mixers.SplitsInputsOfTheMlp, r"read at Site\(.*'mlp'\) returned AttentionInputs, expected one tensor"),
+        (purity.RebindsItsState, "start: the state is a Holder, expected a tensor or a .named. tuple of tensors"),
+        (training.AppendsToState, "start: the state.outputs is a list, expected a tensor or a .named. tuple of "),
+        (purity.DropsTheState, r"mix_kv at Site\(.*\) returned 2 things, expected state, k and v"),
+        (purity.SharesOneValueHead, r"mix_kv at Site\(.*\): v returned a bfloat16 tensor \[1, 1, "),
+        (purity.FinishesOneToken, r"finish returned a bfloat16 tensor \[1, 1, 8\], expected .* \[1, 2, 8\]"),
+        (precision.ReturnsWrongDtype, r"read at .* returned a float32 tensor \[1, 2, 8\], expected a bfloat16 "),
+        (precision.SplitsInputsOfTheMlp, r"read at Site\(.*'mlp'\) returned AttentionInputs, expected one tensor"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -176,11 +176,11 @@ def test_a_wrong_return_is_named_with_its_call_and_site(mixer: type[Mixer], mess
 
 
 def test_a_constructor_that_fails_leaves_a_case_to_paste() -> None:
-    result = run_check(CHECKS["causality"], wrong_mixers.DividesByDepth)
+    result = run_check(CHECKS["causality"], precision.DividesByDepth)
     assert result.message == "ZeroDivisionError: division by zero"
     assert "rerun('causality', DividesByDepth, case)" in result.snippet
 
 
 def test_what_norms_in_bf16_is_told() -> None:
-    result = run_check(CHECKS["wide_norms"], wrong_mixers.NormsInBf16)
+    result = run_check(CHECKS["wide_norms"], precision.NormsInBf16)
     assert result.message == "finish computes mean and rsqrt in bf16"

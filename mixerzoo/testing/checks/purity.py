@@ -88,10 +88,11 @@ def returns(mixer: type[Mixer], case: Case) -> None:
     """Every call returns what the decoder expects: a state, and tensors of the right shape and dtype."""
     decoder = case.decoder(mixer, dtype=torch.bfloat16)
     tokens = case.tokens()
+    width = None if decoder.plan.tail is None else decoder.plan.tail.width
     for cache, pieces in ((None, [tokens]), (decoder.new_cache(case.batch_size), case.pieces(tokens))):
         for piece in pieces:
             hidden = (*piece.shape, decoder.shape.hidden_size)
-            with observed(decoder.mixer, inspect=partial(_assert_expected, hidden=hidden)):
+            with observed(decoder.mixer, inspect=partial(_assert_expected, hidden=hidden, width=width)):
                 decoder(piece, cache)
 
 
@@ -127,8 +128,8 @@ def without_tokens(mixer: type[Mixer], case: Case) -> None:
     assert_same(logits, expected, "logits of a forward whose Context.tokens is None")
 
 
-def _assert_expected(call: Call, hidden: tuple[int, ...]) -> None:
-    """Demand of a call's result what its name promises; ``hidden`` is [B, T, D]."""
+def _assert_expected(call: Call, hidden: tuple[int, ...], width: int | None) -> None:
+    """Demand of a call's result what its name promises; ``hidden`` is [B, T, D], ``width`` that of the plan's tail."""
     result = call.result
     if call.name in ("mix_raw_kv", "mix_kv"):
         assert isinstance(result, tuple), f"{call} returned {_described(result)}, expected state, k and v"
@@ -142,6 +143,14 @@ def _assert_expected(call: Call, hidden: tuple[int, ...]) -> None:
             assert isinstance(new, Tensor), f"{call}: {name} is {_described(new)}, expected a tensor"
             wanted = (q.size(0), new.size(1), q.size(2), result.k.size(-2), new.size(-1))
             _assert_like(new, wanted, f"{call}: {name} [B, G, T, N, d]")
+    elif call.name == "fuse_kv":
+        assert isinstance(result, tuple), f"{call} returned {_described(result)}, expected k and v"
+        assert len(result) == 2, f"{call} returned {len(result)} things, expected k and v"
+        for name, new, (given, *_) in zip(("k", "v"), result, call.arguments[1:], strict=True):
+            _assert_like(new, tuple(given.shape), f"{call}: {name}")
+    elif call.name == "tail":
+        assert width is not None
+        _assert_like(result, (*hidden[:2], width), str(call))
     elif call.name in ("read", "finish"):
         parts = result if isinstance(result, AttentionInputs) else (result,)
         allowed = call.site is not None and call.site.branch == "attention"

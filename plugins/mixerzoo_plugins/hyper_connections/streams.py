@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mixerzoo import Context, DecoderShape, Mixer, MixerConfig, ParameterRole, Site
+from mixerzoo import AttentionCall, Context, DecoderShape, Mixer, MixerConfig, MixingWeights, ParameterRole, Site
 from mixerzoo_plugins.hyper_connections.connection import Connection
 from mixerzoo_plugins.hyper_connections.constrained import ConstrainedConnection
 
@@ -75,8 +75,11 @@ class StreamMixer(Mixer[ConfigT]):
         exact = torch.promote_types(state.dtype, torch.float32)
         return _weighted_sum(self.head.to(exact).softmax(-1), state)
 
-    def in_flight_bytes(self, dtype: torch.dtype) -> int:
-        return self.num_streams * self.shape.hidden_size * dtype.itemsize
+    def mixing_weights(self, state: Tensor, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        if call is not None:
+            return None
+        weights = self._connection(site).read_weights(state)
+        return MixingWeights(weights.to(state.dtype), state.unbind(-2))
 
     def flops_per_token(self) -> int:
         streams = self.num_streams * self.shape.hidden_size
