@@ -85,6 +85,8 @@ def _length(value: Any) -> int:
 
 def _temperature(value: Any) -> float:
     try:
-        return float(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+        if isinstance(value, bool):
+            raise TypeError("a truth value is no temperature")
+        return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"the task wants its text with a temperature of {value!r}, which is no number") from error
