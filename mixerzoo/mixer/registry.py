@@ -162,12 +162,15 @@ class Registry:
             return entry
         if name in self.clashes:
             raise PluginError(self.clash(name))
-        message = (
-            f"no mixer is named {name!r}{did_you_mean(name, self.entries)}; known: {', '.join(self.entries) or 'none'}"
-        )
-        if self.broken:
-            failed = "; ".join(f"{plugin.plugin}: {plugin.reason}" for plugin in self.broken)
-            message += f". Plugins that could not be loaded: {failed}"
+        near = did_you_mean(name, self.entries)
+        offered = [plugin for plugin in self.broken if f"mixer {name!r}" in plugin.reason]
+        message = f"no mixer is named {name!r}"
+        if not offered:
+            message += f"{near}; known: {', '.join(self.entries) or 'none'}"
+        # It may have been in any of these, but where a known name is near it was a slip.
+        if failed := offered or ([] if near else list(self.broken)):
+            reasons = "; ".join(f"{plugin.plugin}: {plugin.reason}" for plugin in failed)
+            message += f". Plugins that could not be loaded: {reasons}"
         raise MixerError(message)
 
     def get_recorded(self, name: str, plugin: Any) -> MixerEntry:

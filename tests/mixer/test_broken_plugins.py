@@ -251,3 +251,18 @@ def test_an_entry_point_without_its_module(site: SitePackages) -> None:
     registry = site.registry()
     assert registry.entries == {}
     assert [broken.reason for broken in registry.broken] == ["ModuleNotFoundError: No module named 'gone_module'"]
+
+
+def test_a_slip_is_not_drowned_by_plugins_that_are_broken(site: SitePackages) -> None:
+    site.install("broken-plugin", own("api_version = 1"))
+    site.install("a-good-one", good("before"))
+    registry = site.registry()
+    with pytest.raises(MixerError) as slip:
+        registry.get("befor")
+    assert "did you mean 'before'?" in str(slip.value)
+    assert "broken-plugin" not in str(slip.value)
+    with pytest.raises(MixerError) as meant:
+        registry.get("own")
+    assert str(meant.value).startswith("no mixer is named 'own'. Plugins that could not be loaded: broken-plugin")
+    with pytest.raises(MixerError, match=r"known: before\. Plugins that could not be loaded: broken-plugin"):
+        registry.get("xyzzy")
