@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
+from hypothesis.strategies import SearchStrategy
 
 import mixerzoo.testing.checks  # noqa: F401  registers the checks
 from mixerzoo.errors import MixerzooError
@@ -70,14 +71,10 @@ def run_check(
     wanted, shrinks = EXAMPLES[profile][check.cost], shrink and check.cost in ("cheap", "deadly")
     failing: list[tuple[Case, Exception]] = []
     refusals: list[MixerzooError] = []
-    ran = ran_ordinary = 0
+    drawn: list[Case] = []
+    ordinary: list[Case] = []
 
-    @seed(_SEED)
-    @_settings(wanted, shrinks)
-    @given(case=cases(mixer, overrides, refusals.append))
     def hold(case: Case) -> None:
-        nonlocal ran
-        ran += 1
         if (error := _error_of(check, mixer, case, reference)) is not None:
             # The last one that Hypothesis runs is the smallest.
             failing[:] = [(case, error)]
@@ -86,24 +83,38 @@ def run_check(
     message, code = None, ""
     try:
         with suppress(Unsatisfiable):
-            hold()
-            for ordinary in ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]:
-                ran_ordinary += 1
-                if (error := _error_of(check, mixer, ordinary, reference)) is not None:
-                    failing[:] = [(ordinary, error)]
-                    if shrinks:
-                        failing[:] = [_shrunk(check, mixer, ordinary, reference, error)]
-                    raise error
+            _draw(cases(mixer, overrides, refusals.append), wanted, shrinks, drawn, hold)
+            for case in ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]:
+                ordinary.append(case)
+                hold(case)
     except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
-        case, cause = failing[0] if failing else (None, error)
-        message, code = _words_of(cause), "" if case is None else snippet(check, mixer, case, reference)
-    message = message or _too_few(ran, wanted, refusals)
+        failed, cause = failing[0] if failing else (None, error)
+        if failed is not None and ordinary and shrinks:
+            failed, cause = _shrunk(check, mixer, failed, reference, cause)
+        message, code = _words_of(cause), "" if failed is None else snippet(check, mixer, failed, reference)
+    message = message or _too_few(len(drawn), wanted, refusals)
     outcome: Outcome = "passed" if message is None else "failed"
-    return Result(check, outcome, message or "", code, time.monotonic() - started, ran + ran_ordinary, len(refusals))
+    ran = len(drawn) + len(ordinary)
+    return Result(check, outcome, message or "", code, time.monotonic() - started, ran, len(refusals))
 
 
-#: Of all draws. Without it they would hang on the source text of `run_check`.
+#: Of all draws. Without it they would hang on the source text of `_draw`.
 _SEED = 2
+
+
+def _draw(
+    strategy: SearchStrategy[Case], examples: int, shrinks: bool, drawn: list[Case], hold: Callable[[Case], None]
+) -> None:
+    """Hold a check on drawn cases, each of which is added to `drawn`."""
+
+    @seed(_SEED)
+    @_settings(examples, shrinks)
+    @given(case=strategy)
+    def hold_drawn(case: Case) -> None:
+        drawn.append(case)
+        hold(case)
+
+    hold_drawn()
 
 
 def _settings(examples: int, shrinks: bool) -> settings:
