@@ -83,8 +83,9 @@ class GRN(nn.Module):
         # What neutral weights give is taken from the stream, so that they give it back bit for bit.
         mixed = stream
         for bias, neutral, score, source in zip(self.bias, self.neutral, scores, sources, strict=True):
-            # Unlike that of relu, the gradient of clamp is 1 at 0, where every score starts: w would never move.
-            weight = bias - neutral + score.clamp(min=0).unsqueeze(-1)
+            # ReLU with a gradient of 1 at 0, where every score starts: with relu's own, and with that of clamp from
+            # PyTorch 2.14 on, w would never move.
+            weight = bias - neutral + torch.where(score < 0, 0.0, score).unsqueeze(-1)
             mixed = torch.addcmul(mixed, weight.to(mixed.dtype), source)
         return mixed
 
