@@ -17,20 +17,33 @@ from mixerzoo.testing.case import Case
 #: Of a mixer and a case, and of the mixer's reference where the check needs one.
 Body = Callable[..., None]
 
-#: How often a check is worth running: "cheap" on drawn cases; "deadly" on more, as it finds most for its time; "dear"
-#: on few; "slow" only in the thorough profile; "once" is for what no case changes.
-Cost = Literal["cheap", "deadly", "dear", "slow", "once"]
+#: How often a check is worth running: "cheap" on drawn cases; "deadly" on more, as it finds most for its time; "fair"
+#: on some; "dear" on few; "slow" only in the thorough profile; "once" is for what no case changes.
+Cost = Literal["cheap", "deadly", "fair", "dear", "slow", "once"]
 
 Profile = Literal["quick", "thorough"]
 
+#: Ways in which a case that is not drawn can be large; `mixerzoo.testing.large` says what they are.
+Large = Literal["rows", "long", "deep", "wide", "far", "tall"]
+
 #: Examples by profile and cost of a check; 0 leaves it out.
 EXAMPLES: dict[Profile, dict[Cost, int]] = {
-    "quick": {"cheap": 15, "deadly": 60, "dear": 2, "slow": 0, "once": 1},
-    "thorough": {"cheap": 300, "deadly": 300, "dear": 20, "slow": 3, "once": 1},
+    "quick": {"cheap": 15, "deadly": 60, "fair": 6, "dear": 2, "slow": 0, "once": 1},
+    "thorough": {"cheap": 300, "deadly": 300, "fair": 100, "dear": 20, "slow": 3, "once": 1},
 }
 
+#: Seconds after which a check is cut: no further case is begun, and the result says so.
+SECONDS: dict[Profile, float] = {"quick": 30.0, "thorough": 3600.0}
+
 #: How many of the cases that are not drawn (see `ordinary_cases`) a check gets, in either profile; None: all.
-ORDINARY_EXAMPLES: dict[Cost, int | None] = {"cheap": None, "deadly": None, "dear": 1, "slow": 0, "once": 0}
+ORDINARY_EXAMPLES: dict[Cost, int | None] = {
+    "cheap": None,
+    "deadly": None,
+    "fair": 1,
+    "dear": 1,
+    "slow": 0,
+    "once": 0,
+}
 
 #: Tolerance of results that are equal but for the order of float64 operations.
 EXACT = 1e-10
@@ -47,6 +60,7 @@ class Check:
         body: raises AssertionError on a case that breaks the clause.
         cost: how often it can be run.
         needs: what a `Reference` must give, one of these at least, for the check to run; empty: it needs none.
+        large: in which ways the large cases are large on which it runs.
     """
 
     name: str
@@ -55,6 +69,7 @@ class Check:
     body: Body
     cost: Cost
     needs: tuple[str, ...] = ()
+    large: tuple[Large, ...] = ()
 
     def lacks(self, reference: Reference | None) -> str | None:
         """Why the check cannot run with this reference, or None if it can."""
@@ -94,18 +109,22 @@ def known_check(name: str) -> Check:
     return CHECKS[name]
 
 
-def clause(number: str, cost: Cost = "cheap", needs: tuple[str, ...] = ()) -> Callable[[Body], Body]:
+def clause(
+    number: str, cost: Cost = "cheap", needs: tuple[str, ...] = (), large: tuple[Large, ...] | None = None
+) -> Callable[[Body], Body]:
     """Register a function as the check of a clause.
 
     Args:
         number: of the clause.
         cost: how often it can be run.
         needs: see `Check`.
+        large: see `Check`; None: what a cheap check bears.
     """
+    sizes = large if large is not None else ("rows", "long", "deep") if cost == "cheap" else ()
 
     def register(body: Body) -> Body:
         summary = (body.__doc__ or "").strip().splitlines()[0]
-        CHECKS[body.__name__] = Check(body.__name__, number, summary, body, cost, needs)
+        CHECKS[body.__name__] = Check(body.__name__, number, summary, body, cost, needs, sizes)
         for name in sorted(CHECKS, key=lambda name: [int(part) for part in CHECKS[name].clause.split(".")]):
             CHECKS[name] = CHECKS.pop(name)
         return body

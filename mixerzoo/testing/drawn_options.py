@@ -74,6 +74,24 @@ def choices(config: type[MixerConfig]) -> dict[str, list[Any]]:
     return found
 
 
+def few_values(config: type[MixerConfig], name: str) -> list[Any]:
+    """Some values of an option, its default among them: all that are few, six whole numbers, five fractions.
+
+    Args:
+        config: the mixer's ``Config``.
+        name: of the option.
+    """
+    info = config.model_fields[name]
+    default = [] if info.is_required() else [info.get_default(call_default_factory=True)]
+    groups = [info.examples] if info.examples else _values(info.annotation, _Bounds().within(info.metadata)) or []
+    found = default[:]
+    for group in groups:
+        fractions = bool(group) and all(isinstance(value, float) for value in group)
+        found += group[:: max(1, len(group) // 4)] if fractions else group
+    hashable = [value for value in found if isinstance(value, bool | int | float | str | None)]
+    return list(dict.fromkeys(hashable))
+
+
 def _validate(name: str, strategy: Any) -> None:
     """Refuse what is no strategy, or one that cannot work, such as ``st.integers(5, 3)``."""
     if strategy is None:

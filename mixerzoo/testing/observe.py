@@ -25,17 +25,20 @@ def wrapped(mixer: Mixer, wrap: Callable[[str, Method], Method]) -> Iterator[Non
 
     Args:
         mixer: changed while the context lasts.
-        wrap: from a method's name and the method, what is called in its place.
+        wrap: from a method's name and the method, what is called in its place; the method itself to leave it.
     """
+    before = {name: vars(mixer)[name] for name in CALLS if name in vars(mixer)}
     for name in CALLS:
         method = getattr(mixer, name)
         # An instance attribute hides the method until it is deleted again.
-        vars(mixer)[name] = functools.wraps(method)(wrap(name, method))
+        wrapper = wrap(name, method)
+        vars(mixer)[name] = method if wrapper is method else functools.wraps(method)(wrapper)
     try:
         yield
     finally:
         for name in CALLS:
             del vars(mixer)[name]
+        vars(mixer).update(before)
 
 
 @dataclass

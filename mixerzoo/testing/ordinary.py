@@ -15,6 +15,7 @@ from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer, MixerConfig
 from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
+from mixerzoo.testing.contained import contained
 from mixerzoo.testing.drawn_options import Overrides, choices, options
 
 #: Fields of ordinary decoders, with grouped and with latent attention; a mixer must serve one of them.
@@ -82,27 +83,37 @@ def ordinary_cases(mixer: type[Mixer], overrides: Overrides | None = None) -> li
 
 def smaller(mixer: type[Mixer], case: Case) -> Iterator[Case]:
     """Cases with fewer tokens, layers or rows, one at a time and the smallest first, that the mixer does not refuse."""
-    layers = case.model["num_layers"]
-    changes: list[dict[str, Any]] = [
-        {"chunks": (n - 1, 1)} for n in (2, 3, 4, 6, 8, 12, 16, 17, 24, 32) if n < case.num_tokens
-    ]
-    changes += [{"model": {**case.model, "num_layers": n}} for n in range(1, layers)]
+    layers, loop = case.model["num_layers"], case.model.get("loop", {})
+    lengths = (2, 3, 4, 6, 8, 12, 16, 17, 24, 32, 64, 128, 256, 1024, 2048)
+    changes: list[dict[str, Any]] = [{"chunks": (n - 1, 1)} for n in lengths if n < case.num_tokens]
+    if loop:
+        changes.append({"model": {**case.model, "loop": {}}})
+    fewest = loop.get("prelude", 0) + loop.get("coda", 0) + 1
+    depths = [n for n in (*range(1, 9), 12, 16, 20, 24, 32, 48) if fewest <= n < layers]
+    changes += [{"model": {**case.model, "num_layers": n}} for n in depths]
+    changes += [{"batch_size": n} for n in (2, 8, 16) if n < case.batch_size]
     changes += [{"batch_size": 1}] * (case.batch_size > 1) + [{"chunks": (case.num_tokens,)}] * (len(case.chunks) > 1)
     for change in changes:
         changed = replace(case, **change)
-        if _is_served(mixer, changed):
+        if is_served(mixer, changed):
             yield changed
 
 
 def _on_ordinary(mixer: type[Mixer], case: Case) -> Case | None:
     """The case on the first ordinary decoder that the mixer does not refuse."""
     tried = (replace(case, model=model) for model in ORDINARY)
-    return next((case for case in tried if _is_served(mixer, case)), None)
+    return next((case for case in tried if is_served(mixer, case)), None)
 
 
-def _is_served(mixer: type[Mixer], case: Case) -> bool:
+def is_served(mixer: type[Mixer], case: Case) -> bool:
+    """Whether the mixer does not refuse the case in words.
+
+    Args:
+        mixer: the mixer under test.
+        case: any.
+    """
     try:
-        with torch.device("meta"):
+        with contained(), torch.device("meta"):
             Decoder(case.config(), mixer, mixer.Config.model_validate(dict(case.options)))
     except (MixerzooError, ValidationError):
         return False

@@ -42,6 +42,7 @@ class Result:
         seconds: that it took.
         ran: cases on which it was run.
         refused: cases that were drawn besides, and that the mixer refused.
+        cut: cases that were left out because the check took too long.
     """
 
     check: Check
@@ -51,6 +52,7 @@ class Result:
     seconds: float = 0.0
     ran: int = 0
     refused: int = 0
+    cut: int = 0
 
     @property
     def ok(self) -> bool:

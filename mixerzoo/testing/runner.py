@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ from mixerzoo.mixer import Mixer
 from mixerzoo.testing.against import Reference, References
 from mixerzoo.testing.arguments import check_arguments
 from mixerzoo.testing.case import Case
-from mixerzoo.testing.check import CHECKS, EXAMPLES, ORDINARY_EXAMPLES, Check, Profile, known_check
+from mixerzoo.testing.check import CHECKS, EXAMPLES, ORDINARY_EXAMPLES, SECONDS, Check, Profile, known_check
+from mixerzoo.testing.contained import contained
 from mixerzoo.testing.drawn_options import Overrides
+from mixerzoo.testing.large import large_cases
 from mixerzoo.testing.ordinary import ordinary_cases, smaller
 from mixerzoo.testing.results import Outcome, Result, failure_text, snippet
 from mixerzoo.testing.strategies import cases
@@ -69,33 +71,62 @@ def run_check(
         return Result(check, "skipped", lack)
     started = time.monotonic()
     wanted, shrinks = EXAMPLES[profile][check.cost], shrink and check.cost in ("cheap", "deadly")
-    failing: list[tuple[Case, Exception]] = []
     refusals: list[MixerzooError] = []
     drawn: list[Case] = []
-    ordinary: list[Case] = []
-
-    def hold(case: Case) -> None:
-        if (error := _error_of(check, mixer, case, reference)) is not None:
-            # The last one that Hypothesis runs is the smallest.
-            failing[:] = [(case, error)]
-            raise error
-
+    others: list[Case] = []
+    trial = _Trial(check, mixer, reference, until=started + SECONDS[profile])
     message, code = None, ""
     try:
         with suppress(Unsatisfiable):
-            _draw(cases(mixer, overrides, refusals.append), wanted, shrinks, drawn, hold)
-            for case in ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]:
-                ordinary.append(case)
-                hold(case)
+            _draw(cases(mixer, overrides, refusals.append), wanted, shrinks, drawn, trial.hold)
+            for case in _not_drawn(check, mixer, overrides):
+                others.append(case)
+                trial.hold(case)
     except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
-        failed, cause = failing[0] if failing else (None, error)
-        if failed is not None and ordinary and shrinks:
+        failed, cause = trial.failing or (None, error)
+        if failed is not None and others and shrinks:
             failed, cause = _shrunk(check, mixer, failed, reference, cause)
         message, code = _words_of(cause), "" if failed is None else snippet(check, mixer, failed, reference)
     message = message or _too_few(len(drawn), wanted, refusals)
     outcome: Outcome = "passed" if message is None else "failed"
-    ran = len(drawn) + len(ordinary)
-    return Result(check, outcome, message or "", code, time.monotonic() - started, ran, len(refusals))
+    ran, seconds = len(drawn) + len(others) - trial.cut, time.monotonic() - started
+    return Result(check, outcome, message or "", code, seconds, ran, len(refusals), trial.cut)
+
+
+@dataclass
+class _Trial:
+    """A check on its way through the cases.
+
+    Attributes:
+        check: the check.
+        mixer: under test.
+        reference: of the mixer.
+        until: when no further case is begun, on the monotonic clock.
+        failing: the case that failed last, and how: of those that Hypothesis runs the smallest.
+        cut: cases that were not begun.
+    """
+
+    check: Check
+    mixer: type[Mixer]
+    reference: Reference | None
+    until: float
+    failing: tuple[Case, Exception] | None = None
+    cut: int = 0
+
+    def hold(self, case: Case) -> None:
+        """Run the check on a case, in time."""
+        if time.monotonic() > self.until:
+            self.cut += 1
+            return
+        if (error := _error_of(self.check, self.mixer, case, self.reference)) is not None:
+            self.failing = case, error
+            raise error
+
+
+def _not_drawn(check: Check, mixer: type[Mixer], overrides: Overrides | None) -> Iterator[Case]:
+    """The cases of a check that are not drawn: ordinary ones, then those that are large."""
+    yield from ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]
+    yield from large_cases(mixer, check.large, overrides)
 
 
 #: Of all draws. Without it they would hang on the source text of `_draw`.
@@ -138,7 +169,7 @@ def _words_of(error: Exception) -> str:
 def _error_of(check: Check, mixer: type[Mixer], case: Case, reference: Reference | None) -> Exception | None:
     """What a check says of a case, or None if it holds."""
     try:
-        with _laboratory():
+        with contained(), _laboratory():
             check.hold(mixer, case, reference)
     except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
         return error

@@ -13,6 +13,7 @@ from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import Decoder, ModelConfig
 from mixerzoo.testing.case import VOCAB_SIZE, Case
+from mixerzoo.testing.contained import contained
 from mixerzoo.testing.drawn_options import Overrides, options
 
 
@@ -108,7 +109,7 @@ def _cases(
     chosen = draw(drawn_options)
     config = ModelConfig.model_validate({**model, "vocab_size": VOCAB_SIZE})
     try:
-        with torch.device("meta"):
+        with contained(), torch.device("meta"):
             Decoder(config, mixer, mixer.Config.model_validate(chosen))
     except MixerzooError as error:
         on_refusal(error)

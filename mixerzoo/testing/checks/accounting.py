@@ -54,7 +54,7 @@ def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
         )
 
 
-@clause("4.3")
+@clause("4.3", large=())
 def parameters(mixer: type[Mixer], case: Case) -> None:
     """The mixer owns its parameters and leaves the decoder's alone."""
     decoder = case.decoder(mixer)
@@ -95,7 +95,7 @@ def sources(mixer: type[Mixer], case: Case) -> None:
             assert source is None or order[source] <= order[site], f"{site} names the later {source}"
 
 
-@clause("4.6")
+@clause("4.6", large=())
 def card(mixer: type[Mixer], case: Case) -> None:
     """The card says what it must: title, summary, equation, where it acts, costs."""
     said = mixer.card

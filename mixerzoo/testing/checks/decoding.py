@@ -16,7 +16,7 @@ def _decode(decoder: Decoder, case: Case, tokens: Tensor, cache: KVCache) -> Ten
     return torch.cat([decoder(piece, cache) for piece in case.pieces(tokens)], dim=1)
 
 
-@clause("2.1")
+@clause("2.1", large=("rows", "long", "deep", "wide", "far"))
 @torch.no_grad()
 def cached_decoding(mixer: type[Mixer], case: Case) -> None:
     """Decoding in any chunking through a growing cache equals the full forward without one."""
@@ -27,7 +27,7 @@ def cached_decoding(mixer: type[Mixer], case: Case) -> None:
     assert cache.length == case.num_tokens, f"the cache counts {cache.length} tokens, not {case.num_tokens}"
 
 
-@clause("2.2")
+@clause("2.2", large=("rows", "long", "deep", "far"))
 @torch.no_grad()
 def fixed_cache(mixer: type[Mixer], case: Case) -> None:
     """Fixed storage decodes like growing storage."""
@@ -87,7 +87,7 @@ def copy_and_reset(mixer: type[Mixer], case: Case) -> None:
         assert_close(_decode(decoder, case, other, cache), decoder(other), "after a reset")
 
 
-@clause("2.6")
+@clause("2.6", large=("rows", "long", "deep", "far"))
 @torch.no_grad()
 def last_token(mixer: type[Mixer], case: Case) -> None:
     """Where only the last token's logits are asked for, they and the cache are those of the full forward."""

@@ -20,7 +20,7 @@ from mixerzoo.testing.observe import Method, tensors_in, wrapped
 from mixerzoo.testing.ordinary import ORDINARY
 
 
-@clause("8.1")
+@clause("8.1", large=("rows", "long", "deep", "wide"))
 @torch.no_grad()
 def precisions(mixer: type[Mixer], case: Case) -> None:
     """float64 is float64 throughout, float32 agrees with it, bf16 does roughly, and bf16 autocast runs."""
@@ -135,6 +135,8 @@ _EXTREMES = (
     {"num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "loop": {}},
     {"num_layers": 1, "loop": {"count": 6}},
     {"num_layers": 9, "loop": {}},
+    {"num_layers": 40, "loop": {}},
+    {"num_layers": 2, "loop": {"count": 12}},
     {"num_heads": 6, "num_kv_heads": 1},
     {"num_heads": 4, "num_kv_heads": 4, "hidden_size": 2},
 )
@@ -155,8 +157,28 @@ def ordinary_decoder(mixer: type[Mixer], case: Case) -> None:
             continue
         causality(mixer, ordinary)
         cached_decoding(mixer, ordinary)
+        _assert_serves_large(mixer, ordinary)
         return
     raise AssertionError("both are refused: " + "; ".join(refusals))
+
+
+#: Sizes of decoders that people train: an ordinary one, each with one of them, is not refused either.
+_LARGE: tuple[dict[str, Any], ...] = (
+    {"vocab_size": 262_144},
+    {"hidden_size": 16_384},
+    {"num_heads": 128, "num_kv_heads": 16},
+    {"num_layers": 128},
+)
+
+
+def _assert_serves_large(mixer: type[Mixer], ordinary: Case) -> None:
+    for sizes in _LARGE:
+        changes = {name: value for name, value in sizes.items() if "mla" not in ordinary.model or "kv" not in name}
+        try:
+            with torch.device("meta"):
+                Decoder(ordinary.config(**changes), mixer, mixer.Config.model_validate(dict(ordinary.options)))
+        except MixerzooError as error:
+            raise AssertionError(f"an ordinary decoder, but with {sizes}, is refused: {error}") from error
 
 
 @clause("8.4", cost="dear")

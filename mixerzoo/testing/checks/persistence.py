@@ -15,7 +15,7 @@ from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_same, clause
 
 
-@clause("7.1")
+@clause("7.1", large=())
 def config_round_trip(mixer: type[Mixer], case: Case) -> None:
     """Options survive a dump to plain values and to JSON, and unknown ones are refused."""
     config = mixer.Config.model_validate(dict(case.options))
@@ -35,7 +35,7 @@ def state_dict_round_trip(mixer: type[Mixer], case: Case) -> None:
     assert_same(other(tokens), decoder(tokens), "logits after loading the state dict")
 
 
-@clause("7.3")
+@clause("7.3", large=())
 @torch.no_grad()
 def checkpoint_round_trip(mixer: type[Mixer], case: Case) -> None:
     """A checkpoint gives back the same decoder, options included."""
@@ -48,7 +48,7 @@ def checkpoint_round_trip(mixer: type[Mixer], case: Case) -> None:
     assert_same(loaded(tokens), decoder(tokens), "logits of the loaded checkpoint")
 
 
-@clause("7.4")
+@clause("7.4", large=())
 def stock_checkpoints(mixer: type[Mixer], case: Case) -> None:
     """The checkpoint of a plain decoder is not taken for one of the method's."""
     config = case.config()

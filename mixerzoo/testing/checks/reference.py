@@ -20,7 +20,7 @@ from mixerzoo.testing.checks.accounting import in_flight_bytes, kv_bytes
 from mixerzoo.testing.checks.persistence import registered
 
 
-@clause("10.1", "deadly", needs=("begin",))
+@clause("10.1", "deadly", needs=("begin",), large=("tall",))
 @torch.no_grad()
 def reference_logits(mixer: type[Mixer], case: Case, reference: Reference) -> None:
     """In float64, logits and what the cache stores are those of the naive reference."""
@@ -56,7 +56,7 @@ def reference_logits(mixer: type[Mixer], case: Case, reference: Reference) -> No
             assert_close(ours, stack.transpose(1, 2), f"stored {what} of step {step} against the reference's")
 
 
-@clause("10.2", "deadly", needs=("in_flight_bytes", "flops_per_token", "sources"))
+@clause("10.2", "deadly", needs=("in_flight_bytes", "flops_per_token", "sources"), large=("rows", "deep", "wide"))
 def reference_accounts(mixer: type[Mixer], case: Case, reference: Reference) -> None:
     """Bytes in flight, FLOPs and sources are those that the reference counts from the equations."""
     ours = case.decoder(mixer).mixer

@@ -1,6 +1,22 @@
 """Mixers that are wrong on purpose, one bug each, and the check of the conformance kit that must catch it."""
 
-from wrong import accounting, decoding, equivalence, method, precision, purity, saving, sequence, training
+from wrong import (
+    accounting,
+    declarations,
+    decoding,
+    devices,
+    equivalence,
+    method,
+    modes,
+    numbers,
+    precision,
+    process,
+    purity,
+    saving,
+    sequence,
+    sizes,
+    training,
+)
 from wrong.basis import CORRECT, REFERENCES, WRONG
 
 __all__ = [
@@ -8,12 +24,18 @@ __all__ = [
     "REFERENCES",
     "WRONG",
     "accounting",
+    "declarations",
     "decoding",
+    "devices",
     "equivalence",
     "method",
+    "modes",
+    "numbers",
     "precision",
+    "process",
     "purity",
     "saving",
     "sequence",
+    "sizes",
     "training",
 ]

@@ -56,6 +56,13 @@ def shifted(x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
 
 
+class Stream(Residual):
+    """Correct: the plain stream, of a card that does not promise to be neutral, for what derives from it."""
+
+    name = "stream"
+    card = replace(Residual.card, neutral_settings=(), neutral="")
+
+
 class Scaled(Residual):
     """Correct: each sublayer's output is added with a learned weight."""
 
@@ -74,14 +81,21 @@ class Scaled(Residual):
 
 
 class Strided(Scaled):
-    """Correct: outputs are weighted at every stride-th step only."""
+    """Correct: outputs count twice at every stride-th step."""
 
     name = "strided"
 
     class Config(MixerConfig):
         """Options."""
 
-        stride: int = Field(1, ge=1, description="Steps between two weighted ones.")
+        stride: int = Field(1, ge=1, description="Steps from one that counts twice to the next.")
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        stride: int = self.config.stride  # type: ignore[attr-defined]
+        return super().write(state, site, y if site.step % stride else 2 * y)
+
+    def flops_per_token(self) -> int:
+        return 2 * super().flops_per_token() + 4 * self.shape.num_steps * self.shape.hidden_size
 
 
 class Projected(Residual):

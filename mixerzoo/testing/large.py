@@ -1,0 +1,65 @@
+"""Cases that are large in one way each: rows, runs of layers, tokens, positions, depth, width."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mixerzoo.mixer import Mixer
+from mixerzoo.testing.case import Case
+from mixerzoo.testing.check import Large
+from mixerzoo.testing.drawn_options import Overrides
+from mixerzoo.testing.ordinary import ORDINARY, default_options, is_served
+
+#: What is large, and all else is small: then each costs a fraction of a second.
+_SIZES: dict[Large, tuple[dict[str, Any], dict[str, Any]]] = {
+    # Layers that are run many times over, for many rows.
+    "rows": (
+        {"loop": {"prelude": 1, "coda": 1, "count": 10}},
+        {"batch_size": 33, "chunks": (1, 2), "pick": 1},
+    ),
+    # More tokens, in longer chunks, than any block of 128.
+    "long": ({"num_layers": 2}, {"batch_size": 1, "chunks": (150, 1, 149), "pick": 200, "training": False}),
+    # Deeper than any list that someone might cap.
+    "deep": ({"num_layers": 66}, {"batch_size": 1, "chunks": (2, 1), "pick": 1}),
+    # Channels and heads as real decoders have them.
+    "wide": (
+        {"num_layers": 2, "hidden_size": 1024, "num_heads": 16, "num_kv_heads": 16, "head_dim": 64},
+        {"batch_size": 1, "chunks": (3, 2), "pick": 1, "training": False},
+    ),
+    # Positions of thousands.
+    "far": (
+        {"num_layers": 2, "num_heads": 2, "num_kv_heads": 1},
+        {"batch_size": 1, "chunks": (4096, 1, 39), "pick": 4100},
+    ),
+    # What a reference in plain Python bears of depth and heads.
+    "tall": (
+        {"num_layers": 20, "num_heads": 12, "num_kv_heads": 4, "head_dim": 2},
+        {"batch_size": 1, "chunks": (2,), "pick": 1},
+    ),
+}
+
+
+def large_cases(mixer: type[Mixer], kinds: tuple[Large, ...], overrides: Overrides | None = None) -> list[Case]:
+    """Cases with the mixer's default options, but for those that it refuses; clause 8.6 bounds what it may refuse.
+
+    Args:
+        mixer: the mixer under test.
+        kinds: in which ways they are large.
+        overrides: strategies for some of its options.
+
+    Raises:
+        MixerzooError: nothing can be drawn for an option.
+    """
+    options = default_options(mixer.Config, overrides)
+    found = []
+    for kind in kinds:
+        model, fields = _SIZES[kind]
+        for ordinary in ORDINARY:
+            heads = {name for name in ("num_kv_heads", "head_dim") if "mla" in ordinary}
+            sizes = {name: value for name, value in model.items() if name not in heads}
+            case = replace(Case(options=options), model={**ordinary, **sizes}, **fields)
+            if is_served(mixer, case):
+                found.append(case)
+                break
+    return found
