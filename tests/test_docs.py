@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import COMMANDS, app
 from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
+from mixerzoo.experiments import CompareConfig, read_comparison
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
 from mixerzoo.recipe.read import load_recipe
@@ -74,6 +75,8 @@ def test_commands_run(page, workplace, monkeypatch, tmp_path):
             if "--tasks" in words and find_spec("lm_eval") is None:
                 continue  # it is large, so CI does without it
             arguments = words[1:]
+            if arguments[0] == "compare":
+                arguments.append("--dry-run")  # tests/experiments runs some
             if arguments[0] == "train":
                 overrides = [o for o in FAST if o.split("=")[0] not in {w.split("=")[0] for w in words}]
                 if "--resume" in arguments:
@@ -90,6 +93,10 @@ def test_yaml_snippets_are_valid(page, tmp_path):
     whole = load_recipe(ROOT / "recipes" / "quickstart.yaml").to_yaml()
     for text in _blocks(page, "yaml"):
         path = tmp_path / "recipe.yaml"
+        if text.startswith("compare:"):
+            path.write_text(f"{whole}\n{text}")
+            read_comparison(path)
+            continue
         # A snippet of one section is put into a whole recipe.
         path.write_text(text if "train:" in text else re.sub(r"^mixer:\n(  .*\n)+", text, whole, flags=re.MULTILINE))
         load_recipe(path)
@@ -133,6 +140,12 @@ def test_every_key_of_a_recipe_is_documented(title, model):
         else:
             shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
         assert f"| `{name}` | {shown} | {field.description} |" in section
+
+
+def test_every_key_of_a_comparison_is_documented():
+    page = (ROOT / "docs" / "compare.md").read_text()
+    for name, field in CompareConfig.model_fields.items():
+        assert f"| `{name}` | {field.description} |" in page
 
 
 def test_every_command_is_documented():

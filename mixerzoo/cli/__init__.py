@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import sys
+from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
@@ -24,12 +24,15 @@ COMMANDS = {
     "show": ("mixerzoo.cli.show", "Show a mixer's card, its options, and what to put in a recipe."),
     "describe": ("mixerzoo.cli.describe", "Say what a recipe's decoder costs and who reads whom in it."),
     "train": ("mixerzoo.cli.train", "Train the decoder of a recipe."),
+    "compare": ("mixerzoo.cli.compare", "Compare mixers over seeds, with intervals and a report."),
     "eval": ("mixerzoo.cli.eval", "Evaluate trained decoders on text and tasks, side by side."),
     "generate": ("mixerzoo.cli.generate", "Continue a text with a trained decoder."),
+    "inspect": ("mixerzoo.cli.inspect", "Show what a trained mixer learned."),
     "import": ("mixerzoo.cli.import_model", "Make a checkpoint of a pretrained model, with any mixer."),
     "export": ("mixerzoo.cli.export", "Write a checkpoint as a stock model."),
     "new": ("mixerzoo.cli.new", "Write a package with a new mixer, ready to install."),
     "check": ("mixerzoo.cli.check", "Hold an installed mixer to every clause of the kit."),
+    "recipes": ("mixerzoo.cli.recipes", "List the recipes that come with mixerzoo, show or copy one."),
     "schema": ("mixerzoo.cli.schema", "Print the JSON Schema of recipes, for editors."),
 }
 
@@ -49,7 +52,7 @@ class LazyGroup(TyperGroup):
         if args and args[0] in COMMANDS:
             function = importlib.import_module(COMMANDS[args[0]][0]).command
             single = typer.Typer(**_STYLE)
-            single.command(args[0], help=inspect.getdoc(function))(function)
+            single.command(args[0], help=getdoc(function))(function)
             self.commands[args[0]] = typer.main.get_command(single)
         return super().resolve_command(ctx, args)
 
@@ -96,8 +99,8 @@ def _options(
 def main() -> None:
     """Run the command line on ``sys.argv``; does not return.
 
-    Exit codes: 0, 1 if `check` finds a broken clause, 2 for what the user can put right, 130 after Ctrl-C,
-    143 after SIGTERM. Any other failure is a bug and keeps its traceback.
+    Exit codes: 0, 1 if `check` finds a broken clause or a run of `compare` fails, 2 for what the user can put right,
+    130 after Ctrl-C, 143 after SIGTERM. Any other failure is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter of an equation shows a question mark.

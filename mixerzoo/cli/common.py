@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-#: A recipe file.
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)]
+#: A recipe file, or a name.
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, or a name that `mixerzoo recipes` lists.", show_default=False
+    ),
+]
 
 #: Overrides of a recipe.
 OverridesArgument = Annotated[

@@ -29,6 +29,10 @@ def print_result(result: Mapping[str, Any]) -> None:
     figures.add_row("perplexity per token", "infinite" if perplexity in (None, math.inf) else f"{perplexity:.3f}")
     if result.get("tokens_per_second") is not None:
         figures.add_row("training, tokens per second", f"{result['tokens_per_second']:,.0f}")
+    if result.get("train_seconds") is not None:
+        figures.add_row("  seconds", f"{result['train_seconds']:,.1f}")
+        figures.add_row("  floating-point operations", f"{result['train_flops']:.3g}")
+        figures.add_row("  peak memory, MiB", f"{result['peak_memory_bytes'] / 2**20:,.0f}")
     figures.add_row("parameters", f"{result['parameters']:,}")
     figures.add_row("  of the mixer", f"{result['mixer_parameters']:,}")
     figures.add_row("KV cache, bytes per token", f"{result['kv_bytes_per_token']:,}")

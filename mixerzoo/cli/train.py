@@ -44,7 +44,7 @@ def command(
     The run directory holds the resolved recipe, metrics.jsonl, checkpoints, the final weights and
     tokenizer, and a model card. At the end the validation text is scored exactly, beside two yardsticks.
     """
-    from mixerzoo.recipe import load_recipe
+    from mixerzoo.recipe import find_recipe, load_recipe
     from mixerzoo.runs import RunDirectory
 
     directory = out if out is not None else Path("runs") / Path(recipe).stem
@@ -52,7 +52,7 @@ def command(
         # Which plugin is missing is in the run's records, not in the recipe.
         RunDirectory(directory).check_mixer()
     experiment = load_recipe(recipe, overrides or ())
-    if overwrite and Path(recipe).resolve().is_relative_to(directory.resolve()):
+    if overwrite and find_recipe(recipe).resolve().is_relative_to(directory.resolve()):
         raise RunError(f"the recipe {recipe} lies in {directory}, which --overwrite would replace; copy it elsewhere")
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.training import Terminated, train

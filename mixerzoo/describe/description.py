@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from mixerzoo.describe.picture import picture
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import DecoderShape, load_registry
-from mixerzoo.model import Decoder
+from mixerzoo.model import Decoder, flops_per_token
 from mixerzoo.process import launch
 from mixerzoo.recipe import Recipe, TrainingMemory, build, in_words, remembered, sense, tokens_of_run, training_memory
 
@@ -195,37 +194,3 @@ def count_costs(decoder: Decoder, sequence_length: int, dtype: torch.dtype) -> C
         in_flight_bytes_per_token=decoder.mixer.in_flight_bytes(dtype),
         flops_per_token=flops_per_token(decoder, sequence_length),
     )
-
-
-def flops_per_token(decoder: Decoder, sequence_length: int) -> int:
-    """Floating-point operations of one forward, averaged over the tokens of a sequence.
-
-    2 · (weights of all projections that run: of a layer once per step, of keys and values only where the
-    step owns them, of the head, not of the embedding) + Σ over steps of 2·H·(d + value width)·(average context)
-    + ``mixer.flops_per_token()``. Without a window the average context is (T + 1) / 2.
-
-    Args:
-        decoder: the model.
-        sequence_length: T.
-    """
-    plan, shape = decoder.plan, decoder.shape
-    weights = decoder.lm_head.weight.numel()
-    context_sum = 0
-    layers = [_projections(layer) for layer in decoder.model.layers]
-    for step, number in enumerate(plan.order):
-        owns_k, owns_v = plan.owns_k(step), plan.owns_v(step)
-        running = {"k_proj": owns_k, "v_proj": owns_v, "kv_a_proj_with_mqa": owns_k}
-        weights += sum(size for name, size in layers[number] if running.get(name, True))
-        seen = min(plan.window(step) or sequence_length, sequence_length)
-        context_sum += seen * (seen + 1) // 2 + (sequence_length - seen) * seen
-    attention = 2 * shape.num_heads * (shape.head_dim + shape.v_head_dim) * context_sum
-    return 2 * weights + round(attention / sequence_length) + decoder.mixer.flops_per_token()
-
-
-def _projections(layer: nn.Module) -> list[tuple[str, int]]:
-    """The last part of the name of each projection of a layer, and how many weights it has."""
-    return [
-        (name.rpartition(".")[2], part.weight.numel())
-        for name, part in layer.named_modules()
-        if isinstance(part, nn.Linear)
-    ]

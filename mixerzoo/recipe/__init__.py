@@ -1,5 +1,6 @@
 """A recipe: one YAML file that is a whole experiment; read, completed, checked, built."""
 
+from mixerzoo.recipe.at_hand import find_recipe, recipes_at_hand, summary_of
 from mixerzoo.recipe.building import build, in_words
 from mixerzoo.recipe.feasibility import (
     TrainingMemory,
@@ -10,7 +11,7 @@ from mixerzoo.recipe.feasibility import (
     tokens_of_run,
     training_memory,
 )
-from mixerzoo.recipe.read import load_recipe, to_recipe
+from mixerzoo.recipe.read import load_recipe, parse_recipe, to_recipe
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.recipe.schema import json_schema
 from mixerzoo.recipe.yaml_source import YamlSource
@@ -22,11 +23,15 @@ __all__ = [
     "build",
     "check_data",
     "check_size",
+    "find_recipe",
     "in_words",
     "json_schema",
     "load_recipe",
+    "parse_recipe",
+    "recipes_at_hand",
     "remembered",
     "sense",
+    "summary_of",
     "to_recipe",
     "tokens_of_run",
     "training_memory",

@@ -125,7 +125,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file.
 
     Args:
-        path: of the YAML file.
+        path: of the YAML file, or the name of a recipe that comes with the package.
         overrides: each ``"key.path=value"``.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mixerzoo.mixer import load_registry
 from mixerzoo.recipe.recipe import Recipe
+from mixerzoo.recipe.yaml_source import BASE
 
 
 def json_schema() -> dict[str, Any]:
@@ -26,13 +27,27 @@ def json_schema() -> dict[str, Any]:
             }
         )
     schema["$defs"]["MixerChoice"] = {"oneOf": choices}
+    sections = {
+        name: {"required": schema["$defs"][part["$ref"].rpartition("/")[2]].pop("required")}
+        for name, part in schema["properties"].items()
+        if name in schema["required"] and name != "mixer"
+    }
     # A checkpoint supplies what is left out.
     alone = {"not": {"required": ["init_from"]}}
-    model, data = schema["$defs"]["RecipeModel"], schema["$defs"]["DataConfig"]
-    model |= {"if": alone, "then": {"required": model.pop("required")}}
-    data["required"].remove("tokenizer")
-    schema |= {
+    sections["model"] = {"if": alone, "then": sections["model"]}
+    sections["data"]["required"].remove("tokenizer")
+    whole = {
+        "required": schema.pop("required"),
+        "properties": sections,
         "if": {"properties": {"model": alone}},
         "then": {"properties": {"data": {"required": ["tokenizer"]}}},
     }
+    base = {
+        "type": "string",
+        "minLength": 1,
+        "description": "The recipe that this one inherits from: a path or a name.",
+    }
+    schema["properties"] = {BASE: base, **schema["properties"]}
+    # What a recipe inherits it may leave out.
+    schema |= {"if": {"not": {"required": [BASE]}}, "then": whole}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mixerzoo recipe", **schema}

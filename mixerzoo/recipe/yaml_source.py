@@ -1,4 +1,4 @@
-"""The YAML text of a recipe with the line of every key, and ``key.path=value`` overrides on top of it."""
+"""The YAML text of a recipe with the line of every key, what it inherits, and ``key.path=value`` overrides on top."""
 
 from __future__ import annotations
 
@@ -9,24 +9,46 @@ from pathlib import Path as FilePath
 from typing import Any, Self
 
 from mixerzoo.errors import RecipeError, did_you_mean
+from mixerzoo.recipe.at_hand import find_recipe, recipes_at_hand
 from mixerzoo.validation import Path, Problem, dotted, keys_in, shown
 from mixerzoo.yaml_text import MAX_BYTES, MAX_DEPTH, Node, TextError, compose
 
+#: The key by which a recipe inherits from another.
+BASE = "base"
+#: Recipes that inherit from each other in a row.
+MAX_BASES = 16
+#: Keys that say of which kind a mapping is, so that the other keys of one kind mean nothing to another.
+_KINDS = ("name", "rope_type")
+
 
 class YamlSource:
-    """A YAML mapping, where each of its keys stands, and the overrides applied to it.
+    """A YAML mapping, where each of its keys stands, what it inherits, and the overrides applied to it.
+
+    A mapping with the key ``base`` has all that the recipe has which that names (a path relative to the file, or the
+    name of one that comes with the package), and its own keys on top: mappings are merged, any other value replaces
+    the inherited one, and so does a mapping that names another kind (``name``, ``rope_type``).
 
     Args:
         text: the YAML text.
         name: what to call it in messages: the file's path.
         overrides: each ``"key.path=value"``; the value is read as YAML.
+        path: of the file; None: what it inherits is relative to the working directory.
+        heirs: the files that inherit from it, the first one first.
 
     Raises:
-        RecipeError: the text is not YAML, not a mapping, repeats a key, exceeds a bound of `yaml_text`, or an
-            override is malformed.
+        RecipeError: the text is not YAML, not a mapping, repeats a key, exceeds a bound of `yaml_text`, inherits from
+            itself or from what cannot be read, or an override is malformed.
     """
 
-    def __init__(self, text: str, name: str, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        text: str,
+        name: str,
+        overrides: Sequence[str] = (),
+        *,
+        path: FilePath | None = None,
+        heirs: tuple[FilePath, ...] = (),
+    ) -> None:
         self.name = name
         try:
             self._root: Node | None = compose(text)
@@ -35,8 +57,7 @@ class YamlSource:
         if not isinstance(self._root.value, dict):
             given = "nothing" if self._root.value is None else shown(self._root.construct())
             raise RecipeError(f"{name}:1: expected a mapping of keys to values, got {given}")
-        self.data: dict[str, Any] = self._root.construct()
-        self._written: dict[str, Any] = self._root.construct()
+        self._complete(self._root.construct(), path, heirs)
         self._overridden: dict[Path, str] = {}
         for override in overrides:
             self._apply(override)
@@ -48,19 +69,58 @@ class YamlSource:
         Args:
             mapping: of keys to values.
             name: what to call it in messages.
+
+        Raises:
+            RecipeError: it inherits from what cannot be read.
         """
         source = cls.__new__(cls)
         source.name, source._root, source._overridden = name, None, {}
-        source.data = source._written = copy.deepcopy(dict(mapping))
+        source._complete(copy.deepcopy(dict(mapping)), None, ())
         return source
 
+    def _complete(self, own: dict[str, Any], path: FilePath | None, heirs: tuple[FilePath, ...]) -> None:
+        """Put what the source says itself on top of what it inherits."""
+        self._own = own
+        self._base: YamlSource | None = None
+        if BASE in own:
+            self._base = self._inherited(own[BASE], path, heirs)
+            own = {key: value for key, value in own.items() if key != BASE}
+        self.data: dict[str, Any] = copy.deepcopy(own if self._base is None else _merged(self._base.data, own))
+        self._written: dict[str, Any] = copy.deepcopy(self.data)
+
+    def _inherited(self, given: Any, path: FilePath | None, heirs: tuple[FilePath, ...]) -> YamlSource:
+        line = self._line((BASE,))[1]
+        place = f"{self.name}: {BASE}" if line is None else f"{self.name}:{line}: {BASE}"
+        if not isinstance(given, str) or not given:
+            raise RecipeError(f"{place}: expected the path or the name of a recipe, got {shown(given)}")
+        target = find_recipe(given, None if path is None else path.parent)
+        if path is not None:
+            heirs = (*heirs, path.resolve())
+        if target.resolve() in heirs:
+            circle = " → ".join(
+                shown_path(each) for each in (*heirs[heirs.index(target.resolve()) :], target.resolve())
+            )
+            raise RecipeError(f"{place}: a recipe cannot inherit from itself: {circle}")
+        if len(heirs) >= MAX_BASES:
+            raise RecipeError(f"{place}: more than {MAX_BASES} recipes inherit from each other in a row")
+        try:
+            return YamlSource.read(target, heirs=heirs)
+        except RecipeError as error:
+            raise RecipeError(f"{error}\n  inherited by {place}: {given}") from error
+
     @classmethod
-    def read(cls, path: FilePath, overrides: Sequence[str] = ()) -> Self:
+    def read(cls, path: FilePath, overrides: Sequence[str] = (), *, heirs: tuple[FilePath, ...] = ()) -> Self:
         """Read a file.
+
+        Args:
+            path: of the file, or the name of a recipe that comes with the package.
+            overrides: each ``"key.path=value"``.
+            heirs: the files that inherit from it, the first one first.
 
         Raises:
             RecipeError: also where the file cannot be read.
         """
+        path = find_recipe(path)
         name = shown_path(path)
         try:
             mode = path.stat().st_mode
@@ -72,8 +132,9 @@ class YamlSource:
             with path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except FileNotFoundError as error:
-            near = [*path.parent.glob("*.yaml"), *FilePath("recipes").rglob("*.yaml")]
-            raise RecipeError(f"{name}: no such file{did_you_mean(str(path), map(str, near))}") from error
+            files = map(str, [*path.parent.glob("*.yaml"), *FilePath("recipes").rglob("*.yaml")])
+            near = recipes_at_hand() if path.name == str(path) and not path.suffix else files
+            raise RecipeError(f"{name}: no such file{did_you_mean(str(path), near)}") from error
         except (OSError, ValueError) as error:
             # ValueError: a path that no system call takes, such as one with a NUL.
             raise RecipeError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -84,41 +145,71 @@ class YamlSource:
         except UnicodeDecodeError as error:
             line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
             raise RecipeError(f"{name}:{line}: not UTF-8 text: the byte 0x{byte:02x} has no meaning there") from error
-        return cls(text, name, overrides)
+        return cls(text, name, overrides, path=path, heirs=heirs)
 
     def where(self, problem: Problem) -> str:
         """``"file:line: key.path"``, or the override that brought the problem about."""
         keys = dotted(problem.path)
         places = problem.involved or (problem.path,)
         for path in places:
-            if override := self._override(path):
-                place = f"override {shown(override, _SHOWN)}"
+            if place := self._set_by(path):
                 return f"{place}: {keys}" if keys else place
-        line = self._line(places[0])
-        place = self.name if line is None else f"{self.name}:{line}"
+        name, line = self._standing(places[0])
+        place = name if line is None else f"{name}:{line}"
         return f"{place}: {keys}" if keys else place
 
-    def _override(self, path: Path) -> str | None:
-        """The override that set a value, one that holds it, or, where the file has none, a part of it."""
+    def changed(self, changes: Mapping[Path, Any], places: Mapping[Path, str]) -> Self:
+        """A copy with other values, which are validated as if they had been written there.
+
+        Args:
+            changes: path → value; mappings on the way are made where they are missing.
+            places: the same paths → where the value comes from, for messages.
+
+        Raises:
+            RecipeError: a value on the way is no mapping.
+        """
+        source = copy.copy(self)
+        source.data, source._overridden = copy.deepcopy(self.data), dict(self._overridden)
+        for path, value in changes.items():
+            source._set(path, copy.deepcopy(value), places[path])
+        return source
+
+    def take(self, key: str) -> Any:
+        """The value of a key of the root, which from now on is no part of the recipe; None where there is none."""
+        return self.data.pop(key, None)
+
+    def _set_by(self, path: Path) -> str | None:
+        """What set a value after the file, one that holds it, or, where the file has none, a part of it."""
         for end in range(len(path), 0, -1):
-            if override := self._overridden.get(path[:end]):
-                return override
+            if place := self._overridden.get(path[:end]):
+                return place
         if path and keys_in(path, self._written) != path:
-            return next((text for key, text in self._overridden.items() if key[: len(path)] == path), None)
+            return next((place for key, place in self._overridden.items() if key[: len(path)] == path), None)
         return None
 
-    def _line(self, path: Path) -> int | None:
+    def _standing(self, path: Path) -> tuple[str, int | None]:
+        """The file and line where a value stands, or as much of its path as is written anywhere."""
+        return self._deepest(path)[1:]
+
+    def _deepest(self, path: Path) -> tuple[int, str, int | None]:
+        depth, line = self._line(path)
+        inherited = None if self._base is None else self._base._deepest(path)
+        return inherited if inherited is not None and inherited[0] > depth else (depth, self.name, line)
+
+    def _line(self, path: Path) -> tuple[int, int | None]:
+        """How many keys of a path stand in this file, and the line of the last."""
         if self._root is None:
-            return None
-        node = self._root
+            return len(keys_in(path, self._own)), None
+        node, depth = self._root, 0
         line = node.line
         for part in path:
             if isinstance(node.value, dict) and part in node.value:
                 line, node = node.value[str(part)]
+                depth += 1
             elif isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
-                line = node.line
-        return line
+                line, depth = node.line, depth + 1
+        return depth, line
 
     def _apply(self, override: str) -> None:
         key, equals, written = override.partition("=")
@@ -130,16 +221,35 @@ class YamlSource:
             value = compose(written).construct()
         except TextError as error:
             raise RecipeError(f"{name}: {_explained(error)}") from error
+        self._set(parts, value, name)
+
+    def _set(self, path: Path, value: Any, place: str) -> None:
         target = self.data
-        for part in parts[:-1]:
-            inner = target.get(part)
+        for part in path[:-1]:
+            inner = target.get(str(part))
             if inner is None:
-                inner = target[part] = {}
+                inner = target[str(part)] = {}
             if not isinstance(inner, dict):
-                raise RecipeError(f"{name}: {shown(part)} is not a mapping")
+                raise RecipeError(f"{place}: {shown(part)} is not a mapping")
             target = inner
-        target[parts[-1]] = value
-        self._overridden[parts] = override
+        target[str(path[-1])] = value
+        self._overridden[path] = place
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping on top of another."""
+    merged = dict(base)
+    for key, value in own.items():
+        before = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping) and _same_kind(before, value):
+            merged[key] = _merged(before, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_kind(base: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    return all(own[kind] == base.get(kind) for kind in _KINDS if kind in own)
 
 
 #: How much of an override is repeated in a message.

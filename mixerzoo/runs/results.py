@@ -20,8 +20,9 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
         directory: the run directory.
 
     Returns:
-        For each logged step ``step``, ``loss``, ``grad_norm``, ``learning_rate`` and ``tokens_per_second``; for each
-        validation during training ``step`` and ``validation``, its figures.
+        For each logged step ``step``, ``loss``, ``grad_norm`` and ``learning_rate``; for each validation during
+        training ``step`` and ``validation``, its figures; and in both the run's records so far, as ``result.json`` has
+        them.
 
     Raises:
         RunError: the directory holds no run, or the file cannot be read.

@@ -24,7 +24,7 @@ from mixerzoo.recipe import Recipe, build, check_data, check_size, to_recipe
 from mixerzoo.runs import GENERATION_FILE, METRICS_FILE, RunDirectory, newest_whole, read_metrics_file, run_card, tidy
 from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.reporter import Reporter
-from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation, tokens_per_second
+from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation
 from mixerzoo.training.trainer import MixerZooTrainer, learning_rates
 
 __all__ = ["Reporter", "train"]
@@ -170,7 +170,7 @@ class _Work:
                 data,
                 reporter,
                 self.interrupts,
-                trainer.stopwatch,
+                trainer.records,
                 main=self.main,
                 validate_first=self._validation_missing(start),
             )
@@ -240,13 +240,14 @@ class _Work:
         """Score, save, and say that the run is finished."""
         run, recipe, decoder = self.run, self.recipe, trainer.decoder
         decoder.eval()
-        final = score_validation(decoder, recipe, data, None, self.reporter.final_validation)
+        with trainer.records.validating():
+            final = score_validation(decoder, recipe, data, None, self.reporter.final_validation)
         check_finite(final, "final validation")
         result = {
             **final.to_dict(),
             **accounting(decoder),
             "steps": recipe.train.steps,
-            "tokens_per_second": tokens_per_second(recipe, trainer.stopwatch, trainer.args.world_size),
+            **trainer.records.after(recipe.train.steps),
         }
         if self.main:
             run.check_there()

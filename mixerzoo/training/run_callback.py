@@ -16,8 +16,8 @@ from mixerzoo.model import Decoder
 from mixerzoo.recipe import Recipe
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training.interrupts import Interrupts
+from mixerzoo.training.records import Records
 from mixerzoo.training.reporter import Reporter
-from mixerzoo.training.stopwatch import Stopwatch
 
 
 class _Stop(Exception):
@@ -33,7 +33,7 @@ class RunCallback(TrainerCallback):
         data: its validation text.
         reporter: hears of it.
         interrupts: what asks for the end.
-        stopwatch: measures the steps.
+        records: of what the run has cost.
         main: whether this is the process that writes.
         validate_first: whether the step that training goes on from has yet to be validated.
     """
@@ -45,13 +45,13 @@ class RunCallback(TrainerCallback):
         data: PreparedData,
         reporter: Reporter,
         interrupts: Interrupts,
-        stopwatch: Stopwatch,
+        records: Records,
         *,
         main: bool,
         validate_first: bool,
     ) -> None:
         self._run, self._recipe, self._data, self._reporter = run, recipe, data, reporter
-        self._interrupts, self._stopwatch, self._main = interrupts, stopwatch, main
+        self._interrupts, self._records, self._main = interrupts, records, main
         self._validate_first = validate_first
         self._loss: float | None = None
         self._group: Any = None
@@ -68,7 +68,7 @@ class RunCallback(TrainerCallback):
             line = self._validate(kwargs["model"].decoder, state)
             if self._main and line is not None:
                 self._run.metrics.insert_validation(line)
-        self._stopwatch.start()
+        self._records.stopwatch.start()
 
     def on_log(
         self,
@@ -81,17 +81,17 @@ class RunCallback(TrainerCallback):
         if "loss" not in logs:
             return
         self._loss = logs["loss"]
-        speed = self.tokens_per_second(args)
-        self._reporter.logged(state.global_step, logs["loss"], speed)
+        self._reporter.logged(state.global_step, logs["loss"], self._records.tokens_per_second)
         if self._main:
             figures = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate")}
-            self._run.metrics.append({"step": state.global_step, **figures, "tokens_per_second": speed})
+            records = self._records.after(state.global_step)
+            self._run.metrics.append({"step": state.global_step, **figures, **records})
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        self._stopwatch.step()
-        self._reporter.step(state.global_step, self._loss, self.tokens_per_second(args))
+        self._records.stopwatch.step()
+        self._reporter.step(state.global_step, self._loss, self._records.tokens_per_second)
         interval = self._recipe.eval.interval
         if interval is not None and state.global_step % interval == 0 and state.global_step < state.max_steps:
             line = self._validate(kwargs["model"].decoder, state)
@@ -118,7 +118,7 @@ class RunCallback(TrainerCallback):
         """
         decoder.eval()
         try:
-            with self._stopwatch.paused():
+            with self._records.validating():
                 result = score_validation(
                     decoder, self._recipe, self._data, self._recipe.eval.max_sequences, self._stop_early
                 )
@@ -128,30 +128,13 @@ class RunCallback(TrainerCallback):
             decoder.train()
         check_finite(result, f"validation after step {state.global_step}")
         self._reporter.validation(state.global_step, result)
-        return {"step": state.global_step, "validation": result.to_dict()}
+        records = self._records.after(state.global_step)
+        return {"step": state.global_step, "validation": result.to_dict(), **records}
 
     def _stop_early(self, done: int, total: int) -> None:
         # Several processes wait for each other at the end of a validation, so there it goes on.
         if self._group is None and self._interrupts.received is not None:
             raise _Stop
-
-    def tokens_per_second(self, args: TrainingArguments) -> float | None:
-        """Of training steps alone, over the run; None: none is measured."""
-        return tokens_per_second(self._recipe, self._stopwatch, args.world_size)
-
-
-def tokens_per_second(recipe: Recipe, stopwatch: Stopwatch, processes: int) -> float | None:
-    """Tokens that all processes together see in a second of training.
-
-    Args:
-        recipe: says how many are in a step.
-        stopwatch: says how long it takes.
-        processes: how many train.
-    """
-    speed = stopwatch.steps_per_second
-    train = recipe.train
-    per_step = train.batch_size * train.accumulation * processes * recipe.data.sequence_length
-    return None if speed is None else round(speed * per_step, 1)
 
 
 def score_validation(

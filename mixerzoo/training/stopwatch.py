@@ -12,8 +12,8 @@ import torch
 class Stopwatch:
     """Measures steps from the end of one to the end of the next.
 
-    The first step of a process is left out: compilers, allocators and data loaders begin in it. On a GPU the clock
-    stops after the work that was asked for is done.
+    The first step of a process is no part of the speed: compilers, allocators and data loaders begin in it. On a GPU
+    the clock stops after the work that was asked for is done.
 
     Args:
         compiled: whether the first step is spent in a compiler, so that it says nothing even where it is the only one.
@@ -27,6 +27,8 @@ class Stopwatch:
         #: What was measured, other processes' part of the same run included.
         self.steps = 0
         self.seconds = 0.0
+        #: Of the first step of each process.
+        self.first_seconds = 0.0
 
     def start(self) -> None:
         """Steps begin."""
@@ -43,6 +45,7 @@ class Stopwatch:
         now = time.monotonic()
         if before is not None:
             self._first = now - before
+            self.first_seconds += self._first
             self._since = now
 
     @contextmanager
@@ -63,11 +66,19 @@ class Stopwatch:
     def steps_per_second(self) -> float | None:
         """Over all steps measured; None: there is none yet."""
         if self.steps:
-            running = 0.0 if self._since is None else time.monotonic() - self._since
-            return self.steps / max(1e-9, self.seconds + running)
+            return self.steps / max(1e-9, self.seconds + self._running)
         if self._first is None or self._compiled:
             return None
         return 1 / max(1e-9, self._first)
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all steps, the first ones included."""
+        return self.first_seconds + self.seconds + (self._running if self._began else 0.0)
+
+    @property
+    def _running(self) -> float:
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
 
 def _wait() -> None:

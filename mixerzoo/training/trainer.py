@@ -31,6 +31,7 @@ from mixerzoo.files import MANIFEST_FILE, read_manifest
 from mixerzoo.model import Decoder, apply_lr_factors, decay_parameter_names
 from mixerzoo.recipe import Recipe
 from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints, prune, publish_checkpoint
+from mixerzoo.training.records import Records
 from mixerzoo.training.state import (
     check_optimizer,
     check_scheduler,
@@ -40,7 +41,6 @@ from mixerzoo.training.state import (
     set_random_state,
     written,
 )
-from mixerzoo.training.stopwatch import Stopwatch
 
 __all__ = [
     "MixerZooTrainer",
@@ -123,7 +123,6 @@ class MixerZooTrainer(Trainer):
         self.recipe = recipe
         self.directory = directory
         self.run = run
-        self.stopwatch = Stopwatch(compiled=recipe.train.compile)
         self._saving_into: Path | None = None
         decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
         super().__init__(
@@ -132,6 +131,7 @@ class MixerZooTrainer(Trainer):
             train_dataset=dataset,
             callbacks=callbacks,
         )
+        self.records = Records(recipe, decoder, self.args.device, self.args.world_size)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -160,7 +160,7 @@ class MixerZooTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         self.check_finite()
-        with self.stopwatch.paused():
+        with self.records.stopwatch.paused():
             target = self.directory / f"checkpoint-{self.state.global_step}"
             self._saving_into = Path(str(self._agreed(str(files.unfinished(target)))))
             try:
@@ -222,14 +222,13 @@ class MixerZooTrainer(Trainer):
         return Path(folder, "rng_state.pth" if world <= 1 else f"rng_state_{self.args.process_index}.pth")
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Save what each process has of its own: random numbers, the loss since the last log line, the clock."""
+        """Save what each process has of its own: random numbers, the loss since the last log line, records."""
         path = self._process_file(output_dir)
         state = {
             "random": random_state(),
             "loss": self._tr_loss.detach().cpu(),
             "logged": self._globalstep_last_logged,
-            "steps": self.stopwatch.steps,
-            "seconds": self.stopwatch.seconds,
+            "records": self.records.state(),
         }
         with written(path):
             torch.save(state, path)
@@ -252,8 +251,7 @@ class MixerZooTrainer(Trainer):
             self.decoder.load_state_dict(saved.state_dict())
         except RuntimeError as error:
             raise RunError(f"{folder}: holds the weights of another decoder than the recipe's") from error
-        state = self._process_state(folder)
-        self.stopwatch.steps, self.stopwatch.seconds = state["steps"], state["seconds"]
+        self.records.load_state(self._process_state(folder)["records"], self._process_file(folder))
 
     def _check_processes(self, folder: Path) -> None:
         if not (folder / MANIFEST_FILE).exists():
@@ -282,7 +280,7 @@ class MixerZooTrainer(Trainer):
     def _process_state(self, folder: Path) -> dict[str, Any]:
         path = self._process_file(folder)
         state = read_state(path)
-        kinds = {"random": dict, "loss": Tensor, "logged": int, "steps": int, "seconds": float}
+        kinds = {"random": dict, "loss": Tensor, "logged": int, "records": dict}
         if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
             raise RunError(f"{path}: holds no state of a process that trains; remove the checkpoint")
         if state["loss"].shape != () or not 0 <= state["logged"] <= _step_of(folder):

@@ -31,7 +31,7 @@ from mixerzoo.evaluation.tasks.questions import (
 )
 from mixerzoo.recipe.building import build
 from mixerzoo.training.run import Reporter, train
-from runs import tiny_recipe
+from runs import RECORDS, tiny_recipe
 
 TEXT = "Zwölf Boxkämpfer\r\njagen Viktor\n\n\tquer über den großen Sylter Deich – 12 × 3 = 36.\n" * 3
 
@@ -120,7 +120,8 @@ def test_a_uniform_decoder_needs_the_logarithm_of_the_vocabulary(tmp_path, text_
 def test_one_run_has_its_figures_at_the_top(finished):
     figures = figures_of(finished)
     result = json.loads((finished / "result.json").read_text())
-    del result["steps"], result["tokens_per_second"]
+    for name in RECORDS:
+        del result[name]
     assert figures.pop("directory") == str(finished)
     assert len(figures.pop("validation_text")) == 64
     assert figures == result

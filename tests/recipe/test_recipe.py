@@ -509,7 +509,9 @@ def test_json_schema() -> None:
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["required"] == ["model", "mixer", "data", "train"]
+    assert schema["if"] == {"not": {"required": ["base"]}}
+    assert schema["then"]["required"] == ["model", "mixer", "data", "train"]
+    assert "steps" in schema["then"]["properties"]["train"]["required"]
     assert schema["additionalProperties"] is False
     for part in schemas_in(schema):
         if "$ref" in part:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.recipe.recipe import Recipe
+from mixerzoo.training.records import MEASURED
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 OVERRIDES = (
@@ -35,13 +36,32 @@ def tiny_recipe(*overrides: str) -> Recipe:
     return load_recipe(QUICKSTART, (*OVERRIDES, *overrides))
 
 
+#: What `mixerzoo train` records of a run beside the figures that `mixerzoo eval` gives again.
+RECORDS = (
+    "steps",
+    "seed",
+    "tokens",
+    "train_seconds",
+    "validation_seconds",
+    "train_flops",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_bytes",
+    "device",
+    "devices",
+    "threads",
+)
+
+
 def fingerprint(directory: Path) -> dict[str, Any]:
     """All that must be the same bits in two equal runs."""
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     for line in metrics:
-        line.pop("tokens_per_second", None)
+        for name in MEASURED:
+            line.pop(name)
     result = json.loads((directory / "result.json").read_text())
-    result.pop("tokens_per_second")
+    for name in MEASURED:
+        result.pop(name)
     return {
         "weights": hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest(),
         "metrics": metrics,

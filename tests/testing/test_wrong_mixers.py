@@ -32,8 +32,8 @@ def some_are_slow() -> list[Any]:
     return found
 
 
-#: The right ones that run by default: a state, hooks and a tail.
-BY_DEFAULT = [mixer for mixer in CORRECT if mixer.name in ("denseformer", "depth_attention", "remembering")]
+#: The right ones that run by default: one with hooks and a memory, one with a tail.
+BY_DEFAULT = [mixer for mixer in CORRECT if mixer.name in ("depth_attention", "remembering")]
 
 #: The files of wrong mixers that only large decoders, other modes and the like show.
 BEYOND = ("declarations", "devices", "modes", "numbers", "process", "sizes")

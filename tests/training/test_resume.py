@@ -24,6 +24,7 @@ from mixerzoo.files.manifest import MANIFEST_FILE, write_manifest
 from mixerzoo.runs.checkpoints import complete_checkpoints, prune
 from mixerzoo.runs.directory import RunDirectory
 from mixerzoo.training.interrupts import Interrupts, Terminated
+from mixerzoo.training.records import MEASURED
 from mixerzoo.training.run import Reporter, train
 from runs import OVERRIDES, QUICKSTART, fingerprint, tiny_recipe
 
@@ -375,7 +376,7 @@ def _outcome(command: str, run: Path) -> tuple[int, str, str]:
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     said = result.stdout
     if command == "resume" and result.exit_code == 0:
-        said = json.dumps({k: v for k, v in json.loads(said).items() if k != "tokens_per_second"})
+        said = json.dumps({k: v for k, v in json.loads(said).items() if k not in MEASURED})
     if command == "eval":
         said = said.replace(str(run), "")
     return result.exit_code, said, result.stderr

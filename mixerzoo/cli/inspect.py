@@ -1,0 +1,96 @@
+"""`mixerzoo inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixerzoo.cli.common import DeviceOption, JsonOption, console, pick_device, print_json, table
+from mixerzoo.errors import RunError
+from mixerzoo.files import to_json, write_text
+
+if TYPE_CHECKING:
+    from mixerzoo.experiments import Inspection
+
+_RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint.")]
+_TextOption = Annotated[
+    Path | None,
+    typer.Option("--text", metavar="FILE", help="A UTF-8 text file; default: the run's validation text."),
+]
+_PromptOption = Annotated[str | None, typer.Option("--prompt", help="Weights of each token of this text.")]
+_WindowsOption = Annotated[
+    int, typer.Option("--windows", metavar="N", min=1, max=1 << 20, help="Sequences to read at most.")
+]
+_OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Write inspect.html and inspect.json.", show_default=False)
+]
+
+
+def command(
+    run: _RunArgument,
+    text: _TextOption = None,
+    prompt: _PromptOption = None,
+    windows: _WindowsOption = 8,
+    device: DeviceOption = None,
+    out: _OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a trained mixer learned.
+
+    For each site the weights of its sources, mean and spread over text, and the loss if the head read the stream
+    after each step.
+    """
+    if not run.is_dir():
+        raise RunError(f"{run}: no such directory")
+    from mixerzoo.experiments import inspect_checkpoint, page
+    from mixerzoo.process import full_precision
+
+    where = pick_device(device)
+    with full_precision():
+        found = inspect_checkpoint(run, text=text, prompt=prompt, max_windows=windows, device=where)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "inspect.html", page(found, str(run)))
+        write_text(out / "inspect.json", to_json(found.to_dict()))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print(found, str(run))
+
+
+def _print(found: Inspection, run: str) -> None:
+    from rich.text import Text
+
+    out = console()
+    out.print(f"{run}: {found.mixer}, {found.num_tokens:,} tokens", style="bold", soft_wrap=True)
+    if found.sites:
+        listing = table("Site", "Weights", "Source: mean ± spread")
+        for site in found.sites:
+            bars = Text("".join(_shade(value) for value in site.mean))
+            pairs = zip(site.sources, site.mean, site.spread, strict=True)
+            listing.add_row(site.name, bars, "  ".join(f"{name}: {mean:.3f} ± {std:.3f}" for name, mean, std in pairs))
+        out.print(listing)
+        if found.tokens is not None:
+            for site in found.sites:
+                if site.per_token is not None:
+                    out.print(f"\n{site.name}", style="bold")
+                    rows = table("Token", *site.sources)
+                    for token, weights in zip(found.tokens, site.per_token, strict=True):
+                        rows.add_row(repr(token), *(f"{_shade(value)} {value:.3f}" for value in weights))
+                    out.print(rows)
+    else:
+        out.print(f"The mixer {found.mixer} shows no weights: it weighs no sources, or does not say how.")
+    if found.depth_loss is None:
+        out.print("No loss after each step: its layers do not read one stream.")
+        return
+    depths = table("Step", "Loss, if the head read there")
+    for step, loss in enumerate(found.depth_loss):
+        depths.add_row(str(step), f"{loss:.4f}")
+    out.print(depths)
+
+
+def _shade(value: float) -> str:
+    """A cell of the heat map: the darker, the larger the weight."""
+    return " ░▒▓█"[min(4, round(4 * abs(value)))]

@@ -1,0 +1,30 @@
+"""What trained decoders show: which mixer is worth its cost, and what a mixer learned."""
+
+from mixerzoo.experiments.comparing import compare
+from mixerzoo.experiments.estimates import Estimate, estimates
+from mixerzoo.experiments.figures import COLUMNS, cell, setting_in_words, summary
+from mixerzoo.experiments.grid import CompareConfig, Comparison
+from mixerzoo.experiments.inspect import Inspection, SiteWeights, inspect_checkpoint
+from mixerzoo.experiments.inspect_page import page
+from mixerzoo.experiments.progress import Board
+from mixerzoo.experiments.reading import MOST_CELLS, Flags, read_comparison
+
+__all__ = [
+    "COLUMNS",
+    "MOST_CELLS",
+    "Board",
+    "CompareConfig",
+    "Comparison",
+    "Estimate",
+    "Flags",
+    "Inspection",
+    "SiteWeights",
+    "cell",
+    "compare",
+    "estimates",
+    "inspect_checkpoint",
+    "page",
+    "read_comparison",
+    "setting_in_words",
+    "summary",
+]

@@ -1,0 +1,214 @@
+"""A comparison as a whole: run, gone on with, refused, reported."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mixerzoo.cli import app
+from mixerzoo.errors import MixerzooError
+from mixerzoo.experiments import comparing, runner
+from mixerzoo.runs import RunDirectory
+from mixerzoo.training import train
+from runs import OVERRIDES, QUICKSTART
+
+TINY = [*(o for o in OVERRIDES if not o.startswith(("train.", "eval.interval"))), "train.steps=2", "train.batch_size=2"]
+
+
+def in_this_process(cells, directory, workers, watcher):
+    """As `run_cells`, without the seconds that a process takes to begin."""
+    watcher.planned(cells, [cell for cell in cells if directory.run(cell).finished])
+    failed = {}
+    for cell in cells:
+        place = directory.path / cell.place
+        if directory.run(cell).finished:
+            continue
+        watcher.began(cell)
+        try:
+            watcher.ended(cell, None, train(cell.recipe, place, resume=place.exists()))
+        except MixerzooError as error:
+            failed[cell] = str(error)
+            watcher.ended(cell, str(error), None)
+    return failed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "run_cells", in_this_process)
+        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        yield
+
+
+def compare(out: Path, *arguments: str):
+    recipe = [str(QUICKSTART), *TINY, "train.log_interval=1"]
+    return CliRunner().invoke(app, ["compare", *recipe, "--out", str(out), *arguments])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Two names for one mixer, one seed more than a difference takes at the least."""
+    out = tmp_path_factory.mktemp("compare") / "done"
+    result = compare(out, "--mixers", "residual, again: residual", "--seeds", "3", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+def test_a_mixer_under_two_names_shows_no_difference(done):
+    out, result = done
+    rows = json.loads((out / "results.json").read_text())["settings"][0]["mixers"]
+    assert rows[1]["difference"]["verdict"] == "no difference shown"
+    assert rows[1]["difference"]["mean"] == 0
+    assert "No difference to residual shown: again." in result.output
+
+
+def test_every_run_is_an_ordinary_run_directory(done):
+    out, _ = done
+    results = json.loads((out / "results.json").read_text())
+    assert results["finished"] == results["runs"] == 6
+    for row in results["settings"][0]["mixers"]:
+        for run in row["runs"]:
+            own = RunDirectory(out / run["directory"])
+            assert own.finished_recipe().seed == run["seed"]
+            assert own.result()["bits_per_byte"] == run["result"]["bits_per_byte"]
+
+
+def test_nothing_finished_is_repeated_and_a_larger_grid_adds_runs(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "grown")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("cells/**/result.json")}
+    assert len(before) == 6
+    result = compare(out, "--mixers", "residual, again: residual, unet", "--seeds", "1")
+    assert result.exit_code == 0, result.output
+    after = {path: path.stat().st_mtime_ns for path in out.glob("cells/**/result.json")}
+    assert {path: after[path] for path in before} == before
+    assert len(after) == 7
+    assert "Fewer than three seeds" in result.output
+
+
+def test_a_half_run_is_gone_on_with_and_a_broken_one_does_not_stop_the_others(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "half")
+    unfinished = out / "cells" / "residual" / "seed-1"
+    bits = json.loads((unfinished / "result.json").read_text())["bits_per_byte"]
+    (unfinished / "result.json").unlink()
+    broken = out / "cells" / "again" / "seed-2"
+    shutil.rmtree(broken)
+    broken.mkdir()
+    (broken / "mine.txt").write_text("")
+    result = compare(out, "--mixers", "residual, again: residual", "--seeds", "3")
+    assert result.exit_code == 1, result.output
+    assert "again, seed 2: " in result.output
+    assert "does not hold a run" in result.output
+    assert (broken / "mine.txt").exists()
+    assert json.loads((unfinished / "result.json").read_text())["bits_per_byte"] == bits
+    assert "does not hold a run" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_give_the_same_bits(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "run_cells", runner.run_cells)
+    out = tmp_path / "apart"
+    broken = out / "cells" / "unet" / "seed-0"
+    broken.mkdir(parents=True)
+    (broken / "mine.txt").write_text("")
+    shutil.copy(done[0] / "comparison.json", out / "comparison.json")
+    result = compare(out, "--mixers", "residual, unet", "--seeds", "1", "--jobs", "2")
+    assert result.exit_code == 1, result.output
+    assert "unet, seed 0: " in result.output
+    assert "does not hold a run" in result.output
+    weights = Path("cells", "residual", "seed-0", "model.safetensors")
+    assert (out / weights).read_bytes() == (done[0] / weights).read_bytes()
+
+
+def test_another_recipe_is_refused_and_nothing_is_touched(done):
+    out, _ = done
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
+    result = compare(out, "--mixers", "residual", "model.num_layers=3")
+    assert result.exit_code == 2
+    assert "They differ in: model.num_layers" in result.output
+    result = compare(out, "--mixers", "residual", "--threads", "7")
+    assert result.exit_code == 2
+    assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*") if path.name != "compare.lock") == [
+        each for each in before if each[0].name != "compare.lock"
+    ]
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("")
+    result = compare(tmp_path, "--mixers", "residual")
+    assert result.exit_code == 2
+    assert "holds no comparison" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_bad_input_writes_nothing(tmp_path):
+    for flags in (["--mixers", "residul"], ["--mixers", "residual", "--vary", "train.lr=1"]):
+        assert compare(tmp_path / "new", *flags).exit_code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_ends_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "run_cells", runner.run_cells)
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(runner.files, "write_text", full)
+    result = compare(tmp_path / "new", "--mixers", "residual", "--seeds", "1")
+    assert result.exit_code == 2
+    assert "No space left on device" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_tuning_uses_seeds_of_its_own_and_equal_flops_change_the_steps(tmp_path):
+    out = tmp_path / "tuned"
+    grid = ("--mixers", "residual, mudd", "--seeds", "1", "--tune", "train.learning_rate=1e-3,1e-2", "--equal", "flops")
+    result = compare(out, *grid, "train.steps=12", "--jobs", "2")
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "results.json").read_text())
+    assert found["tuning_seeds"] == [1000]
+    for each, row in zip(found["tuning"], found["settings"][0]["mixers"], strict=True):
+        best = min(each["trials"], key=lambda trial: trial["bits_per_byte"])
+        assert each["chosen"] == best["values"] == row["tuned"]
+        assert each["at_the_edge"] == ["train.learning_rate"]
+        assert [run["seed"] for run in row["runs"]] == [0]
+    base, mudd = found["settings"][0]["mixers"]
+    assert mudd["steps"] == round(12 * base["flops_per_token"] / mudd["flops_per_token"]) < 12
+    assert "at the edge of the grid" in (out / "report.md").read_text()
+
+
+def test_a_dry_run_lists_and_runs_nothing(tmp_path):
+    result = compare(tmp_path / "new", "--mixers", "residual,unet", "--seeds", "2", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    runs = json.loads(result.output)["runs"]
+    assert [run["run"] for run in runs] == ["residual, seed 0", "unet, seed 0", "residual, seed 1", "unet, seed 1"]
+    assert all(run["tokens"] == 2 * 2 * 32 and run["flops"] > 0 and run["seconds_estimate"] > 0 for run in runs)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_report_has_every_figure_and_needs_nothing_else(done):
+    page = (done[0] / "report.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!#|data:)|@import|url\((?!#)|<script', page)
+    assert page.count("<figure>") == page.count("<svg") >= 5
+    names = re.findall(r'\sid="([^"]+)"', page)
+    assert len(set(names)) == len(names)
+    rows = json.loads((done[0] / "results.json").read_text())["settings"][0]["mixers"]
+    shown = re.findall(r'<td data-key="bits_per_byte" data-value="([^"]+)"', page)
+    assert [float(each) for each in shown] == [row["bits_per_byte"]["mean"] for row in rows]
+
+
+def test_the_table_of_runs(done):
+    with (done[0] / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["label"], row["seed"], row["status"]) for row in rows] == [
+        (label, str(seed), "finished") for label in ("residual", "again") for seed in range(3)
+    ]

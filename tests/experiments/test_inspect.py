@@ -1,0 +1,96 @@
+"""What is shown of a trained mixer is what it does."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import mixerzoo
+from mixerzoo.cli import app
+from mixerzoo.experiments import inspect_checkpoint
+from mixerzoo.training.run import train
+from runs import tiny_recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a mixer, once for each."""
+    made = {}
+
+    def run(mixer):
+        if mixer not in made:
+            made[mixer] = tmp_path_factory.mktemp("runs") / "run"
+            train(tiny_recipe(f"mixer={mixer}", "train.steps=4", "eval.interval=100"), made[mixer])
+        return made[mixer]
+
+    return run
+
+
+def test_weights_of_a_softmax_over_depth(trained):
+    found = inspect_checkpoint(trained("{name: attn_res, dialect: kimi, block_size: 1}"))
+    assert found.sites
+    assert found.num_tokens == 8 * 32
+    for site in found.sites:
+        assert sum(site.mean) == pytest.approx(1, abs=1e-5)
+        assert len(site.sources) == len(site.mean) == len(site.spread)
+        assert "embedding" in site.sources
+        assert site.acts_on == "stream"
+
+
+def test_the_last_loss_is_the_decoder_s_own(trained, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("def f(x):\n    return x\n")
+    directory = trained("{name: value_residual}")
+    found = inspect_checkpoint(directory, text=text)
+    decoder = mixerzoo.load_checkpoint(directory)
+    ids = torch.tensor([mixerzoo.TextFormat.load(directory).encode_prompt(text.read_text())])
+    with torch.no_grad():
+        logits = decoder(ids)
+    expected = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+    assert len(found.depth_loss) == decoder.shape.num_steps
+    assert found.depth_loss[-1] == pytest.approx(float(expected), rel=1e-5)
+    assert found.depth_loss[0] != found.depth_loss[-1]
+    assert {site.acts_on for site in found.sites} == {"values"}
+
+
+def test_the_command_prints_and_writes(trained, tmp_path):
+    directory = str(trained("{name: attn_res, dialect: kimi, block_size: 1}"))
+    run = CliRunner().invoke
+    shown = run(app, ["inspect", directory, "--prompt", "def <f>", "--out", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    assert "embedding" in shown.stdout
+    page = (tmp_path / "out" / "inspect.html").read_text()
+    found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert json.loads(re.search(r'id="data">(.*?)</script>', page)[1]) == found
+    assert "http" not in page
+    assert "&#x27;&lt;&#x27;" in page
+    per_token = [site["per_token"] for site in found["sites"] if site["per_token"] is not None]
+    assert per_token
+    assert all(len(rows) == len(found["tokens"]) == 7 for rows in per_token)
+    assert json.loads(run(app, ["inspect", directory, "--prompt", "def <f>", "--json"]).stdout) == found
+
+
+def test_a_mixer_without_weights_and_one_without_a_stream_say_so(trained):
+    shown = CliRunner().invoke(app, ["inspect", str(trained("{name: residual}"))])
+    assert "shows no weights" in shown.stdout
+    shown = CliRunner().invoke(app, ["inspect", str(trained("{name: mudd}"))])
+    assert "do not read one stream" in shown.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--text", "nowhere"], ["--prompt", ""], ["--prompt", "a", "--text", "b"]])
+def test_bad_input_is_an_error_in_words(trained, arguments):
+    result = CliRunner().invoke(app, ["inspect", str(trained("{name: residual}")), *arguments])
+    assert result.exit_code == 2
+    assert "Error:" in result.stderr
+    assert CliRunner().invoke(app, ["inspect", "nowhere"]).exit_code == 2

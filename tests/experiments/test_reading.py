@@ -1,0 +1,109 @@
+"""Reading a comparison: from a file and from the command line, and what is wrong in either."""
+
+from __future__ import annotations
+
+import pytest
+
+from mixerzoo.errors import RecipeError, RunError
+from mixerzoo.experiments import Flags, read_comparison
+from mixerzoo.experiments.grid import Cell
+from runs import QUICKSTART
+
+
+def written(tmp_path, section: str):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(QUICKSTART.read_text().replace("mixer:\n  name: depth_attention\n", "") + section)
+    return path
+
+
+SECTION = """
+compare:
+  mixers:
+    - residual
+    - again: residual
+    - {name: depth_attention, stride: 2}
+  seeds: [3, 4]
+  vary:
+    train.batch_size: [4, 8]
+  tune:
+    train.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]
+"""
+
+
+def test_a_file_says_all(tmp_path):
+    found = read_comparison(written(tmp_path, SECTION))
+    assert [each.label for each in found.contenders] == ["residual", "again", "depth_attention stride=2"]
+    assert found.baseline == "residual"
+    assert (found.seeds, found.tuning_seeds) == ((3, 4), (1000,))
+    assert len(found.variants) == 3 * 2 * 3
+    assert found.size == 3 * 2 * (2 + 3)
+    for variant, recipe in found.variants.items():
+        assert dict(variant.setting)["train.batch_size"] == str(recipe.train.batch_size)
+        assert float(dict(variant.tuned)["train.learning_rate"]) == recipe.train.learning_rate
+
+
+def test_the_command_line_says_the_same_and_wins(tmp_path):
+    path = written(tmp_path, SECTION)
+    flags = Flags(mixers="residual, unet", seeds="2", baseline="unet", equal="flops", tune=["train.steps=1,2"])
+    found = read_comparison(path, ["compare.vary={}", "seed=7"], flags)
+    assert [each.label for each in found.contenders] == ["residual", "unet"]
+    assert (found.baseline, found.equal, found.seeds) == ("unet", "flops", (7, 8))
+    assert set(found.tune) == {"train.learning_rate", "train.steps"}
+
+
+def test_no_two_runs_share_a_directory(tmp_path):
+    found = read_comparison(written(tmp_path, SECTION))
+    cells = [Cell.of(v, r, seed, steps) for v, r in found.variants.items() for seed in (3, 4) for steps in (None, 9)]
+    assert len({cell.place for cell in cells}) == len(cells)
+    assert all(cell.recipe.train.steps in (400, 9) for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("    - residual\n", "    - residul\n", r"recipe\.yaml:\d+: compare\.mixers\.0\.name: no mixer is named"),
+        ("again: residual", "residual: residual", r"recipe\.yaml:\d+: compare\.mixers\.1\.residual: .* is there twice"),
+        ("stride: 2", "stide: 2", r"recipe\.yaml:\d+: compare\.mixers\.2\.stide: unknown key"),
+        (
+            "train.batch_size",
+            "train.batch",
+            r"recipe\.yaml:\d+: compare\.vary.train\.batch, value 4: train\.batch: unk",
+        ),
+        ("[4, 8]", "[4, x]", r"recipe\.yaml:\d+: compare\.vary.*value 'x': train\.batch_size: expected a whole number"),
+        ("[4, 8]", "[4, 4]", r"recipe\.yaml:\d+: compare\.vary.*a value is there twice"),
+        ("train.batch_size", "seed", "seeds are listed in compare.seeds"),
+        ("train.batch_size", "mixer.name", "mixers are listed in compare.mixers"),
+        ("train.batch_size", "train.learning_rate", "either varied or tuned"),
+        ("[3, 4]", "[3, 3]", "a seed is there twice"),
+        ("[3, 4]", "[3, 1000]", "values are chosen on others"),
+        ("[3, 4]", "none", r"recipe\.yaml:\d+: compare\.seeds: expected a whole number or a list"),
+        ("  seeds", "  seed", r"recipe\.yaml:\d+: compare\.seed: unknown key \(did you mean 'seeds'"),
+        ("  seeds", "  baseline: unet\n  seeds", "no mixer here is called 'unet'"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(old, new, words, tmp_path):
+    path = written(tmp_path, SECTION.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=words):
+        read_comparison(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "which mixers"),
+        ({"mixers": "residual,residul"}, r"--mixers 'residual,residul': compare\.mixers\.1"),
+        ({"mixers": "residual, ["}, "--mixers 'residual, \\[': not valid YAML"),
+        ({"mixers": "residual", "vary": ["train.steps"]}, "expected KEY=VALUE"),
+        ({"mixers": "residual", "vary": ["mixer.stride=2"]}, "with the mixer residual"),
+        ({"mixers": "residual", "equal": "watts"}, "--equal 'watts': compare.equal"),
+    ],
+)
+def test_wrong_options(flags, words):
+    with pytest.raises(RecipeError, match=words):
+        read_comparison(QUICKSTART, (), Flags(**flags))
+
+
+def test_a_grid_of_ten_thousand_runs_is_refused_unless_it_is_meant():
+    with pytest.raises(RunError, match=r"10,000 runs.*--yes"):
+        read_comparison(QUICKSTART, (), Flags(mixers="residual", seeds="10000"))
+    assert read_comparison(QUICKSTART, (), Flags(mixers="residual", seeds="10000"), most=None).size == 10000

@@ -1,0 +1,148 @@
+"""What a recipe inherits, where its keys stand then, and the recipes that are at hand by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import mixerzoo
+from mixerzoo.cli import app
+from mixerzoo.errors import RecipeError
+from mixerzoo.recipe import YamlSource, recipes_at_hand
+
+ROOT = Path(__file__).parents[2]
+
+
+def _write(folder: Path, **texts: str) -> Path:
+    """Recipe files; returns the first."""
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(texts))}.yaml"
+
+
+def _message(path: Path | str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        mixerzoo.load_recipe(path, overrides)
+    return str(caught.value)
+
+
+def test_own_keys_lie_on_top_of_those_of_a_name(tmp_path):
+    path = _write(tmp_path, mine="base: quickstart\ntrain:\n  steps: 7\nmixer:\n  stride: 2\n")
+    ours, theirs = mixerzoo.load_recipe(path), mixerzoo.load_recipe(ROOT / "recipes" / "quickstart.yaml")
+    assert (ours.train.steps, ours.mixer.options.stride) == (7, 2)
+    assert ours.train.batch_size == theirs.train.batch_size
+    assert (ours.model, ours.data, ours.eval) == (theirs.model, theirs.data, theirs.eval)
+    assert mixerzoo.load_recipe(path, ["train.steps=9"]).train.steps == 9
+    assert mixerzoo.load_recipe(ours_again(tmp_path, ours)) == ours
+
+
+def ours_again(folder: Path, recipe: mixerzoo.Recipe) -> Path:
+    return _write(folder, resolved=recipe.to_yaml())
+
+
+def test_a_path_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    _write(tmp_path, one="base: quickstart\nseed: 5\n")
+    path = _write(tmp_path / "deep", two="base: ../one.yaml\nmodel: {num_layers: 4}\n")
+    monkeypatch.chdir(tmp_path / "deep")
+    assert mixerzoo.load_recipe(path) == mixerzoo.load_recipe("two.yaml")
+    assert mixerzoo.load_recipe("two.yaml").seed == 5
+    assert mixerzoo.load_recipe("two.yaml").model.num_layers == 4
+
+
+def test_what_names_another_kind_replaces_and_null_takes_back(tmp_path):
+    path = _write(
+        tmp_path,
+        two="base: one.yaml\nmixer: {name: residual}\nmodel: {num_kv_heads: null}\n"
+        "data: {source: {name: text, paths: [a]}}\n",
+        one="base: quickstart\nmixer: {stride: 2}\ndata: {source: {max_bytes: 9000}}\n",
+    )
+    recipe = mixerzoo.load_recipe(path)
+    assert recipe.mixer.name == "residual"
+    assert recipe.model.num_kv_heads is None
+    assert recipe.data.source.model_dump(mode="json")["paths"] == ["a"]
+    # Lists are replaced whole.
+    assert mixerzoo.load_recipe(path, ["data.source.paths=[b]"]).data.source.paths == ("b",)
+
+
+def test_errors_name_the_file_in_which_the_wrong_key_stands(tmp_path):
+    path = _write(
+        tmp_path,
+        two="base: one.yaml\ntrain:\n  batch_size: 0\n",
+        one="# first\nbase: quickstart\ntrain:\n  stps: 4\n  steps: 0\nmixer: {strid: 2}\n",
+    )
+    message = _message(path)
+    assert f"{tmp_path / 'one.yaml'}:4: train.stps: unknown key (did you mean 'steps'?)" in message
+    assert f"{tmp_path / 'one.yaml'}:5: train.steps" in message
+    assert f"{tmp_path / 'one.yaml'}:6: mixer.strid" in message
+    assert f"{path}:3: train.batch_size" in message
+    assert "override 'train.steps=-1': train.steps" in _message(path, "train.steps=-1")
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"a": "seed: 1\nbase: a.yaml\n"}, "a.yaml:2: base: a recipe cannot inherit from itself"),
+        ({"a": "base: b.yaml\n", "b": "base: c.yaml\n", "c": "base: b.yaml\n"}, "c.yaml:1: base: a recipe cannot"),
+        ({"a": "base: quickstrt\n"}, "no such file (did you mean"),
+        ({"a": "base: [quickstart]\n"}, "a.yaml:1: base: expected the path or the name of a recipe"),
+        ({"a": "base: b.yaml\n", "b": "train: {\n"}, "b.yaml:2: not valid YAML"),
+        ({"a": "base: .\n"}, "is a directory"),
+        ({f"n{i}": f"base: n{i + 1}.yaml\n" for i in range(40)}, "more than 16 recipes inherit"),
+    ],
+)
+def test_bases_that_cannot_be(tmp_path, texts, said):
+    message = _message(_write(tmp_path, **texts))
+    assert said in message
+    assert "Traceback" not in message
+
+
+def test_a_mapping_inherits_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert YamlSource.of({"base": "quickstart", "seed": 3}, "recipe").data["seed"] == 3
+    decoder = mixerzoo.build({"base": "quickstart", "model": {"num_layers": 2}}, device="meta")
+    assert decoder.shape.num_layers == 2
+
+
+def test_a_name_works_where_a_path_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder of that name is no recipe
+    named = CliRunner().invoke(app, ["describe", "quickstart", "--json"])
+    path = CliRunner().invoke(app, ["describe", str(ROOT / "recipes" / "quickstart.yaml"), "--json"])
+    assert {**json.loads(named.stdout), "recipe": ""} == {**json.loads(path.stdout), "recipe": ""}
+    assert "(did you mean 'quickstart'?)" in _message("quickstar")
+    _write(tmp_path, ours="base: quickstart\nseed: 8\n").rename(tmp_path / "residual")
+    assert mixerzoo.load_recipe("residual").seed == 8  # a file that is there wins
+
+
+def test_the_command_lists_shows_and_copies(tmp_path):
+    run = CliRunner().invoke
+    listed = {each["name"]: each["summary"] for each in json.loads(run(app, ["recipes", "--json"]).stdout)}
+    assert listed.keys() == recipes_at_hand().keys() == {path.stem for path in (ROOT / "recipes").rglob("*.yaml")}
+    assert all(listed.values())
+    assert listed["quickstart"].startswith("Depth-Attention on the Python standard library")
+    assert "denseformer-3b" in run(app, ["recipes"]).stdout
+    assert run(app, ["recipes", "quickstart"]).stdout == (ROOT / "recipes" / "quickstart.yaml").read_text()
+    assert run(app, ["recipes", "mudd", "--copy", str(tmp_path / "new")]).exit_code == 0
+    copied = tmp_path / "new" / "mudd.yaml"
+    assert mixerzoo.load_recipe(copied) == mixerzoo.load_recipe("mudd")
+    copied.write_text("mine")
+    for arguments in (["mudd", "--copy", str(tmp_path / "new")], ["muddd"], ["--copy", str(tmp_path)]):
+        result = run(app, ["recipes", *arguments])
+        assert result.exit_code == 2, arguments
+    assert copied.read_text() == "mine"
+
+
+def test_a_wheel_holds_the_recipes(tmp_path):
+    script = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name.removeprefix("mixerzoo/") for name in archive.namelist() if name.startswith("mixerzoo/recipes/")}
+    assert inside == {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")}
