@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerzoo.errors import MixerzooError, did_you_mean
 from mixerzoo.mixer import Mixer
@@ -157,3 +157,16 @@ def assert_same(ours: Tensor, expected: Tensor, what: str) -> None:
     if not torch.equal(ours, expected):
         difference = float((ours.double() - expected.double()).abs().max())
         raise AssertionError(f"{what}: not the same bits (differs by {difference:.3g})")
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two values are the same, bit for bit: tensors, and lists and dicts of any depth; modules by identity."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_values(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_values, one, other))
+    if isinstance(one, nn.Module) or callable(one):
+        return one is other
+    return bool(type(one) is type(other) and (one is other or one == other))

@@ -14,7 +14,7 @@ from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import parameter_roles
 from mixerzoo.testing.case import Case
-from mixerzoo.testing.check import clause
+from mixerzoo.testing.check import clause, same_values
 from mixerzoo.testing.checks.accounting import flops, in_flight_bytes, kv_bytes, parameters
 from mixerzoo.testing.drawn_options import choices, few_values
 
@@ -51,7 +51,7 @@ def _alike(mixer: type[Mixer], options: Mapping[str, Any], name: str, values: li
     for value in values if len(values) > 1 else []:
         found = _print(mixer, {**options, name: value})
         for known, group in groups:
-            if found is not None and known is not None and _equal(found, known):
+            if found is not None and known is not None and same_values(found, known):
                 group.append(value)
                 break
         else:
@@ -86,16 +86,6 @@ def _print(mixer: type[Mixer], options: Mapping[str, Any]) -> list[Any] | None:
         roles = sorted((n, role.decay, role.lr_factor) for n, role in parameter_roles(decoder.mixer).items())
         found += [repr(decoder.plan), roles, dict(start.mixer.named_parameters()), decoder(case.tokens())]
     return None if all(part is None for part in found) else found
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(type(one) is type(other) and one == other)
 
 
 @clause("5.3", cost="once")

@@ -14,7 +14,7 @@ from mixerzoo.errors import MixerError
 from mixerzoo.mixer import AttentionInputs, Context, DepthEntries, Mixer
 from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
-from mixerzoo.testing.check import assert_same, clause
+from mixerzoo.testing.check import assert_same, clause, same_values
 from mixerzoo.testing.observe import Call, Method, observed, tensors_in, wrapped
 
 
@@ -59,7 +59,7 @@ def nothing_kept(mixer: type[Mixer], case: Case) -> None:
     for name in before.keys() | after.keys():
         assert name in before, f"{name} appeared in a forward"
         assert name in after, f"{name} vanished in a forward"
-        assert _same(before[name], after[name]), f"{name} changed in a forward"
+        assert same_values(before[name], after[name]), f"{name} changed in a forward"
     assert set(vars(cache)) == cache_names, f"the cache got attributes: {sorted(set(vars(cache)) - cache_names)}"
 
 
@@ -216,15 +216,3 @@ def _frozen(value: Any, within: tuple[int, ...] = ()) -> Any:
     slots = [name for owner in type(value).__mro__ for name in getattr(owner, "__slots__", ())]
     held = {name: getattr(value, name) for name in (*getattr(value, "__dict__", ()), *slots) if hasattr(value, name)}
     return {"": type(value), **_frozen(held, within)} if held else value
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, nn.Module) or callable(one):
-        return one is other
-    return bool(type(one) is type(other) and (one is other or one == other))
