@@ -137,7 +137,7 @@ def test_a_signal_in_the_middle_of_a_validation_does_not_wait_for_it(finished, t
     with pytest.raises(KeyboardInterrupt):
         train(tiny_recipe(), tmp_path / "run")
     assert complete_checkpoints(tmp_path / "run" / "checkpoints")[-1][0] == 6
-    assert "validation" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert '"validation":' not in (tmp_path / "run" / "metrics.jsonl").read_text()
     monkeypatch.setattr(run_callback, "score", score)
     train(tiny_recipe(), tmp_path / "run", resume=True)
     assert fingerprint(tmp_path / "run") == fingerprint(finished)
