@@ -44,7 +44,7 @@ class _Watch(MetaPathFinder):
             execute(module)
             _announce(module)
 
-        spec.loader.exec_module = execute_and_announce  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_announce  # type: ignore[method-assign]  # the hook that import offers
         return spec
 
 

@@ -6,8 +6,8 @@ from mixerzoo.checkpoints.directory import COMPANIONS, check_new, copy_companion
 from mixerzoo.checkpoints.foreign_config import records_k_norm
 from mixerzoo.checkpoints.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_file, read_json, weights_fingerprint
 from mixerzoo.checkpoints.load import (
-    assemble,
     check_k_norm,
+    decoder_of_tensors,
     is_finite,
     load_checkpoint,
     load_config,
@@ -22,10 +22,10 @@ __all__ = [
     "HF_KEYS",
     "INDEX_FILE",
     "WEIGHTS_FILE",
-    "assemble",
     "check_k_norm",
     "check_new",
     "copy_companions",
+    "decoder_of_tensors",
     "find_companions",
     "is_file",
     "is_finite",

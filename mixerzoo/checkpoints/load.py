@@ -67,7 +67,7 @@ def load_checkpoint(
     if k_norm is not None:
         update["k_norm"] = k_norm
     tensors = read_tensors(directory)
-    return assemble(
+    return decoder_of_tensors(
         raw,
         tensors,
         directory / CONFIG_FILE,
@@ -95,7 +95,7 @@ def load_config(path: str | Path) -> tuple[ModelConfig, type[Mixer], MixerConfig
     return read_foreign(raw, _shapes(read_tensors(directory)), directory / CONFIG_FILE)[:3]
 
 
-def assemble(
+def decoder_of_tensors(
     raw: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     path: Path,

@@ -50,7 +50,7 @@ def command(
     directory = out if out is not None else Path("runs") / Path(recipe).stem
     if resume:
         # Which plugin is missing is in the run's records, not in the recipe.
-        RunDirectory(directory).check_mixer()
+        RunDirectory(directory).require_mixer()
     experiment = load_recipe(recipe, overrides or ())
     if overwrite and find_recipe(recipe).resolve().is_relative_to(directory.resolve()):
         raise RunError(f"the recipe {recipe} lies in {directory}, which --overwrite would replace; copy it elsewhere")

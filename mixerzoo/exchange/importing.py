@@ -16,10 +16,10 @@ from mixerzoo.checkpoints import (
     CONFIG_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
-    assemble,
     check_k_norm,
     check_new,
     copy_companions,
+    decoder_of_tensors,
     find_companions,
     is_file,
     is_finite,
@@ -266,7 +266,7 @@ def _loaded(place: Path, k_norm: str | None) -> tuple[dict[str, Any], Decoder]:
 
     raw, tensors = read_gguf(place)
     update = {} if k_norm is None or records_k_norm(raw) else {"k_norm": k_norm}
-    return raw, assemble(raw, tensors, place, place, update, dtype=None, device=torch.device("cpu"))
+    return raw, decoder_of_tensors(raw, tensors, place, place, update, dtype=None, device=torch.device("cpu"))
 
 
 def _converted(original: Decoder, mixer: MixerChoice | None, k_norm: str | None, seed: int) -> Decoder:

@@ -218,7 +218,7 @@ class RunDirectory:
                 "left alone; choose another directory with --out"
             )
 
-    def check_mixer(self) -> None:
+    def require_mixer(self) -> None:
         """Refuse a run whose mixer is not installed, before its recipe is read.
 
         Raises:
@@ -310,7 +310,7 @@ class RunDirectory:
             if not self.path.is_dir():
                 raise RunError(f"{self.path}: no such directory")
             raise RunError(f"{self.path} holds no run: it has no {RECIPE_FILE}")
-        self.check_mixer()
+        self.require_mixer()
         try:
             return load_recipe(path)
         except RecipeError as error:

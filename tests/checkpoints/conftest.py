@@ -9,11 +9,11 @@ import torch
 
 import zoo
 from mixerzoo import save_checkpoint
-from zoo import Case
+from zoo import ZooCase
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A sound checkpoint."""
-    save_checkpoint(zoo.make(Case("denseformer"), dtype=torch.float32), tmp_path)
+    save_checkpoint(zoo.make(ZooCase("denseformer"), dtype=torch.float32), tmp_path)
     return tmp_path

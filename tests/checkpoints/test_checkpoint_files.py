@@ -19,13 +19,13 @@ from mixerzoo import export_checkpoint, import_checkpoint, load_checkpoint, save
 from mixerzoo.checkpoints.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_json, weights_fingerprint
 from mixerzoo.checkpoints.load import is_finite
 from mixerzoo.errors import CheckpointError
-from zoo import Case
+from zoo import ZooCase
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A sound checkpoint."""
-    save_checkpoint(zoo.make(Case("residual"), dtype=torch.float32), tmp_path / "saved")
+    save_checkpoint(zoo.make(ZooCase("residual"), dtype=torch.float32), tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -138,7 +138,7 @@ def test_saving_deletes_nothing_but_shards(saved: Path, tmp_path: Path) -> None:
         # A name that no shard has makes the whole index one that is not understood.
         (saved / INDEX_FILE).write_text(json.dumps({"weight_map": dict(enumerate(names[:3]))} | {"x": name}))
     (saved / INDEX_FILE).write_text(json.dumps({"weight_map": {str(n): name for n, name in enumerate(names[:4])}}))
-    save_checkpoint(zoo.make(Case("residual")), saved)
+    save_checkpoint(zoo.make(ZooCase("residual")), saved)
     left = {path.name for path in saved.iterdir()}
     assert left == {CONFIG_FILE, WEIGHTS_FILE, "modeling_mixerzoo.py", "notes.safetensors", names[2]}
     assert (tmp_path / "precious").read_text() == (saved / "notes.safetensors").read_text() == "mine"
@@ -165,7 +165,7 @@ def test_the_umask_holds(umask: int, saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", zoo.DTYPES, ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
-    decoder = zoo.make(Case("denseformer"), dtype=dtype)
+    decoder = zoo.make(ZooCase("denseformer"), dtype=dtype)
     name = "model.layers.2.self_attn.v_proj.weight"
     with torch.no_grad():
         decoder.get_parameter(name)[1, 2] = value

@@ -16,7 +16,7 @@ from checkpoint_edits import refusal
 from golden_cases import golden
 from mixerzoo import load_checkpoint, load_registry, save_checkpoint
 from mixerzoo.checkpoints.save import config_dict
-from zoo import Case, some_tokens
+from zoo import ZooCase, some_tokens
 
 every_registered_case = pytest.mark.parametrize("case", zoo.REGISTERED_CASES, ids=str)
 
@@ -27,7 +27,7 @@ every_registered_case = pytest.mark.parametrize("case", zoo.REGISTERED_CASES, id
 @every_registered_case
 @pytest.mark.parametrize("dtype", zoo.DTYPES, ids=str)
 @torch.no_grad()
-def test_round_trip_is_bit_for_bit(case: Case, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_round_trip_is_bit_for_bit(case: ZooCase, dtype: torch.dtype, tmp_path: Path) -> None:
     decoder = zoo.make(case, dtype=dtype)
     save_checkpoint(decoder, tmp_path / "deep" / "folder")
     loaded = load_checkpoint(tmp_path / "deep" / "folder")
@@ -59,7 +59,7 @@ def test_round_trip_is_bit_for_bit(case: Case, dtype: torch.dtype, tmp_path: Pat
 )
 @torch.no_grad()
 def test_round_trip_of_every_convention(model: dict[str, Any], tmp_path: Path) -> None:
-    decoder = zoo.make(Case("depth_attention"), **model)
+    decoder = zoo.make(ZooCase("depth_attention"), **model)
     save_checkpoint(decoder, tmp_path)
     loaded = load_checkpoint(tmp_path)
     resolved = {"num_kv_heads": decoder.shape.num_kv_heads, "head_dim": decoder.shape.head_dim}
@@ -69,7 +69,7 @@ def test_round_trip_of_every_convention(model: dict[str, Any], tmp_path: Path) -
 
 
 def test_a_tied_head_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
-    decoder = zoo.make(Case("residual"), tie_embeddings=True)
+    decoder = zoo.make(ZooCase("residual"), tie_embeddings=True)
     save_checkpoint(decoder, tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     loaded = load_checkpoint(tmp_path)
@@ -78,7 +78,7 @@ def test_a_tied_head_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_dtype_and_k_norm_can_be_chosen(tmp_path: Path) -> None:
-    decoder = zoo.make(Case("depth_attention"), dtype=torch.float32)
+    decoder = zoo.make(ZooCase("depth_attention"), dtype=torch.float32)
     save_checkpoint(decoder, tmp_path)
     for dtype in (torch.float64, "float64"):
         loaded = load_checkpoint(tmp_path, dtype=dtype)
@@ -91,7 +91,7 @@ def test_dtype_and_k_norm_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_the_config_is_plain_and_says_where_the_mixer_is_from(tmp_path: Path) -> None:
-    decoder = zoo.make(Case("attn_res", {"block_size": 3}))
+    decoder = zoo.make(ZooCase("attn_res", {"block_size": 3}))
     save_checkpoint(decoder, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config == config_dict(decoder)
@@ -103,8 +103,8 @@ def test_the_config_is_plain_and_says_where_the_mixer_is_from(tmp_path: Path) ->
 
 
 def test_saving_twice_leaves_the_last_and_nothing_else(tmp_path: Path) -> None:
-    save_checkpoint(zoo.make(Case("denseformer")), tmp_path)
-    last = zoo.make(Case("residual"))
+    save_checkpoint(zoo.make(ZooCase("denseformer")), tmp_path)
+    last = zoo.make(ZooCase("residual"))
     save_checkpoint(last, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
@@ -115,7 +115,7 @@ def test_saving_twice_leaves_the_last_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = zoo.make(Case("residual"))
+    decoder = zoo.make(ZooCase("residual"))
     save_checkpoint(decoder, tmp_path)
 
     def full(*_: object, **__: object) -> None:
@@ -123,7 +123,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("mixerzoo.checkpoints.save.save_file", full)
     with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(zoo.make(Case("denseformer")), tmp_path)
+        save_checkpoint(zoo.make(ZooCase("denseformer")), tmp_path)
     assert torch.equal(load_checkpoint(tmp_path).lm_head.weight, decoder.lm_head.weight)
 
 

@@ -15,7 +15,7 @@ import zoo
 from checkpoint_edits import refusal, rewrite_config, rewrite_tensors
 from mixerzoo import load_checkpoint, save_checkpoint
 from stock import stock_model
-from zoo import Case, some_tokens
+from zoo import ZooCase, some_tokens
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_saving_replaces_shards(beside: bool, saved: Path) -> None:
     if not beside:
         (saved / "model.safetensors").unlink()
     (saved / "mine.safetensors").write_bytes(b"")
-    last = zoo.make(Case("residual"))
+    last = zoo.make(ZooCase("residual"))
     save_checkpoint(last, saved)
     kept = {"config.json", "mine.safetensors", "model.safetensors", "modeling_mixerzoo.py"}
     assert {path.name for path in saved.iterdir()} == kept
@@ -100,7 +100,7 @@ def test_saving_removes_nothing_that_a_damaged_index_names(
     precious.write_text("mine")
     for name in (str(precious), f"../{precious.parent.name}/precious"):
         (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
-        save_checkpoint(zoo.make(Case("residual")), saved)
+        save_checkpoint(zoo.make(ZooCase("residual")), saved)
         assert precious.read_text() == "mine"
         assert not (saved / "model.safetensors.index.json").exists()
 
@@ -119,7 +119,7 @@ def test_a_model_without_its_head(ours: bool, tmp_path: Path) -> None:
     import mixerzoo.hf  # noqa: F401  registers the classes
 
     if ours:
-        save_checkpoint(zoo.make(Case("denseformer"), dtype=torch.float32), tmp_path / "whole")
+        save_checkpoint(zoo.make(ZooCase("denseformer"), dtype=torch.float32), tmp_path / "whole")
     else:
         stock_model("qwen3").save_pretrained(tmp_path / "whole")
     AutoModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "bare")

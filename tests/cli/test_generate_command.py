@@ -24,7 +24,7 @@ from mixerzoo.cli.chat import Options, Session
 from mixerzoo.inference.generation import stream
 from runs import tiny_recipe
 from text_files import CHATML, chain, write
-from zoo import Case
+from zoo import ZooCase
 
 GREEDY = ("--temperature", "0")
 USER = {"role": "user", "content": "the fox"}
@@ -53,7 +53,7 @@ def talker(request: Any, tmp_path_factory: Any) -> Path:
     """A checkpoint with random weights, a tokenizer that begins texts, and a chat template."""
     place = write(tmp_path_factory.mktemp("talker") / "it", request.param, more={"chat_template": CHATML})
     size = TextTokenizer.load(place).vocab_size
-    mixerzoo.save_checkpoint(zoo.make(Case("depth_attention", {"stride": 1}), vocab_size=size), place)
+    mixerzoo.save_checkpoint(zoo.make(ZooCase("depth_attention", {"stride": 1}), vocab_size=size), place)
     return place
 
 
@@ -235,10 +235,10 @@ def test_a_conversation_on_a_terminal(talker: Path) -> None:
     assert out.decode() == f"> {first}\n> {second}\n> "
 
 
-@pytest.mark.parametrize("case", [Case("depth_attention", {"stride": 1}), Case("attn_res", {})], ids=str)
+@pytest.mark.parametrize("case", [ZooCase("depth_attention", {"stride": 1}), ZooCase("attn_res", {})], ids=str)
 @pytest.mark.parametrize("window", [None, 4])
 @given(data=st.data())
-def test_a_session_writes_what_it_would_write_anew(case: Case, window: int | None, data: st.DataObject) -> None:
+def test_a_session_writes_what_it_would_write_anew(case: ZooCase, window: int | None, data: st.DataObject) -> None:
     decoder = shared_with_window(case, window)
     options = Options(3, 0.0, None, None, 0, (), False, True)
     session = Session(decoder, options)
@@ -257,7 +257,7 @@ def test_a_session_writes_what_it_would_write_anew(case: Case, window: int | Non
 _DECODERS: dict[Any, Any] = {}
 
 
-def shared_with_window(case: Case, window: int | None) -> mixerzoo.Decoder:
+def shared_with_window(case: ZooCase, window: int | None) -> mixerzoo.Decoder:
     key = (str(case), window)
     if key not in _DECODERS:
         _DECODERS[key] = zoo.make(case, sliding_window=window)

@@ -34,7 +34,7 @@ from mixerzoo.mixer.choice import MixerChoice
 from own import CHOICES, OWN, neutral_choices
 from runs import tiny_recipe
 from stock import KINDS, exact, stock_model
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 TOKENS = some_tokens(2, 12)
 LATENT = {
@@ -135,7 +135,7 @@ def test_an_imported_model_has_a_card_whose_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "source"
-    save_checkpoint(zoo.make(Case("residual"), dtype=torch.float32, vocab_size=257), source)
+    save_checkpoint(zoo.make(ZooCase("residual"), dtype=torch.float32, vocab_size=257), source)
     TextTokenizer.for_bytes().save(source)
     import_checkpoint(source, tmp_path / "ours")
     card = ModelCard.load(tmp_path / "ours" / "README.md")

@@ -22,11 +22,11 @@ from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooForCausalLM
 from mixerzoo.training.run import train
 from runs import tiny_recipe
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 every_case = pytest.mark.parametrize("case", CHOSEN, ids=str)
-DEPTH = Case("depth_attention", {"stride": 1})
-YOCO = Case("yoco", {"window": 3})
+DEPTH = ZooCase("depth_attention", {"stride": 1})
+YOCO = ZooCase("yoco", {"window": 3})
 NUM_NEW = 6
 
 
@@ -52,14 +52,14 @@ def greedy(model: MixerZooForCausalLM, tokens: Tensor, **options: Any) -> Tensor
     ],
     ids=str,
 )
-def test_greedy_is_ours(case: Case, options: dict[str, Any]) -> None:
+def test_greedy_is_ours(case: ZooCase, options: dict[str, Any]) -> None:
     tokens = some_tokens(2, 7)
     expected = generate(zoo.shared(case), tokens, max_new_tokens=NUM_NEW)
     assert torch.equal(greedy(shared(case), tokens, **options), expected)
 
 
 @every_case
-def test_a_left_padded_batch_is_ours(case: Case) -> None:
+def test_a_left_padded_batch_is_ours(case: ZooCase) -> None:
     tokens, padding = some_tokens(3, 7), torch.tensor([0, 2, 5])
     mask = (torch.arange(7) >= padding[:, None]).long()
     expected = generate(zoo.shared(case), tokens, max_new_tokens=NUM_NEW, left_padding=padding)
@@ -81,11 +81,13 @@ PADDED_CACHES: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("case", [Case("residual"), DEPTH, Case("cla"), Case("residual", {}, LATENT), YOCO], ids=str)
+@pytest.mark.parametrize(
+    "case", [ZooCase("residual"), DEPTH, ZooCase("cla"), ZooCase("residual", {}, LATENT), YOCO], ids=str
+)
 @pytest.mark.parametrize("way", PADDED_WAYS, ids=str)
 @pytest.mark.parametrize("cache", PADDED_CACHES, ids=str)
 def test_padding_on_the_left_changes_nothing_however_generated(
-    case: Case, way: dict[str, Any], cache: dict[str, Any]
+    case: ZooCase, way: dict[str, Any], cache: dict[str, Any]
 ) -> None:
     options = {**way, **cache}
     drafts = bool({"assistant", "prompt_lookup_num_tokens"} & way.keys())
@@ -98,7 +100,7 @@ def test_padding_on_the_left_changes_nothing_however_generated(
     if drafts and Version(transformers.__version__) < Version("5.22") and (borrows(case) or case is YOCO):
         pytest.skip("this transformers crops cache layers that hold nothing or have a window, and fails")
     if options.pop("assistant", False):
-        options["assistant_model"] = shared(Case("residual"))
+        options["assistant_model"] = shared(ZooCase("residual"))
     # A draft is of one text.
     tokens, padding = some_tokens(1 if drafts else 3, 9), torch.tensor([4] if drafts else [0, 2, 5])
     mask = (torch.arange(9) >= padding[:, None]).long()
@@ -109,7 +111,7 @@ def test_padding_on_the_left_changes_nothing_however_generated(
 
 
 @every_case
-def test_beams_do_not_depend_on_the_cache(case: Case) -> None:
+def test_beams_do_not_depend_on_the_cache(case: ZooCase) -> None:
     tokens = some_tokens(2, 5)
     options = {"num_beams": 3, "num_return_sequences": 2}
     with_cache = greedy(shared(case), tokens, **options)
@@ -118,13 +120,13 @@ def test_beams_do_not_depend_on_the_cache(case: Case) -> None:
 
 
 @every_case
-def test_drafts_do_not_change_what_is_said(case: Case) -> None:
+def test_drafts_do_not_change_what_is_said(case: ZooCase) -> None:
     """Assisted decoding and prompt lookup: the cache is cropped where a draft was wrong."""
     if Version(transformers.__version__) < Version("5.22") and borrows(case):
         pytest.skip("this transformers crops cache layers that hold nothing, and fails")
     tokens = some_tokens(1, 7)
     expected = generate(zoo.shared(case), tokens, max_new_tokens=NUM_NEW)
-    other = shared(Case("residual"))
+    other = shared(ZooCase("residual"))
     assert torch.equal(greedy(shared(case), tokens, assistant_model=other), expected)
     assert torch.equal(greedy(shared(case), tokens, prompt_lookup_num_tokens=3), expected)
 
@@ -133,15 +135,15 @@ def test_drafts_do_not_change_what_is_said(case: Case) -> None:
 def test_drafts_where_layers_have_windows(mixer: str) -> None:
     if Version(transformers.__version__) < Version("5.22"):
         pytest.skip("this transformers crops cache layers beyond their window, and fails")
-    decoder = zoo.make(Case(mixer, {}, {"sliding_window": 6}))
+    decoder = zoo.make(ZooCase(mixer, {}, {"sliding_window": 6}))
     hf = model_of(decoder)
     tokens = some_tokens(1, 9)
     expected = generate(decoder, tokens, max_new_tokens=NUM_NEW)
-    assert torch.equal(greedy(hf, tokens, assistant_model=shared(Case("residual"))), expected)
+    assert torch.equal(greedy(hf, tokens, assistant_model=shared(ZooCase("residual"))), expected)
     assert torch.equal(greedy(hf, tokens, prompt_lookup_num_tokens=3), expected)
 
 
-def borrows(case: Case) -> bool:
+def borrows(case: ZooCase) -> bool:
     plan = zoo.shared(case).plan
     return not all(plan.owns_k(step) or plan.owns_v(step) for step in range(len(plan.order)))
 
@@ -159,7 +161,7 @@ def test_sampling_repeats_itself_and_follows_the_seed() -> None:
 
 @every_case
 @torch.no_grad()
-def test_any_chunking_over_any_cache_is_the_full_forward(case: Case) -> None:
+def test_any_chunking_over_any_cache_is_the_full_forward(case: ZooCase) -> None:
     model, tokens = shared(case), some_tokens(2, 9)
     full = model(tokens).logits
     for cache in (None, StaticCache(config=model.config, max_cache_len=12)):
@@ -174,7 +176,7 @@ def test_any_chunking_over_any_cache_is_the_full_forward(case: Case) -> None:
 @torch.no_grad()
 def test_the_cache_holds_what_the_plan_says() -> None:
     """Slots that are borrowed or half empty take no memory."""
-    named = [Case(name) for name in ("residual", "cla", "svformer", "fusedkv_lite", "fusedkv", "yoco", "smear")]
+    named = [ZooCase(name) for name in ("residual", "cla", "svformer", "fusedkv_lite", "fusedkv", "yoco", "smear")]
     for case in (*named, *(case for case in LATENT_CASES if case.mixer != "yoco")):
         decoder, model = zoo.shared(case), shared(case)
         cache = model(some_tokens(2, 5), use_cache=True).past_key_values
@@ -187,7 +189,7 @@ CB_CASES = [case for case in CHOSEN if case.mixer not in ("moda", *TAILED)]
 
 
 @pytest.mark.parametrize("case", CB_CASES, ids=str)
-def test_continuous_batching_is_ours(case: Case) -> None:
+def test_continuous_batching_is_ours(case: ZooCase) -> None:
     prompts = [some_tokens(1, length, seed=length)[0].tolist() for length in (3, 8, 5)]
     model = model_of(zoo.make(case))
     config = GenerationConfig(max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
@@ -216,7 +218,7 @@ def by_batches(model: MixerZooForCausalLM, prompts: list[list[int]], config: Gen
 
 @pytest.mark.slow
 @every_case
-def test_compiled_decoding_over_a_static_cache(case: Case) -> None:
+def test_compiled_decoding_over_a_static_cache(case: ZooCase) -> None:
     # The graphs of all models in a process count against one limit.
     torch.compiler.reset()
     tokens = some_tokens(2, 5)
@@ -236,7 +238,7 @@ def test_compiled_decoding_over_a_static_cache(case: Case) -> None:
     ],
 )
 @pytest.mark.parametrize("case", [case for case in zoo.PLAIN_CASES if case.mixer not in ("yoco", *TAILED)], ids=str)
-def test_quantised_caches(case: Case, backend: str) -> None:
+def test_quantised_caches(case: ZooCase, backend: str) -> None:
     decoder = zoo.make(case, dtype=torch.float32, head_dim=32)
     tokens = some_tokens(2, 7)
     generated = greedy(
@@ -256,13 +258,13 @@ def test_quantised_caches(case: Case, backend: str) -> None:
     "case",
     [
         *(case for case in LATENT_CASES if case.mixer != "yoco"),
-        Case("svformer", {}, {"head_dim": 32}),
-        Case("residual", {}, LATENT),
+        ZooCase("svformer", {}, {"head_dim": 32}),
+        ZooCase("residual", {}, LATENT),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("length", [7, 22, 23])
-def test_quantised_caches_of_latents_and_of_values_alone(case: Case, length: int) -> None:
+def test_quantised_caches_of_latents_and_of_values_alone(case: ZooCase, length: int) -> None:
     """Their widths fill no groups of 64 numbers."""
     decoder = zoo.make(case, dtype=torch.float32)
     tokens = some_tokens(1, length)
@@ -279,7 +281,7 @@ def test_quantised_caches_of_latents_and_of_values_alone(case: Case, length: int
 def test_continuous_batching_of_entries_along_depth_is_refused() -> None:
     with pytest.raises(MixerError, match="entries along depth to the softmax, which no paged attention computes"):
         by_batches(
-            model_of(zoo.make(Case("moda"))),
+            model_of(zoo.make(ZooCase("moda"))),
             [[1, 2, 3]],
             GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0),
         )
@@ -287,14 +289,14 @@ def test_continuous_batching_of_entries_along_depth_is_refused() -> None:
 
 def test_continuous_batching_of_a_tail_is_refused() -> None:
     with pytest.raises(MixerError, match=r"'smear' keeps a tail of each sequence, and engines .* use generate"):
-        by_batches(model_of(zoo.make(Case("smear"))), [[1, 2]], GenerationConfig(max_new_tokens=1, pad_token_id=0))
+        by_batches(model_of(zoo.make(ZooCase("smear"))), [[1, 2]], GenerationConfig(max_new_tokens=1, pad_token_id=0))
 
 
 def test_continuous_batching_has_no_room_for_values_wider_than_keys() -> None:
     sizes = {**LATENT["mla"], "v_head_dim": 12}
     with pytest.raises(MixerError, match="values of 12 elements are wider than keys of 10"):
         by_batches(
-            model_of(zoo.make(Case("residual", {}, {**LATENT, "mla": sizes}))),
+            model_of(zoo.make(ZooCase("residual", {}, {**LATENT, "mla": sizes}))),
             [[1, 2, 3]],
             GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0),
         )

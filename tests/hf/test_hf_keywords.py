@@ -24,9 +24,9 @@ from mixerzoo import TextTokenizer
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooForCausalLM
 from mixerzoo.hf.keywords import PAST
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
-DEPTH = Case("depth_attention", {"stride": 1})
+DEPTH = ZooCase("depth_attention", {"stride": 1})
 NAMES = ("past_key_values", "cache")
 EAGER = "eager"
 
@@ -35,10 +35,10 @@ EAGER = "eager"
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", [DEPTH, Case("cla"), Case("residual", {}, LATENT)], ids=str)
+@pytest.mark.parametrize("case", [DEPTH, ZooCase("cla"), ZooCase("residual", {}, LATENT)], ids=str)
 @pytest.mark.parametrize("static", [False, True])
 @torch.no_grad()
-def test_the_past_is_read_under_both_names(case: Case, name: str, static: bool) -> None:
+def test_the_past_is_read_under_both_names(case: ZooCase, name: str, static: bool) -> None:
     model, tokens = shared(case), some_tokens(2, 7)
     past = StaticCache(config=model.config, max_cache_len=9) if static else None
     pieces = []
@@ -155,7 +155,7 @@ def test_attention_weights_that_an_implementation_does_not_give() -> None:
     with pytest.raises(MixerError, match="output_attentions: the attention implementation 'sdpa' gives no weights"):
         shared(DEPTH)(some_tokens(1, 3), output_attentions=True)
     with pytest.raises(MixerError, match="output_attentions: mixer 'moda' joins entries along depth to the softmax"):
-        shared(Case("moda"))(some_tokens(1, 3), output_attentions=True)
+        shared(ZooCase("moda"))(some_tokens(1, 3), output_attentions=True)
     assert shared(DEPTH)(some_tokens(1, 3), output_attentions=False).attentions is None
 
 
@@ -250,8 +250,8 @@ def test_an_attention_function_is_given_what_it_names(engine: list[dict[str, Any
 
 @torch.no_grad()
 def test_keywords_break_no_graph(engine: list[dict[str, Any]]) -> None:
-    model, tokens = model_of(zoo.shared(Case("residual")), attn_implementation="engine"), some_tokens(1, 5)
+    model, tokens = model_of(zoo.shared(ZooCase("residual")), attn_implementation="engine"), some_tokens(1, 5)
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     out = compiled(tokens, attention_instances="those", position_ids=torch.arange(5)[None], use_cache=False)
-    assert_close(out.logits, zoo.shared(Case("residual"))(tokens))
+    assert_close(out.logits, zoo.shared(ZooCase("residual"))(tokens))

@@ -29,10 +29,10 @@ from mixerzoo.checkpoints.config_json import HF_KEYS, OWN_KEYS
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.hf import MixerZooConfig, MixerZooForCausalLM, MixerZooModel
 from mixerzoo.model.config import ModelConfig
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 every_case = zoo.parametrized((*zoo.REGISTERED_CASES, *hf_models.LATENT_CASES), hf_models.CHOSEN)
-DEPTH = Case("depth_attention", {"stride": 1})
+DEPTH = ZooCase("depth_attention", {"stride": 1})
 PADDING = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 
 
@@ -41,7 +41,7 @@ PADDING = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 
 @every_case
 @torch.no_grad()
-def test_what_transformers_saves_is_read_by_both_bit_for_bit(case: Case, tmp_path: Path) -> None:
+def test_what_transformers_saves_is_read_by_both_bit_for_bit(case: ZooCase, tmp_path: Path) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(2, 7)
     save_checkpoint(decoder, tmp_path / "ours")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
@@ -108,7 +108,7 @@ def test_the_configuration_has_every_key_of_the_file_with_our_defaults() -> None
 
 
 def test_a_looped_decoder_counts_steps_in_memory_and_layers_in_the_file() -> None:
-    config = shared(Case("residual", {}, {**zoo.LOOPED, **zoo.POST_ROPE})).config
+    config = shared(ZooCase("residual", {}, {**zoo.LOOPED, **zoo.POST_ROPE})).config
     assert (config.num_hidden_layers, config.num_physical_layers, len(config.layer_types)) == (6, 4, 6)
     assert config.to_dict()["num_hidden_layers"] == 4
     assert MixerZooConfig(**config.to_dict()).to_dict() == config.to_dict()
@@ -253,7 +253,7 @@ def test_what_is_pushed_has_our_card_in_place_of_the_blank_one(
 
 
 @every_case
-def test_a_model_from_its_configuration_has_initial_weights(case: Case) -> None:
+def test_a_model_from_its_configuration_has_initial_weights(case: ZooCase) -> None:
     config = shared(case).config
     model = MixerZooForCausalLM(config)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -267,7 +267,7 @@ def test_a_model_from_its_configuration_has_initial_weights(case: Case) -> None:
 
 
 def test_only_missing_weights_are_initialised(tmp_path: Path) -> None:
-    case = Case("attn_res")
+    case = ZooCase("attn_res")
     decoder = zoo.make(case)
     save_checkpoint(decoder, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -289,7 +289,7 @@ def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [23, 11])
 @pytest.mark.parametrize("case", hf_models.CHOSEN, ids=str)
 @torch.no_grad()
-def test_the_vocabulary_can_grow_and_shrink(case: Case, size: int, tmp_path: Path) -> None:
+def test_the_vocabulary_can_grow_and_shrink(case: ZooCase, size: int, tmp_path: Path) -> None:
     decoder, model = fresh(case)
     model.resize_token_embeddings(size, mean_resizing=False)
     known = some_tokens(2, 5, vocab_size=min(size, zoo.VOCAB_SIZE))
@@ -385,7 +385,7 @@ def test_a_model_without_a_head_says_so(tmp_path: Path) -> None:
 @every_case
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
-def test_padding_on_the_left_is_not_seen(case: Case, implementation: str) -> None:
+def test_padding_on_the_left_is_not_seen(case: ZooCase, implementation: str) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(2, 7)
     if shared(case).config.needs_eager and implementation == "sdpa":
         pytest.skip("needs eager")
@@ -397,7 +397,7 @@ def test_padding_on_the_left_is_not_seen(case: Case, implementation: str) -> Non
 
 
 def test_entries_along_depth_are_refused_elsewhere_than_in_eager() -> None:
-    decoder = zoo.make(Case("moda"))
+    decoder = zoo.make(ZooCase("moda"))
     assert model_of(decoder).config._attn_implementation == "eager"
     with pytest.raises(MixerError, match=r"mixer 'moda' joins entries along depth to the softmax.*'sdpa' does not"):
         model_of(decoder, attn_implementation="sdpa")
@@ -417,7 +417,7 @@ def test_embeddings_can_take_the_place_of_tokens() -> None:
     logits = model(inputs_embeds=model.get_input_embeddings()(tokens)).logits
     assert torch.equal(logits, model(tokens).logits)
     with pytest.raises(MixerError, match="looks tokens up by their ids"):
-        shared(Case("value_embedding"))(inputs_embeds=torch.zeros(1, 3, 16, dtype=torch.float64))
+        shared(ZooCase("value_embedding"))(inputs_embeds=torch.zeros(1, 3, 16, dtype=torch.float64))
     with pytest.raises(ValueError, match="pass either input_ids or inputs_embeds"):
         model()
 
@@ -435,7 +435,7 @@ def test_loss_and_kept_logits() -> None:
 
 @torch.no_grad()
 def test_hidden_states_are_what_attention_reads_and_attentions_its_weights() -> None:
-    decoder, tokens = zoo.shared(Case("residual")), some_tokens(2, 5)
+    decoder, tokens = zoo.shared(ZooCase("residual")), some_tokens(2, 5)
     model = model_of(decoder, attn_implementation="eager")
     out = model(tokens, output_hidden_states=True, output_attentions=True)
     assert len(out.hidden_states) == 5
@@ -453,7 +453,7 @@ def gradients(model: MixerZooForCausalLM, tokens: Tensor) -> list[Tensor]:
 
 
 @every_case
-def test_activation_checkpointing_is_exact(case: Case) -> None:
+def test_activation_checkpointing_is_exact(case: ZooCase) -> None:
     model, tokens = shared(case), some_tokens(2, 5)
     model.train()
     try:

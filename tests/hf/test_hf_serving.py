@@ -29,13 +29,13 @@ from hf_models import CHOSEN, TAILED, shared
 from mixerzoo import TextTokenizer, save_checkpoint
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAttention
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 every_case = pytest.mark.parametrize("case", [case for case in CHOSEN if case.mixer not in TAILED], ids=str)
 FORWARD = ast.parse(textwrap.dedent(inspect.getsource(MixerZooAttention.forward))).body[0]
 
 
-def attention_of(case: Case) -> list[MixerZooAttention | MixerZooLatentAttention]:
+def attention_of(case: ZooCase) -> list[MixerZooAttention | MixerZooLatentAttention]:
     kinds = MixerZooAttention | MixerZooLatentAttention
     return [module for module in shared(case).modules() if isinstance(module, kinds)]
 
@@ -88,13 +88,13 @@ def test_forward_is_plain_python_that_can_be_compiled_again() -> None:
 
 
 def test_head_counts_are_not_written_into_views() -> None:
-    attention = attention_of(Case("residual"))[0]
+    attention = attention_of(ZooCase("residual"))[0]
     # Half of the heads, as on one of two tensor-parallel ranks.
     assert attention.heads(torch.zeros(1, 5, 12)).shape == (1, 2, 5, 6)
 
 
 @every_case
-def test_attention_modules_have_the_attributes_that_engines_read(case: Case) -> None:
+def test_attention_modules_have_the_attributes_that_engines_read(case: ZooCase) -> None:
     config = shared(case).config
     for module in attention_of(case):
         assert isinstance(module.q_proj, nn.Linear)
@@ -115,9 +115,9 @@ def test_attention_modules_have_the_attributes_that_engines_read(case: Case) -> 
 
 
 def test_which_layers_can_be_fused() -> None:
-    assert all(module.joint for module in attention_of(Case("depth_attention")))
-    assert [module.joint for module in attention_of(Case("cla"))] == [True, False, True, False]
-    assert not any(module.joint for module in attention_of(Case("mudd")))
+    assert all(module.joint for module in attention_of(ZooCase("depth_attention")))
+    assert [module.joint for module in attention_of(ZooCase("cla"))] == [True, False, True, False]
+    assert not any(module.joint for module in attention_of(ZooCase("mudd")))
 
 
 class PagedEngine:
@@ -151,7 +151,7 @@ class PagedEngine:
 
 @every_case
 @torch.no_grad()
-def test_an_engine_that_keeps_the_cache_itself_gets_the_right_logits(case: Case) -> None:
+def test_an_engine_that_keeps_the_cache_itself_gets_the_right_logits(case: ZooCase) -> None:
     """As vLLM runs it: `AutoModel.from_config`, no cache, positions given, the cache behind the interface."""
     if shared(case).config.needs_eager:
         pytest.skip("needs eager, which no engine runs")
@@ -184,7 +184,7 @@ def test_an_engine_that_keeps_the_cache_itself_gets_the_right_logits(case: Case)
 
 
 def test_an_engine_that_keeps_the_past_itself_is_not_given_a_tail_to_lose() -> None:
-    config = shared(Case("smear")).config
+    config = shared(ZooCase("smear")).config
     AttentionInterface.register("test_engine", PagedEngine([None] * 5))
     try:
         model = AutoModel.from_config(config.__class__(**config.to_dict()), attn_implementation="test_engine")
@@ -201,7 +201,7 @@ def test_an_engine_that_keeps_the_past_itself_is_not_given_a_tail_to_lose() -> N
     "options", [[], ["--continuous-batching", "--cb-max-memory-percent", "0.02"]], ids=["plain", "continuous batching"]
 )
 def test_transformers_serves_completions(options: list[str], tmp_path: Path) -> None:
-    save_checkpoint(zoo.make(Case("depth_attention"), dtype=torch.float32, vocab_size=257), tmp_path)
+    save_checkpoint(zoo.make(ZooCase("depth_attention"), dtype=torch.float32, vocab_size=257), tmp_path)
     TextTokenizer.for_bytes().save(tmp_path)
     with socket.socket() as free:
         free.bind(("localhost", 0))

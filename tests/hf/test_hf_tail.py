@@ -18,9 +18,9 @@ from mixerzoo import Tail
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooConfig
 from mixerzoo.hf.attention import HubPast
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
-SMEAR = Case("smear")
+SMEAR = ZooCase("smear")
 
 
 def test_a_tail_is_a_cache_layer_after_those_of_the_steps() -> None:
@@ -43,7 +43,7 @@ def test_a_tail_longer_than_the_one_window_is_refused(monkeypatch: pytest.Monkey
 
 
 def test_a_slot_that_is_written_in_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = shared(Case("residual")).config.to_dict()
+    config = shared(ZooCase("residual")).config.to_dict()
     plan = replace(zoo.build("residual", {}, {}).plan, k_writes=(0, 0, 2, 3), k_reads=((0,), (0,), (2,), (3,)))
     monkeypatch.setattr(zoo.mixer_class("residual"), "plan", lambda self: plan)
     with pytest.raises(MixerError, match=r"'residual' lets steps write one slot in turn.*use `mixerzoo generate`"):

@@ -15,13 +15,13 @@ import zoo
 from hf_models import LATENT_CASES, fresh, model_of
 from mixerzoo import TextTokenizer, load_checkpoint, save_checkpoint
 from mixerzoo.errors import MixerError
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 #: What these tools use of each other changes its name from time to time.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
-DEPTH = Case("depth_attention", {"stride": 1})
-CASES = [Case("residual"), DEPTH, Case("value_residual"), Case("mudd"), Case("cla")]
+DEPTH = ZooCase("depth_attention", {"stride": 1})
+CASES = [ZooCase("residual"), DEPTH, ZooCase("value_residual"), ZooCase("mudd"), ZooCase("cla")]
 needs = {
     name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed (extra hf)")
     for name in ("peft", "trl")
@@ -63,7 +63,7 @@ def losses(trainer: Trainer) -> list[float]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_trainer(case: Case, tmp_path: Path) -> None:
+def test_trainer(case: ZooCase, tmp_path: Path) -> None:
     _, model = fresh(case, dtype=torch.float32)
     trainer = Trainer(model, arguments(tmp_path), train_dataset=Rows(), data_collator=default_data_collator)
     seen = losses(trainer)
@@ -91,7 +91,7 @@ def test_trainer_recomputes_activations_exactly_and_refuses_reentrant(tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_lora(case: Case, recompute: bool, tmp_path: Path) -> None:
+def test_lora(case: ZooCase, recompute: bool, tmp_path: Path) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     decoder, model = fresh(case, dtype=torch.float32)
@@ -117,7 +117,7 @@ def test_lora(case: Case, recompute: bool, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LATENT_CASES[:2], ids=str)
 @torch.no_grad()
-def test_an_adapted_expansion_of_latents_is_decoded_as_it_was_trained(case: Case) -> None:
+def test_an_adapted_expansion_of_latents_is_decoded_as_it_was_trained(case: ZooCase) -> None:
     from peft import LoraConfig, get_peft_model
 
     _, model = fresh(case)
@@ -134,8 +134,8 @@ def test_an_adapted_expansion_of_latents_is_decoded_as_it_was_trained(case: Case
 
 @needs["peft"]
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [Case("value_residual"), Case("denseformer")], ids=str)
-def test_the_mixer_trains_beside_adapters(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [ZooCase("value_residual"), ZooCase("denseformer")], ids=str)
+def test_the_mixer_trains_beside_adapters(case: ZooCase, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     decoder, model = fresh(case, dtype=torch.float32)
@@ -153,8 +153,8 @@ def test_the_mixer_trains_beside_adapters(case: Case, tmp_path: Path) -> None:
 
 @needs["trl"]
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [DEPTH, Case("denseformer")], ids=str)
-def test_supervised_fine_tuning(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [DEPTH, ZooCase("denseformer")], ids=str)
+def test_supervised_fine_tuning(case: ZooCase, tmp_path: Path) -> None:
     import datasets
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer

@@ -22,7 +22,7 @@ import torch
 import zoo
 from hf_models import CHOSEN, TAILED, shared
 from mixerzoo import Decoder, TextTokenizer, generate, save_checkpoint
-from zoo import Case
+from zoo import ZooCase
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,16 +42,16 @@ PROMPTS = [
 ]
 #: What a mixer does not decide, but an engine must not overlook.
 CONVENTIONS = (
-    Case("depth_attention", {}, {"sliding_window": 5}),
-    Case("depth_attention", {}, {"tie_embeddings": True, "attention_bias": "qkv"}),
-    Case("residual", {}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
-    Case("residual", {}, {"scale_embeddings": True, "k_norm": "post_rope"}),
+    ZooCase("depth_attention", {}, {"sliding_window": 5}),
+    ZooCase("depth_attention", {}, {"tie_embeddings": True, "attention_bias": "qkv"}),
+    ZooCase("residual", {}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    ZooCase("residual", {}, {"scale_embeddings": True, "k_norm": "post_rope"}),
 )
 SERVED = [case for case in CHOSEN if not shared(case).config.needs_eager and case.mixer not in TAILED]
 REFUSED = [case for case in CHOSEN if shared(case).config.needs_eager]
 
 
-def saved(case: Case, directory: Path) -> Decoder:
+def saved(case: ZooCase, directory: Path) -> Decoder:
     """A decoder whose checkpoint lies in the directory."""
     heads = LATENTS if "mla" in case.model else HEADS
     decoder = zoo.make(case, dtype=torch.float32, **SIZES, **heads)
@@ -87,7 +87,7 @@ def check_tokens(decoder: Decoder, answer: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", [*SERVED, *CONVENTIONS], ids=str)
-def test_vllm_generates_our_tokens(case: Case, tmp_path: Path) -> None:
+def test_vllm_generates_our_tokens(case: ZooCase, tmp_path: Path) -> None:
     decoder = saved(case, tmp_path)
     answer = answer_of(decoder, ask(tmp_path))
     check_tokens(decoder, answer)
@@ -97,8 +97,8 @@ def test_vllm_generates_our_tokens(case: Case, tmp_path: Path) -> None:
     assert second == [32, 0, 32]
 
 
-@pytest.mark.parametrize("case", [Case("residual"), Case("depth_attention")], ids=str)
-def test_vllm_makes_one_projection_of_three(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [ZooCase("residual"), ZooCase("depth_attention")], ids=str)
+def test_vllm_makes_one_projection_of_three(case: ZooCase, tmp_path: Path) -> None:
     answer = answer_of(saved(case, tmp_path), ask(tmp_path))
     assert answer["fused"] == [f"model.layers.{layer}.self_attn" for layer in range(4)]
 
@@ -111,11 +111,11 @@ def test_vllm_generates_our_tokens_compiled(tmp_path: Path) -> None:
 
 def test_vllm_rounds_as_bfloat16_does(tmp_path: Path) -> None:
     # Tokens may differ from then on, so only what each of them was given is compared.
-    answer_of(saved(Case("depth_attention"), tmp_path), ask(tmp_path, dtype="bfloat16"), tolerance=0.3)
+    answer_of(saved(ZooCase("depth_attention"), tmp_path), ask(tmp_path, dtype="bfloat16"), tolerance=0.3)
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_vllm_is_told_what_no_engine_computes(case: Case, tmp_path: Path) -> None:
+def test_vllm_is_told_what_no_engine_computes(case: ZooCase, tmp_path: Path) -> None:
     saved(case, tmp_path)
     finished = ask(tmp_path)
     assert finished.returncode != 0
@@ -125,7 +125,7 @@ def test_vllm_is_told_what_no_engine_computes(case: Case, tmp_path: Path) -> Non
 
 def test_vllm_serves_completions(tmp_path: Path) -> None:
     """The server of ``vllm serve``, a command that the CPU build does not have."""
-    decoder = saved(Case("depth_attention"), tmp_path)
+    decoder = saved(ZooCase("depth_attention"), tmp_path)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

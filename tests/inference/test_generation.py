@@ -17,12 +17,12 @@ import zoo
 from mixerzoo import Decoder, TextFormat, TextTokenizer, generate, stream
 from mixerzoo.errors import CacheError, MixerzooError
 from mixerzoo.inference.sampling import choose
-from zoo import Case, some_tokens
+from zoo import ZooCase, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
-DECODER = Case("depth_attention", {"stride": 1})
+DECODER = ZooCase("depth_attention", {"stride": 1})
 #: Slots, and a tail beside them.
-some_cases = pytest.mark.parametrize("case", [DECODER, Case("smear")], ids=str)
+some_cases = pytest.mark.parametrize("case", [DECODER, ZooCase("smear")], ids=str)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -42,7 +42,7 @@ def by_full_forwards(decoder: Decoder, tokens: Tensor, num_new: int) -> Tensor:
 
 @every_case
 @pytest.mark.parametrize("max_length", [None, 9], ids=["growing", "fixed"])
-def test_greedy_is_the_argmax_of_full_forwards(case: Case, max_length: int | None) -> None:
+def test_greedy_is_the_argmax_of_full_forwards(case: ZooCase, max_length: int | None) -> None:
     decoder, prompt = zoo.shared(case), some_tokens(2, 3)
     cache = decoder.new_cache(2, max_length)
     generated = generate(decoder, prompt, max_new_tokens=6, cache=cache)
@@ -58,7 +58,7 @@ def test_no_new_tokens() -> None:
 
 
 @some_cases
-def test_a_row_of_a_left_padded_batch_is_the_row_alone(case: Case) -> None:
+def test_a_row_of_a_left_padded_batch_is_the_row_alone(case: ZooCase) -> None:
     decoder, prompt, padding = zoo.shared(case), some_tokens(3, 5), [0, 2, 4]
     together = generate(decoder, prompt, max_new_tokens=6, left_padding=torch.tensor(padding))
     for row, pad in enumerate(padding):
@@ -67,7 +67,7 @@ def test_a_row_of_a_left_padded_batch_is_the_row_alone(case: Case) -> None:
 
 
 @some_cases
-def test_generation_goes_on_from_a_cache(case: Case) -> None:
+def test_generation_goes_on_from_a_cache(case: ZooCase) -> None:
     decoder, prompt = zoo.shared(case), some_tokens(1, 4)
     whole = generate(decoder, prompt, max_new_tokens=8)
     cache = decoder.new_cache(1)
@@ -80,7 +80,7 @@ def test_generation_goes_on_from_a_cache(case: Case) -> None:
 @pytest.mark.parametrize("max_length", [None, 12], ids=["growing", "fixed"])
 @pytest.mark.parametrize("grad", [False, True])
 @some_cases
-def test_a_cache_can_be_used_after_generation(case: Case, max_length: int | None, grad: bool) -> None:
+def test_a_cache_can_be_used_after_generation(case: ZooCase, max_length: int | None, grad: bool) -> None:
     decoder, prompt = zoo.shared(case), some_tokens(1, 4)
     cache = decoder.new_cache(1, max_length, max_rollback=4)
     generated = generate(decoder, prompt, max_new_tokens=4, cache=cache)

@@ -16,7 +16,7 @@ import zoo
 from decoding import new_cache, owned, storages
 from mixerzoo import Decoder, Plan
 from mixerzoo.errors import CacheError, MixerError
-from zoo import Case, some_tokens
+from zoo import ZooCase, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
 
@@ -31,7 +31,7 @@ every_registered_case = zoo.parametrized(zoo.REGISTERED_CASES)
 @given(batch_size=st.integers(1, 3), length=st.integers(1, 7), spare=storages, dtype=st.sampled_from(zoo.DTYPES))
 @torch.no_grad()
 def test_cache_bytes_are_the_plan_s(
-    case: Case, batch_size: int, length: int, spare: int | None, dtype: torch.dtype
+    case: ZooCase, batch_size: int, length: int, spare: int | None, dtype: torch.dtype
 ) -> None:
     decoder, plan = zoo.shared(case), zoo.shared(case).plan
     cache = new_cache(decoder, batch_size, length, spare, dtype=dtype)
@@ -110,7 +110,7 @@ def in_flight(decoder: Decoder, tokens: Tensor) -> float:
 @every_registered_case
 @pytest.mark.parametrize("dtype", zoo.DTYPES, ids=str)
 @torch.no_grad()
-def test_in_flight_bytes_are_measured_ones(case: Case, dtype: torch.dtype) -> None:
+def test_in_flight_bytes_are_measured_ones(case: ZooCase, dtype: torch.dtype) -> None:
     decoder = zoo.make(case, dtype=dtype)
     measured, declared = in_flight(decoder, some_tokens(2, 3)), decoder.mixer.in_flight_bytes(dtype)
     assert measured == declared
@@ -130,9 +130,9 @@ def test_in_flight_bytes_of_any_shape_are_measured_ones(mixer: str, data: st.Dat
 
 @torch.no_grad()
 def test_what_does_not_fit_is_refused() -> None:
-    decoder, tokens = zoo.shared(Case("residual")), some_tokens(2, 4)
+    decoder, tokens = zoo.shared(ZooCase("residual")), some_tokens(2, 4)
     with pytest.raises(CacheError, match="made for another plan"):
-        decoder(tokens, zoo.shared(Case("residual", model=zoo.LOOPED)).new_cache(2))
+        decoder(tokens, zoo.shared(ZooCase("residual", model=zoo.LOOPED)).new_cache(2))
     with pytest.raises(CacheError, match="a batch of 2 rows does not fit in a cache of 3"):
         decoder(tokens, decoder.new_cache(3))
     with pytest.raises(CacheError, match="packed documents cannot be decoded"):
@@ -210,4 +210,4 @@ def test_a_plan_of_layers_that_do_not_exist_is_refused() -> None:
 
 def test_an_open_vocabulary_is_refused() -> None:
     with pytest.raises(MixerError, match=r"model\.vocab_size is not set"):
-        zoo.make(Case("residual"), vocab_size=None)
+        zoo.make(ZooCase("residual"), vocab_size=None)

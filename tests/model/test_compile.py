@@ -13,14 +13,14 @@ from torch import Tensor
 import mixerzoo
 import zoo
 from mixerzoo import Decoder
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 #: Every mixer, both dialects, loops, shared slots, windows and separate inputs; the other cases are slow ones.
 CHOSEN = (
     *zoo.PLAIN_CASES,
-    Case("denseformer", {"dilation": 2, "period": 3}),
-    Case("attn_res", {"dialect": "snapshot", "block_size": 1}),
-    Case("depth_attention", {"stride": 1}, zoo.LOOPED),
+    ZooCase("denseformer", {"dilation": 2, "period": 3}),
+    ZooCase("attn_res", {"dialect": "snapshot", "block_size": 1}),
+    ZooCase("depth_attention", {"stride": 1}, zoo.LOOPED),
     zoo.planned_case((0, 1, 1, 1), (0, 1, 1, 0), 3, 3, None, None),
     *{case.mixer: case for case in reversed(zoo.ADHOC_CASES) if case.mixer != "planned"}.values(),
 )
@@ -52,7 +52,7 @@ class Counting:
         return self.inner(module, inputs, **options)
 
 
-def small(case: Case, num_layers: int = 3) -> Decoder:
+def small(case: ZooCase, num_layers: int = 3) -> Decoder:
     """Few layers, where the case leaves their number open."""
     fixed = "loop" in case.model or case.mixer == "planned"
     return zoo.make(case) if fixed else zoo.make(case, num_layers=num_layers)
@@ -78,7 +78,7 @@ def test_chosen_cases_are_in_the_zoo() -> None:
 
 @every_case
 @torch.no_grad()
-def test_forward(case: Case) -> None:
+def test_forward(case: ZooCase) -> None:
     decoder, counting = small(case), Counting("aot_eager")
     compiled = torch.compile(decoder, fullgraph=True, backend=counting)
     # The second length makes the length symbolic; from then on, one graph serves all.
@@ -90,31 +90,31 @@ def test_forward(case: Case) -> None:
 
 @every_case
 @torch.no_grad()
-def test_cached_decode(case: Case) -> None:
+def test_cached_decode(case: ZooCase) -> None:
     decode_in_one_graph(small(case), "aot_eager")
 
 
-@pytest.mark.parametrize("case", [Case("depth_attention"), Case("smear")], ids=str)
+@pytest.mark.parametrize("case", [ZooCase("depth_attention"), ZooCase("smear")], ids=str)
 @torch.no_grad()
-def test_cached_decode_with_left_padding(case: Case) -> None:
+def test_cached_decode_with_left_padding(case: ZooCase) -> None:
     decode_in_one_graph(small(case), "aot_eager", left_padding=torch.tensor([0, 2]))
 
 
 @torch.no_grad()
 def test_cached_decode_with_inductor() -> None:
-    decode_in_one_graph(small(Case("depth_attention"), num_layers=2), "inductor")
+    decode_in_one_graph(small(ZooCase("depth_attention"), num_layers=2), "inductor")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CHOSEN, ids=str)
 @torch.no_grad()
-def test_cached_decode_with_inductor_of_every_mixer(case: Case) -> None:
+def test_cached_decode_with_inductor_of_every_mixer(case: ZooCase) -> None:
     decode_in_one_graph(small(case), "inductor")
 
 
 @torch.no_grad()
 def test_prefill_and_steps_are_two_graphs_for_any_number_of_caches() -> None:
-    decoder, counting = small(Case("depth_attention")), Counting("aot_eager")
+    decoder, counting = small(ZooCase("depth_attention")), Counting("aot_eager")
     compiled = torch.compile(decoder, fullgraph=True, backend=counting)
     for seed in range(3):
         tokens, cache = some_tokens(2, 7, seed=seed), decoder.new_cache(2, 8)
@@ -142,8 +142,8 @@ class MutatedInputs:
 WINDOWED = zoo.planned_case((0, 1, 2, 3), (0, 1, 2, 3), 3, None, 3, None)
 
 
-@pytest.mark.parametrize("case", [Case("residual"), Case("depth_attention"), Case("smear"), WINDOWED], ids=str)
-def test_a_step_writes_only_to_tensors_that_stay_where_they_are(case: Case) -> None:
+@pytest.mark.parametrize("case", [ZooCase("residual"), ZooCase("depth_attention"), ZooCase("smear"), WINDOWED], ids=str)
+def test_a_step_writes_only_to_tensors_that_stay_where_they_are(case: ZooCase) -> None:
     decoder, seen = small(case), MutatedInputs()
     compiled = torch.compile(decoder, fullgraph=True, backend=seen)
     tokens, prompts = some_tokens(2, 8), some_tokens(2, 8, seed=1)
@@ -163,7 +163,7 @@ def test_a_step_writes_only_to_tensors_that_stay_where_they_are(case: Case) -> N
 
 @torch.no_grad()
 def test_nothing_is_compiled_from_the_second_token_on() -> None:
-    decoder = small(Case("depth_attention"))
+    decoder = small(ZooCase("depth_attention"))
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     torch._dynamo.utils.counters.clear()
     cache = decoder.new_cache(2, 10)
@@ -185,7 +185,7 @@ def _addresses(cache: mixerzoo.KVCache) -> list[int]:
 
 
 def test_generation_with_a_compiled_decoder() -> None:
-    decoder, counting = small(Case("depth_attention")), Counting("aot_eager")
+    decoder, counting = small(ZooCase("depth_attention")), Counting("aot_eager")
     compiled = torch.compile(decoder, fullgraph=True, backend=counting)
     prompt = some_tokens(2, 3)
     cache = decoder.new_cache(2, 12)
@@ -197,16 +197,16 @@ def test_generation_with_a_compiled_decoder() -> None:
 @pytest.mark.parametrize(
     ("case", "recompute"),
     [
-        (Case("residual"), False),
-        (Case("denseformer"), False),
-        (Case("attn_res"), False),
-        (Case("depth_attention"), False),
-        (Case("depth_attention", {"stride": 1}, zoo.LOOPED), True),
+        (ZooCase("residual"), False),
+        (ZooCase("denseformer"), False),
+        (ZooCase("attn_res"), False),
+        (ZooCase("depth_attention"), False),
+        (ZooCase("depth_attention", {"stride": 1}, zoo.LOOPED), True),
         (zoo.planned_case((0, 0, 2, 2), (0, 0, 2, 2)), True),
     ],
     ids=str,
 )
-def test_gradients(case: Case, recompute: bool) -> None:
+def test_gradients(case: ZooCase, recompute: bool) -> None:
     decoder, tokens = small(case), some_tokens(2, 5)
     parameters = list(decoder.parameters())
 
@@ -222,7 +222,7 @@ def test_gradients(case: Case, recompute: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CHOSEN, ids=str)
-def test_gradients_with_inductor(case: Case) -> None:
+def test_gradients_with_inductor(case: ZooCase) -> None:
     decoder, tokens = small(case), some_tokens(2, 5)
     parameters = list(decoder.parameters())
 

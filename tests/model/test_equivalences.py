@@ -11,7 +11,7 @@ from torch import Tensor
 import zoo
 from decoding import chunkings, fed, new_cache, storages
 from mixerzoo.errors import BackendError
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
 
@@ -26,7 +26,7 @@ def test_every_case_has_a_name_of_its_own() -> None:
 @every_case
 @given(chunks=chunkings, spare=storages, grad=st.booleans())
 def test_decode_in_any_chunking_equals_the_full_forward(
-    case: Case, chunks: list[int], spare: int | None, grad: bool
+    case: ZooCase, chunks: list[int], spare: int | None, grad: bool
 ) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(2, sum(chunks))
     with torch.set_grad_enabled(grad):
@@ -37,7 +37,7 @@ def test_decode_in_any_chunking_equals_the_full_forward(
 
 @every_case
 @torch.no_grad()
-def test_last_only_is_the_last(case: Case) -> None:
+def test_last_only_is_the_last(case: ZooCase) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(2, 5)
     assert_close(decoder(tokens, last_only=True), decoder(tokens)[:, -1:], 1e-12)
 
@@ -45,7 +45,7 @@ def test_last_only_is_the_last(case: Case) -> None:
 @every_case
 @given(data=st.data(), spare=storages, length=st.integers(1, 6))
 @torch.no_grad()
-def test_decode_goes_on_after_crop(case: Case, data: st.DataObject, spare: int | None, length: int) -> None:
+def test_decode_goes_on_after_crop(case: ZooCase, data: st.DataObject, spare: int | None, length: int) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(2, length)
     kept = data.draw(st.integers(0, length), label="kept")
     cache = new_cache(decoder, 2, length + 3, spare, max_rollback=length)
@@ -60,7 +60,7 @@ def test_decode_goes_on_after_crop(case: Case, data: st.DataObject, spare: int |
 @every_case
 @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=5), spare=storages)
 @torch.no_grad()
-def test_decode_goes_on_after_reorder(case: Case, rows: list[int], spare: int | None) -> None:
+def test_decode_goes_on_after_reorder(case: ZooCase, rows: list[int], spare: int | None) -> None:
     decoder, tokens, more = zoo.shared(case), some_tokens(3, 4), some_tokens(len(rows), 2, seed=1)
     cache = new_cache(decoder, 3, 6, spare)
     decoder(tokens, cache)
@@ -72,7 +72,7 @@ def test_decode_goes_on_after_reorder(case: Case, rows: list[int], spare: int | 
 @every_case
 @pytest.mark.parametrize("spare", [None, 1], ids=["growing", "fixed"])
 @torch.no_grad()
-def test_decode_goes_on_in_a_copy_and_after_reset(case: Case, spare: int | None) -> None:
+def test_decode_goes_on_in_a_copy_and_after_reset(case: ZooCase, spare: int | None) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(2, 4)
     first, second = some_tokens(2, 2, seed=1), some_tokens(2, 2, seed=2)
     cache = new_cache(decoder, 2, 6, spare)
@@ -87,7 +87,7 @@ def test_decode_goes_on_in_a_copy_and_after_reset(case: Case, spare: int | None)
 
 
 @every_case
-def test_gradients_flow_through_the_cache(case: Case) -> None:
+def test_gradients_flow_through_the_cache(case: ZooCase) -> None:
     decoder, tokens = zoo.make(case), some_tokens(2, 5)
     parameters = list(decoder.parameters())
 
@@ -107,7 +107,7 @@ def test_gradients_flow_through_the_cache(case: Case) -> None:
 @every_case
 @given(data=st.data(), length=st.integers(2, 8))
 @torch.no_grad()
-def test_the_past_does_not_see_the_future(case: Case, data: st.DataObject, length: int) -> None:
+def test_the_past_does_not_see_the_future(case: ZooCase, data: st.DataObject, length: int) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(2, length)
     changed_at = data.draw(st.integers(1, length - 1), label="changed at")
     changed = tokens.clone()
@@ -120,7 +120,7 @@ def test_the_past_does_not_see_the_future(case: Case, data: st.DataObject, lengt
 @every_case
 @given(length=st.integers(1, 6), row=st.integers(0, 2))
 @torch.no_grad()
-def test_rows_of_a_batch_are_independent(case: Case, length: int, row: int) -> None:
+def test_rows_of_a_batch_are_independent(case: ZooCase, length: int, row: int) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(3, length)
     changed = (tokens + 1) % zoo.VOCAB_SIZE
     changed[row] = tokens[row]
@@ -133,7 +133,7 @@ def test_rows_of_a_batch_are_independent(case: Case, length: int, row: int) -> N
 @given(data=st.data(), length=st.integers(2, 6), cached=st.booleans(), spare=storages)
 @torch.no_grad()
 def test_left_padding_changes_no_real_token(
-    case: Case, data: st.DataObject, length: int, cached: bool, spare: int | None
+    case: ZooCase, data: st.DataObject, length: int, cached: bool, spare: int | None
 ) -> None:
     decoder, tokens = zoo.shared(case), some_tokens(3, length)
     padding = data.draw(st.lists(st.integers(0, length - 1), min_size=3, max_size=3), label="padding")
@@ -152,7 +152,7 @@ def test_left_padding_changes_no_real_token(
 @every_case
 @given(lengths=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=2, max_size=2))
 @torch.no_grad()
-def test_packed_documents_do_not_see_one_another(case: Case, lengths: list[list[int]]) -> None:
+def test_packed_documents_do_not_see_one_another(case: ZooCase, lengths: list[list[int]]) -> None:
     decoder = zoo.shared(case)
     total = max(sum(row) for row in lengths)
     # The shorter row ends in one more document.
@@ -171,7 +171,7 @@ def test_packed_documents_do_not_see_one_another(case: Case, lengths: list[list[
 @every_case
 @pytest.mark.parametrize("backend", ["eager", "flex"])
 @torch.no_grad()
-def test_backends_agree(case: Case, backend: str) -> None:
+def test_backends_agree(case: ZooCase, backend: str) -> None:
     decoder, other = zoo.shared(case), zoo.make(case, attention_backend=backend)
     tokens, padding = some_tokens(2, 6), torch.tensor([0, 3])
     documents = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
@@ -189,4 +189,4 @@ def test_backends_agree(case: Case, backend: str) -> None:
 
 def test_xformers_is_refused_on_the_cpu() -> None:
     with pytest.raises(BackendError, match=r"'xformers' needs a CUDA device.*set model\.attention_backend to 'sdpa'"):
-        zoo.make(Case("residual"), attention_backend="xformers")
+        zoo.make(ZooCase("residual"), attention_backend="xformers")

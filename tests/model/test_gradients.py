@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo
 from mixerzoo import Decoder
 from mixerzoo.errors import MixerError
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
 
@@ -33,7 +33,7 @@ def gradients_of(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
 
 
 @every_case
-def test_every_parameter_gets_a_gradient(case: Case) -> None:
+def test_every_parameter_gets_a_gradient(case: ZooCase) -> None:
     decoder = zoo.make(case)
     gradients = gradients_of(decoder, some_tokens(2, 6))
     for name, _ in decoder.named_parameters():
@@ -50,7 +50,7 @@ def test_every_parameter_gets_a_gradient(case: Case) -> None:
 
 
 @every_case
-def test_activation_checkpointing_gives_the_same_gradients(case: Case) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(case: ZooCase) -> None:
     decoder, tokens = zoo.make(case), some_tokens(2, 6)
     plain = gradients_of(decoder, tokens)
     runs: list[int] = []
@@ -69,7 +69,7 @@ def test_activation_checkpointing_gives_the_same_gradients(case: Case) -> None:
 
 
 @every_registered_case
-def test_gradients_are_those_of_finite_differences(case: Case) -> None:
+def test_gradients_are_those_of_finite_differences(case: ZooCase) -> None:
     """Along one direction in the space of all parameters."""
     decoder, tokens = zoo.make(case), some_tokens(1, 4)
     parameters = list(decoder.parameters())
@@ -141,7 +141,7 @@ def test_attn_res_is_residual_up_to_eps_at_initialisation(model: dict[str, Any])
 
 
 @every_registered_case
-def test_weights_depend_on_the_seed_alone(case: Case) -> None:
+def test_weights_depend_on_the_seed_alone(case: ZooCase) -> None:
     built = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
@@ -158,12 +158,14 @@ def test_weights_depend_on_the_seed_alone(case: Case) -> None:
 
 @every_case
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_the_decoder_s_weights_do_not_depend_on_the_mixer(case: Case, tied: bool) -> None:
+def test_the_decoder_s_weights_do_not_depend_on_the_mixer(case: ZooCase, tied: bool) -> None:
     def weights_beside_the_mixer(decoder: Decoder) -> dict[str, Tensor]:
         return {n: t for n, t in decoder.state_dict().items() if not n.startswith("model.mixer.")}
 
     ours = weights_beside_the_mixer(zoo.make(case, perturbed=False, tie_embeddings=tied))
-    plain = weights_beside_the_mixer(zoo.make(Case("residual", model=case.model), perturbed=False, tie_embeddings=tied))
+    plain = weights_beside_the_mixer(
+        zoo.make(ZooCase("residual", model=case.model), perturbed=False, tie_embeddings=tied)
+    )
     # A layer that borrows keys or values has no projection for them.
     missing = plain.keys() - ours.keys()
     assert all(name.split(".")[-2] in ("k_proj", "k_norm", "v_proj") for name in missing)
@@ -173,7 +175,7 @@ def test_the_decoder_s_weights_do_not_depend_on_the_mixer(case: Case, tied: bool
 
 @pytest.mark.parametrize("case", zoo.PLAIN_CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_weights_are_drawn_in_float32(case: Case, dtype: torch.dtype) -> None:
+def test_weights_are_drawn_in_float32(case: ZooCase, dtype: torch.dtype) -> None:
     exact = zoo.make(case, dtype=torch.float32, perturbed=False).state_dict()
     for name, tensor in zoo.make(case, dtype=dtype, perturbed=False).state_dict().items():
         assert tensor.dtype == dtype
@@ -181,7 +183,7 @@ def test_weights_are_drawn_in_float32(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("case", zoo.PLAIN_CASES, ids=str)
-def test_a_tied_head_is_the_embedding(case: Case) -> None:
+def test_a_tied_head_is_the_embedding(case: ZooCase) -> None:
     decoder = zoo.make(case, perturbed=False, tie_embeddings=True)
     assert decoder.lm_head.weight is decoder.model.embed_tokens.weight
     assert not decoder.lm_head.weight.isnan().any()

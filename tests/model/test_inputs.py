@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import zoo
-from case import Case
+from case import ZooCase
 from mixerzoo import MixerzooError, build, generate
 from mixerzoo.errors import BackendError, InputError
 
-DECODER = zoo.shared(Case("residual"))
+DECODER = zoo.shared(ZooCase("residual"))
 TOKENS = zoo.some_tokens(2, 4)
 RECIPE: dict[str, Any] = {
     "model": {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 300},

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import zoo
-from case import LATENT, LOOPED, Case
+from case import LATENT, LOOPED, ZooCase
 from mixerzoo import Decoder, KVCache, MixerError, ModelConfig
 
 MLA = dict(LATENT)
@@ -18,21 +18,21 @@ SIZES = MLA["mla"]
 COMPRESSED = {**MLA, "mla": {**SIZES, "q_lora_rank": 5}}
 #: Depth-Attention unrolls differently for each of these.
 DEPTH_ATTENTION = (
-    Case("depth_attention", {"stride": 1}),
-    Case("depth_attention", {"stride": 2, "recent_window": 1}, LOOPED),
-    Case("depth_attention", {"stride": 2, "sources": "relative"}, LOOPED),
-    Case("depth_attention", {"stride": 1, "weights": "uniform"}),
-    Case("compose", {"of": [{"name": "denseformer"}, {"name": "depth_attention"}]}),
+    ZooCase("depth_attention", {"stride": 1}),
+    ZooCase("depth_attention", {"stride": 2, "recent_window": 1}, LOOPED),
+    ZooCase("depth_attention", {"stride": 2, "sources": "relative"}, LOOPED),
+    ZooCase("depth_attention", {"stride": 1, "weights": "uniform"}),
+    ZooCase("compose", {"of": [{"name": "denseformer"}, {"name": "depth_attention"}]}),
 )
 
 
-def built(case: Case, **model: Any) -> Decoder:
+def built(case: ZooCase, **model: Any) -> Decoder:
     """The case's decoder on latent attention, perturbed."""
     fields = {**zoo.MODEL, **case.model, **MLA, "k_norm": "pre_rope", **model}
     return zoo.perturb(zoo.decoder_of(zoo.mixer_class(case.mixer), case.options, fields))
 
 
-def refusal(case: Case) -> str | None:
+def refusal(case: ZooCase) -> str | None:
     """Why latent attention refuses the case's mixer, or None where it works."""
     try:
         built(case)
@@ -57,7 +57,7 @@ def test_residual_on_it_is_transformers_deepseek(compressed: bool) -> None:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     # DeepSeek's norms of latents have an epsilon of their own, 1e-6.
-    decoder = built(Case("residual"), norm_eps=1e-6, **(COMPRESSED if compressed else MLA))
+    decoder = built(ZooCase("residual"), norm_eps=1e-6, **(COMPRESSED if compressed else MLA))
     config = decoder.config
     theirs = DeepseekV3ForCausalLM(
         DeepseekV3Config(
@@ -82,7 +82,7 @@ def test_residual_on_it_is_transformers_deepseek(compressed: bool) -> None:
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=str)
 @torch.no_grad()
-def test_every_mixer_equals_its_reference(case: Case) -> None:
+def test_every_mixer_equals_its_reference(case: ZooCase) -> None:
     decoder = built(case)
     tokens = zoo.some_tokens(2, 6)
     zoo.assert_close(decoder(tokens), zoo.naive_logits(decoder, tokens))
@@ -91,7 +91,7 @@ def test_every_mixer_equals_its_reference(case: Case) -> None:
 @pytest.mark.parametrize("backend", ["sdpa", "eager", "flex"])
 @pytest.mark.parametrize("case", ACCEPTED, ids=str)
 @torch.no_grad()
-def test_cached_decoding_equals_the_full_forward(case: Case, backend: str) -> None:
+def test_cached_decoding_equals_the_full_forward(case: ZooCase, backend: str) -> None:
     decoder = built(case, attention_backend=backend)
     tokens = zoo.some_tokens(2, 9)
     full = decoder(tokens)
@@ -120,7 +120,7 @@ class Adapted(nn.Module):
 @pytest.mark.parametrize("mixer", ["residual", "depth_attention"])
 @torch.no_grad()
 def test_cached_decoding_sees_an_adapter_of_the_expansion(mixer: str) -> None:
-    decoder = built(Case(mixer))
+    decoder = built(ZooCase(mixer))
     tokens = zoo.some_tokens(2, 9)
     plain = decoder(tokens)
     for layer in decoder.model.layers:
@@ -132,7 +132,7 @@ def test_cached_decoding_sees_an_adapter_of_the_expansion(mixer: str) -> None:
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=str)
 @torch.no_grad()
-def test_the_cache_holds_latents_and_weights_to_the_byte(case: Case) -> None:
+def test_the_cache_holds_latents_and_weights_to_the_byte(case: ZooCase) -> None:
     decoder = built(case)
     plan = decoder.plan
     latents = len(plan.k_slots) * (SIZES["kv_lora_rank"] + SIZES["qk_rope_head_dim"])
@@ -146,13 +146,13 @@ def test_the_cache_holds_latents_and_weights_to_the_byte(case: Case) -> None:
 
 def test_depth_attention_keeps_h_weights_for_each_source_and_step() -> None:
     # L = 6, s = 3: steps 1 to 3 read layer 0, steps 4 and 5 read 0 and 3; each adds itself.
-    decoder = built(Case("depth_attention", {"stride": 3}), num_layers=6)
+    decoder = built(ZooCase("depth_attention", {"stride": 3}), num_layers=6)
     assert [len(decoder.plan.value_sources(step)) for step in range(6)] == [0, 2, 2, 2, 3, 3]
     assert decoder.plan.elements(decoder.shape) == 6 * (7 + 4) + 3 * (3 * 2 + 2 * 3)
 
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=str)
-def test_recomputation_gives_the_same_gradients(case: Case) -> None:
+def test_recomputation_gives_the_same_gradients(case: ZooCase) -> None:
     decoder = built(case)
     tokens = zoo.some_tokens(2, 5)
     gradients = []
@@ -168,7 +168,7 @@ def test_recomputation_gives_the_same_gradients(case: Case) -> None:
 @pytest.mark.parametrize("mixer", ["residual", "depth_attention"])
 @torch.no_grad()
 def test_it_compiles_whole(mixer: str) -> None:
-    decoder = built(Case(mixer), num_layers=2)
+    decoder = built(ZooCase(mixer), num_layers=2)
     tokens = zoo.some_tokens(2, 6)
     expected = decoder(tokens)
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
@@ -189,7 +189,7 @@ def test_mixers_of_keys_and_values_are_refused_by_name_and_streams_are_not() -> 
 
 def test_depth_attention_mixes_values_only() -> None:
     with pytest.raises(MixerError, match="only values can be mixed; set it to 'value'"):
-        built(Case("depth_attention", {"mixes": "key_value"}))
+        built(ZooCase("depth_attention", {"mixes": "key_value"}))
 
 
 @pytest.mark.parametrize(

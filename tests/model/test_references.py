@@ -53,7 +53,7 @@ def test_references_compute_nothing_with_the_library(path: Path) -> None:
     of_library = {name: names for name, names in found.items() if name.partition(".")[0].startswith("mixerzoo")}
     # Types, to say what a mixer is asked for.
     assert of_library.pop("mixerzoo", set()) <= {"AttentionMixer", "Mixer", "Site"}
-    assert of_library.pop("mixerzoo.testing", set()) <= {"Case", "Reference"}
+    assert of_library.pop("mixerzoo.testing", set()) <= {"ZooCase", "Reference"}
     assert of_library.keys() <= {"mixerzoo.testing.reference"}
     assert not found.keys() & {"transformers", "zoo"}
 
@@ -104,7 +104,7 @@ def test_library_equals_reference_for_any_slots_and_windows(
 
 @pytest.mark.parametrize("case", zoo.CASES, ids=str)
 @torch.no_grad()
-def test_every_case_equals_its_reference(case: zoo.Case) -> None:
+def test_every_case_equals_its_reference(case: zoo.ZooCase) -> None:
     tokens = zoo.some_tokens(2, 7)
     zoo.assert_close(zoo.shared(case)(tokens), zoo.naive_logits(zoo.shared(case), tokens))
 
@@ -133,7 +133,7 @@ def test_a_token_mixer_is_told_where_it_is_and_which_token_it_serves() -> None:
         def write(self, step: int, layer: int, branch: str, y: Tensor) -> None:
             self.calls.append(("write", step, layer, branch))
 
-    decoder = zoo.make(zoo.Case("residual", model=zoo.LOOPED))
+    decoder = zoo.make(zoo.ZooCase("residual", model=zoo.LOOPED))
     reference = mixerzoo.testing.Reference(lambda mixer: Told)
     ran = trace(decoder, reference, [7, 3])
     assert [mixer.token for mixer in ran.mixers] == [7, 3]  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import zoo
-from case import Case
+from case import ZooCase
 from mixerzoo import Decoder, ops
 from mixerzoo.ops import forms
 
@@ -163,15 +163,15 @@ def test_one_node_under_compile(name: str) -> None:
 
 
 def test_what_is_kept_for_the_backward() -> None:
-    residual = kept(Case("residual"))
+    residual = kept(ZooCase("residual"))
     one_source = TOKENS * SIZE * 4
     weights_of_softmax = sum(TOKENS * n * 4 for n in range(2, 2 * LAYERS + 2))
     allowed = {
-        Case("denseformer"): LAYERS * one_source,
+        ZooCase("denseformer"): LAYERS * one_source,
         # Queries with their gains folded in, and 1 / rms of each source.
-        Case("attn_res"): (2 * LAYERS + 1) * (one_source + TOKENS * 4 + SIZE * 4) + weights_of_softmax,
+        ZooCase("attn_res"): (2 * LAYERS + 1) * (one_source + TOKENS * 4 + SIZE * 4) + weights_of_softmax,
         # What a layer projects; what it mixes is kept by attention in any case.
-        Case("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
+        ZooCase("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
     }
     for case, sources_and_weights in allowed.items():
         assert kept(case) - residual <= 1.1 * sources_and_weights + 0.001 * residual, str(case)
@@ -180,7 +180,7 @@ def test_what_is_kept_for_the_backward() -> None:
 LAYERS, TOKENS, SIZE = 24, 32, 64
 
 
-def kept(case: Case) -> int:
+def kept(case: ZooCase) -> int:
     """Bytes that autograd keeps of a forward over a decoder of 24 layers, each storage counted once."""
     sizes = {"num_layers": LAYERS, "hidden_size": SIZE, "intermediate_size": 96, "head_dim": 16}
     decoder: Decoder = zoo.make(case, dtype=torch.float32, **sizes)

@@ -71,7 +71,7 @@ def test_one_layer_has_nobody_to_read(mixer: str) -> None:
 
 @pytest.mark.parametrize("case", [case for case in zoo.REGISTERED_CASES if case.mixer in MIXERS], ids=str)
 @torch.no_grad()
-def test_the_peak_in_flight_is_reached_and_the_end_holds_the_stream_alone(case: zoo.Case) -> None:
+def test_the_peak_in_flight_is_reached_and_the_end_holds_the_stream_alone(case: zoo.ZooCase) -> None:
     decoder = zoo.make(case, dtype=torch.float32)
     with observed(decoder.mixer) as calls:
         decoder(zoo.some_tokens(2, 3))
@@ -151,7 +151,7 @@ def test_tables_are_counted_back_from_the_last_layer(every: int, steps: list[int
 
 
 def test_a_token_reads_its_own_row_alone() -> None:
-    decoder = zoo.make(zoo.Case("value_embedding", {"every": 4, "gate": False}))
+    decoder = zoo.make(zoo.ZooCase("value_embedding", {"every": 4, "gate": False}))
     before, tokens = kept(decoder)[3][1], zoo.some_tokens(2, 5)
     token = int(tokens[0, 2])
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_the_published_start_is_uniform_over_earlier_layers() -> None:
 
 
 def test_sources_of_lime_are_raw() -> None:
-    decoder = zoo.make(zoo.Case("lime"))
+    decoder = zoo.make(zoo.ZooCase("lime"))
     heads = decoder.shape.num_kv_heads
     raw = kept(decoder)[0][1]
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_parameters_of_moda(layers: int) -> None:
 @torch.no_grad()
 def test_scores_along_depth_do_not_depend_on_the_position() -> None:
     """One token alone, at positions far apart: the sequence offers itself only, the rest is depth."""
-    decoder = zoo.make(zoo.Case("moda"))
+    decoder = zoo.make(zoo.ZooCase("moda"))
     tokens = zoo.some_tokens(1, 6)
     alone = decoder(tokens[:, -1:])
     documents = torch.tensor([[0, 0, 0, 0, 0, 1]])

@@ -70,14 +70,14 @@ def cache_bytes(decoder: Decoder, num_tokens: int, chunks: int, fixed: bool) -> 
 def test_the_cache_is_smaller_by_the_ratio_of_the_paper(
     mixer: str, options: dict[str, Any], num_layers: int, ratio: Fraction, fixed: bool
 ) -> None:
-    ours = zoo.make(zoo.Case(mixer, options), num_layers=num_layers)
-    plain = zoo.make(zoo.Case("residual"), num_layers=num_layers)
+    ours = zoo.make(zoo.ZooCase(mixer, options), num_layers=num_layers)
+    plain = zoo.make(zoo.ZooCase("residual"), num_layers=num_layers)
     measured = [cache_bytes(decoder, 20, 7, fixed) for decoder in (ours, plain)]
     assert Fraction(*measured) == ratio
 
 
 def test_yoco_s_windows_stop_growing() -> None:
-    decoder = zoo.make(zoo.Case("yoco", {"window": 4}))
+    decoder = zoo.make(zoo.ZooCase("yoco", {"window": 4}))
     slot = 2 * zoo.MODEL["num_kv_heads"] * zoo.MODEL["head_dim"]
     sizes = [decoder.plan.elements(decoder.shape, length) for length in range(1, 9)]
     assert [after - before for before, after in pairwise(sizes)] == [3 * slot] * 3 + [slot] * 4
@@ -124,7 +124,7 @@ def test_cla_of_groups_of_one_is_residual(model: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_one_layer_is_residual(mixer: str) -> None:
     tokens = some_tokens(2, 5)
-    ours, plain = (zoo.make(zoo.Case(name), num_layers=1) for name in (mixer, "residual"))
+    ours, plain = (zoo.make(zoo.ZooCase(name), num_layers=1) for name in (mixer, "residual"))
     assert ours.plan == plain.plan
     assert torch.equal(ours(tokens), plain(tokens))
 
@@ -209,7 +209,7 @@ def tokens_by_step(decoder: Decoder, run: Any) -> list[list[int]]:
 def test_prefill_runs_the_upper_layers_for_the_last_token_alone(
     mixer: str, options: dict[str, Any], last_owner: int, fixed: bool | None
 ) -> None:
-    decoder = zoo.make(zoo.Case(mixer, options), num_layers=8)
+    decoder = zoo.make(zoo.ZooCase(mixer, options), num_layers=8)
     tokens = some_tokens(2, 12)
     full = decoder(tokens)
     cache = None if fixed is None else decoder.new_cache(2, 12 if fixed else None)
@@ -223,7 +223,7 @@ def test_prefill_runs_the_upper_layers_for_the_last_token_alone(
 
 @torch.no_grad()
 def test_generation_prefills_so() -> None:
-    decoder = zoo.make(zoo.Case("yoco", {"window": 4}), num_layers=8)
+    decoder = zoo.make(zoo.ZooCase("yoco", {"window": 4}), num_layers=8)
     prompt = some_tokens(2, 9)
     made: list[torch.Tensor] = []
     seen = tokens_by_step(decoder, lambda: made.append(mixerzoo.generate(decoder, prompt, max_new_tokens=3)))
@@ -238,7 +238,7 @@ def test_generation_prefills_so() -> None:
 @torch.no_grad()
 def test_prefill_costs_about_half(mixer: str, options: dict[str, Any]) -> None:
     """The lower half, and in YOCO the layer that makes the global cache."""
-    decoder = zoo.make(zoo.Case(mixer, options), num_layers=24, num_kv_heads=1)
+    decoder = zoo.make(zoo.ZooCase(mixer, options), num_layers=24, num_kv_heads=1)
     tokens = some_tokens(1, 64)
     counted = []
     for last_only in (False, True):

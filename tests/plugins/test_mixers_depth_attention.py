@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import mixerzoo
 import zoo
 from mixerzoo import KVCache, LoopConfig
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 SIX = {"num_layers": 6}
 ALL = {"stride": 1}
@@ -64,7 +64,7 @@ def test_rules_that_name_the_same_layers_compute_the_same(model: dict[str, Any],
 
 def cache_of(options: dict[str, Any] | None, **model: Any) -> KVCache:
     """What a decoder of all sources has cached after four tokens; without options, the plain decoder."""
-    case = Case("residual") if options is None else Case("depth_attention", {**ALL, **options})
+    case = ZooCase("residual") if options is None else ZooCase("depth_attention", {**ALL, **options})
     decoder = zoo.make(case, **model)
     cache = decoder.new_cache(2)
     decoder(some_tokens(2, 4), cache)
@@ -97,7 +97,7 @@ def test_uniform_weights_are_the_mean_of_mixed_sources_and_the_raw_self() -> Non
 def test_uniform_weights_need_no_queries() -> None:
     """What the cache holds of the second layer depends on no query; with a softmax it does."""
     for weights, depends in (("uniform", False), ("softmax", True)):
-        decoder = zoo.make(Case("depth_attention", {**ALL, "weights": weights}))
+        decoder = zoo.make(ZooCase("depth_attention", {**ALL, "weights": weights}))
         cached = []
         for factor in (1, 3):
             decoder.model.layers[1].self_attn.q_norm.weight.mul_(factor)
@@ -120,7 +120,7 @@ def test_uniform_weights_need_no_queries() -> None:
     ids=str,
 )
 def test_no_more_is_held_than_asked_for(options: dict[str, Any], tensors: int) -> None:
-    decoder = zoo.make(Case("depth_attention", {**ALL, **options}), **SIX)
+    decoder = zoo.make(ZooCase("depth_attention", {**ALL, **options}), **SIX)
     size = decoder.shape.num_kv_heads * decoder.shape.head_dim
     # Before the last layer all five others are held.
     expected = (decoder.shape.hidden_size + 5 * tensors * size) * 8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from case import LATENT, Case
+from case import LATENT, ZooCase
 from mixerzoo import AttentionMixer, Decoder, MixerError, Plan, Site
 from mixerzoo.model.backends import BackendName
 from mixerzoo.model.rope import Rotary
@@ -20,7 +20,7 @@ from zoo import assert_close, some_tokens
 
 def fused(**model: Any) -> Decoder:
     """A decoder with FusedKV, its weights of sums perturbed."""
-    return zoo.make(Case("fusedkv"), **model)
+    return zoo.make(ZooCase("fusedkv"), **model)
 
 
 def fusing_steps(decoder: Decoder) -> list[int]:

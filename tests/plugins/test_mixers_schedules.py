@@ -9,7 +9,7 @@ import torch
 
 import zoo
 from mixerzoo import LoopConfig, MixerError
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 LOOPS = {
     "whole": LoopConfig(count=2),
@@ -23,7 +23,7 @@ REFUSING: frozenset[str] = frozenset()
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 @pytest.mark.parametrize("case", zoo.REGISTERED_CASES, ids=str)
 @torch.no_grad()
-def test_every_mixer_runs_in_loops_or_refuses_them_in_words(case: Case, loop: LoopConfig) -> None:
+def test_every_mixer_runs_in_loops_or_refuses_them_in_words(case: ZooCase, loop: LoopConfig) -> None:
     model = {**case.model, "loop": loop}
     if case.mixer in REFUSING:
         with pytest.raises(MixerError, match="loop"):
@@ -42,8 +42,8 @@ def test_every_mixer_runs_in_loops_or_refuses_them_in_words(case: Case, loop: Lo
 
 @pytest.mark.parametrize("case", zoo.PLAIN_CASES, ids=str)
 @torch.no_grad()
-def test_a_loop_of_one_is_no_loop(case: Case) -> None:
+def test_a_loop_of_one_is_no_loop(case: ZooCase) -> None:
     def logits(**model: Any) -> torch.Tensor:
-        return zoo.make(Case(case.mixer, case.options), **model)(some_tokens(2, 5))
+        return zoo.make(ZooCase(case.mixer, case.options), **model)(some_tokens(2, 5))
 
     assert torch.equal(logits(loop=LoopConfig(prelude=1, coda=1, count=1)), logits())

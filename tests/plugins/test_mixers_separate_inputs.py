@@ -33,7 +33,7 @@ def test_it_starts_as_the_plain_decoder(mixer: str, data: st.DataObject, model: 
 
 @pytest.mark.parametrize("case", [case for case in zoo.REGISTERED_CASES if case.mixer in MIXERS], ids=str)
 @torch.no_grad()
-def test_the_peak_in_flight_is_reached(case: zoo.Case) -> None:
+def test_the_peak_in_flight_is_reached(case: zoo.ZooCase) -> None:
     decoder = zoo.make(case, dtype=torch.float32)
     with observed(decoder.mixer) as calls:
         decoder(zoo.some_tokens(2, 3))

@@ -214,7 +214,7 @@ def test_the_product_of_swaps(num_factors: int) -> None:
 @torch.no_grad()
 def test_the_streams_of_a_decoder_keep_their_sum(mixer: str, options: dict[str, Any], tolerance: float) -> None:
     """Doubly stochastic matrices change no sum over streams: with post 0 the mean stream never moves."""
-    decoder = zoo.make(zoo.Case(mixer, options))
+    decoder = zoo.make(zoo.ZooCase(mixer, options))
     generator = torch.Generator().manual_seed(0)
     streams = torch.randn(2, 5, options["num_streams"], 16, generator=generator, dtype=torch.float64)
     for site in decoder.shape.sites()[1:]:

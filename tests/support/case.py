@@ -22,7 +22,7 @@ LATENT: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Case:
+class ZooCase:
     """A mixer with options, on a decoder.
 
     Attributes:

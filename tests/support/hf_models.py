@@ -14,11 +14,11 @@ import zoo
 from case import LATENT, LOOPED
 from mixerzoo import Decoder, save_checkpoint
 from mixerzoo.hf import MixerZooForCausalLM
-from zoo import Case
+from zoo import ZooCase
 
 #: On latent attention: a stream, values from one latent and from several, borrowed latents, windows.
 LATENT_CASES = tuple(
-    Case(mixer, options, {**LATENT, **model})
+    ZooCase(mixer, options, {**LATENT, **model})
     for mixer, options, model in (
         ("denseformer", {}, {}),
         ("depth_attention", {"stride": 1}, {}),
@@ -31,7 +31,7 @@ LATENT_CASES = tuple(
 TAILED = ("smear",)
 #: What the plan can do to a cache: loops, slots of keys or values alone, borrowed ones, windows, tails, and separate
 #: inputs.
-CHOSEN: tuple[Case, ...] = (
+CHOSEN: tuple[ZooCase, ...] = (
     *zoo.PLAIN_CASES,
     *LATENT_CASES,
     *(case for case in zoo.REGISTERED_CASES if case.mixer in ("depth_attention", "yoco") and "loop" in case.model),
@@ -48,12 +48,12 @@ def model_of(decoder: Decoder, **options: Any) -> MixerZooForCausalLM:
 
 
 @functools.cache
-def shared(case: Case) -> MixerZooForCausalLM:
+def shared(case: ZooCase) -> MixerZooForCausalLM:
     """The model of `zoo.shared`, made once. Tests must leave it as it is."""
     return model_of(zoo.shared(case))
 
 
-def fresh(case: Case, *, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Decoder, MixerZooForCausalLM]:
+def fresh(case: ZooCase, *, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Decoder, MixerZooForCausalLM]:
     """A decoder that a test may change, and its model."""
     decoder = zoo.make(case, dtype=dtype)
     return decoder, model_of(decoder, **options)

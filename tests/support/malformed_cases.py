@@ -19,7 +19,7 @@ DEEP = 100_000
 
 
 @dataclass(frozen=True)
-class Case:
+class Malformed:
     """One way to spoil a checkpoint.
 
     Attributes:
@@ -71,15 +71,15 @@ VALUES: dict[str, Callable[[Any], str]] = {
 }
 
 
-def config_cases(base: str, config: dict[str, Any]) -> Iterator[Case]:
+def config_cases(base: str, config: dict[str, Any]) -> Iterator[Malformed]:
     """Every key removed, and with each of `VALUES`."""
     for key, value in config.items():
-        yield Case(f"{base}: config.json: {key} removed", base, lambda d, key=key: set_key(d, key, None))
+        yield Malformed(f"{base}: config.json: {key} removed", base, lambda d, key=key: set_key(d, key, None))
         for how, made in VALUES.items():
             text = made(value)
             positive = how in ("2**40", "fraction", "huge")
             free = COMMANDS if key in CONVENTIONS and positive else ()
-            yield Case(f"{base}: config.json: {key} {how}", base, lambda d, k=key, t=text: set_key(d, k, t), free)
+            yield Malformed(f"{base}: config.json: {key} {how}", base, lambda d, k=key, t=text: set_key(d, k, t), free)
 
 
 def set_key(directory: Path, key: str, text: str | None, name: str = "config.json") -> None:
@@ -93,7 +93,7 @@ def set_key(directory: Path, key: str, text: str | None, name: str = "config.jso
     path.write_text("{" + ",\n".join(lines) + "}")
 
 
-def inner_cases(base: str) -> Iterator[Case]:
+def inner_cases(base: str) -> Iterator[Malformed]:
     """Values that only mean something deeper down."""
     inner = {
         "loop": ['{"count": 1000000000}', '{"count": -1}', '{"prelude": 9}', '{"count": 2, "prelude": 1e9}'],
@@ -118,9 +118,11 @@ def inner_cases(base: str) -> Iterator[Case]:
         for number, text in enumerate(texts):
             # The last entry of all says where the mixer came from, which only matters where it is not installed.
             free = COMMANDS if key == "mixer_plugin" else ()
-            yield Case(f"{base}: {key} {number}", base, lambda d, k=key, t=text: set_key(d, k, t), free)
+            yield Malformed(f"{base}: {key} {number}", base, lambda d, k=key, t=text: set_key(d, k, t), free)
     plugin = '{"distribution": "", "version": ""}'
-    yield Case("ours: unknown mixer of a plugin without a name", base, lambda d: both(d, '{"name": "other"}', plugin))
+    yield Malformed(
+        "ours: unknown mixer of a plugin without a name", base, lambda d: both(d, '{"name": "other"}', plugin)
+    )
 
 
 def both(directory: Path, mixer: str, plugin: str) -> None:
@@ -144,17 +146,19 @@ CONTENTS: dict[str, bytes] = {
 }
 
 
-def file_cases(base: str, name: str, may_pass: tuple[str, ...] = ()) -> Iterator[Case]:
+def file_cases(base: str, name: str, may_pass: tuple[str, ...] = ()) -> Iterator[Malformed]:
     """A file with other content, and other things in its place."""
     for what, content in CONTENTS.items():
-        yield Case(f"{base}: {name}: {what}", base, lambda d, c=content: write(d / name, c), may_pass)
-    yield Case(f"{base}: {name}: pipe", base, lambda d: replace(d / name, os.mkfifo), may_pass)
-    yield Case(f"{base}: {name}: directory", base, lambda d: replace(d / name, os.mkdir), may_pass)
-    yield Case(
+        yield Malformed(f"{base}: {name}: {what}", base, lambda d, c=content: write(d / name, c), may_pass)
+    yield Malformed(f"{base}: {name}: pipe", base, lambda d: replace(d / name, os.mkfifo), may_pass)
+    yield Malformed(f"{base}: {name}: directory", base, lambda d: replace(d / name, os.mkdir), may_pass)
+    yield Malformed(
         f"{base}: {name}: device", base, lambda d: replace(d / name, lambda p: p.symlink_to("/dev/zero")), may_pass
     )
-    yield Case(f"{base}: {name}: loop", base, lambda d: replace(d / name, lambda p: p.symlink_to(p.name)), may_pass)
-    yield Case(f"{base}: {name}: huge", base, lambda d: holes(d / name, 1 << 36), may_pass)
+    yield Malformed(
+        f"{base}: {name}: loop", base, lambda d: replace(d / name, lambda p: p.symlink_to(p.name)), may_pass
+    )
+    yield Malformed(f"{base}: {name}: huge", base, lambda d: holes(d / name, 1 << 36), may_pass)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -189,15 +193,15 @@ def write_header(path: Path, header: dict[str, Any] | bytes, data: bytes, length
 NORM = "model.norm.weight"
 
 
-def weight_cases(base: str) -> Iterator[Case]:
+def weight_cases(base: str) -> Iterator[Malformed]:
     """Every kind of broken safetensors."""
 
-    def case(name: str, spoil: Callable[[Path, dict[str, Any], bytes], None], **more: Any) -> Case:
+    def case(name: str, spoil: Callable[[Path, dict[str, Any], bytes], None], **more: Any) -> Malformed:
         def spoiled(directory: Path) -> None:
             path = directory / "model.safetensors"
             spoil(path, *header_of(path))
 
-        return Case(f"{base}: safetensors: {name}", base, spoiled, **more)
+        return Malformed(f"{base}: safetensors: {name}", base, spoiled, **more)
 
     def entry(**changes: Any) -> Callable[[Path, dict[str, Any], bytes], None]:
         def spoil(path: Path, header: dict[str, Any], data: bytes) -> None:
@@ -241,10 +245,10 @@ def weight_cases(base: str) -> Iterator[Case]:
         yield case(f"weights of {value}", lambda p, h, d, v=value: put(p, h, d, v))
     yield case("holes", lambda p, h, d: bigger(p, h, d, 1 << 36))
     for other in ("pytorch_model.bin", "model.pt", "consolidated.00.pth"):
-        yield Case(f"{base}: pickled {other}", base, lambda d, n=other: (d / "model.safetensors").rename(d / n))
+        yield Malformed(f"{base}: pickled {other}", base, lambda d, n=other: (d / "model.safetensors").rename(d / n))
     for what, made in {"pipe": os.mkfifo, "directory": os.mkdir}.items():
-        yield Case(f"{base}: safetensors: {what}", base, lambda d, m=made: replace(d / "model.safetensors", m))
-    yield Case(
+        yield Malformed(f"{base}: safetensors: {what}", base, lambda d, m=made: replace(d / "model.safetensors", m))
+    yield Malformed(
         f"{base}: safetensors: loop", base, lambda d: replace(d / "model.safetensors", lambda p: p.symlink_to(p))
     )
 
@@ -292,11 +296,11 @@ def shards(directory: Path, index: Callable[[dict[str, str], list[str]], Any]) -
     (directory / "model.safetensors.index.json").write_bytes(content)
 
 
-def shard_cases(base: str) -> Iterator[Case]:
+def shard_cases(base: str) -> Iterator[Malformed]:
     """Every kind of broken index."""
 
-    def case(name: str, index: Callable[[dict[str, str], list[str]], Any], **more: Any) -> Case:
-        return Case(f"{base}: index: {name}", base, lambda d: shards(d, index), **more)
+    def case(name: str, index: Callable[[dict[str, str], list[str]], Any], **more: Any) -> Malformed:
+        return Malformed(f"{base}: index: {name}", base, lambda d: shards(d, index), **more)
 
     for what, content in CONTENTS.items():
         yield case(what, lambda m, f, c=content: c)
@@ -319,20 +323,20 @@ def shard_cases(base: str) -> Iterator[Case]:
         content["weight_map"]["again"] = "model-00003-of-00002.safetensors"
         index.write_text(json.dumps(content))
 
-    yield Case(f"{base}: index: tensors in two shards", base, twice)
+    yield Malformed(f"{base}: index: tensors in two shards", base, twice)
 
     def link(directory: Path) -> None:
         shards(directory, lambda m, f: {"weight_map": m})
         path = directory / "model-00001-of-00002.safetensors"
         replace(path, lambda p: p.symlink_to(p.name))
 
-    yield Case(f"{base}: index: a shard that is a loop of links", base, link)
+    yield Malformed(f"{base}: index: a shard that is a loop of links", base, link)
 
 
 # Tokenizers.
 
 
-def tokenizer_cases(base: str, tokenizer: dict[str, Any]) -> Iterator[Case]:
+def tokenizer_cases(base: str, tokenizer: dict[str, Any]) -> Iterator[Malformed]:
     """Damaged tokenizers; the weights load all the same."""
     without = ("load",)
     yield from file_cases(base, "tokenizer.json", without)
@@ -365,12 +369,12 @@ def tokenizer_cases(base: str, tokenizer: dict[str, Any]) -> Iterator[Case]:
         ),
     }
     for name, spoil in spoiled.items():
-        yield Case(f"{base}: tokenizer.json: {name}", base, spoil, without)
+        yield Malformed(f"{base}: tokenizer.json: {name}", base, spoil, without)
     for key, value in tokenizer.items():
         for how in ("flipped", "deep", "huge"):
             text = VALUES[how](value)
             # What means nothing to encoding and decoding may be anything.
-            yield Case(
+            yield Malformed(
                 f"{base}: tokenizer.json: {key} {how}",
                 base,
                 lambda d, k=key, t=text: set_key(d, k, t, "tokenizer.json"),
@@ -382,12 +386,12 @@ def tokenizer_cases(base: str, tokenizer: dict[str, Any]) -> Iterator[Case]:
         yield from file_cases(base, name, without)
     for key, text in {"eos_token": "3", "eos_token_id": '"x"', "temperature": '"hot"', "max_length": "-1"}.items():
         name = "tokenizer_config.json" if key == "eos_token" else "generation_config.json"
-        yield Case(f"{base}: {name}: {key}", base, lambda d, n=name, k=key, t=text: set_key(d, k, t, n), COMMANDS)
+        yield Malformed(f"{base}: {name}: {key}", base, lambda d, n=name, k=key, t=text: set_key(d, k, t, n), COMMANDS)
 
 
-def cases(bases: Path) -> list[Case]:
+def cases(bases: Path) -> list[Malformed]:
     """All of them, in an order that does not change."""
-    made: list[Case] = []
+    made: list[Malformed] = []
     for base in ("ours", "llama", "qwen3"):
         config = json.loads((bases / base / "config.json").read_text())
         made += config_cases(base, config)

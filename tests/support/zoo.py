@@ -21,7 +21,7 @@ from torch import Tensor
 
 import adhoc
 import naive
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Decoder, LoopConfig, Mixer, MixerError, ModelConfig, load_registry
 from mixerzoo.model import materialize
 from mixerzoo.testing import Reference
@@ -29,7 +29,7 @@ from mixerzoo.testing.against import trace
 from mixerzoo.testing.reference import Trace
 from naive.planned import planned, planned_case
 
-__all__ = ["LOOPED", "POST_ROPE", "Case", "planned", "planned_case"]
+__all__ = ["LOOPED", "POST_ROPE", "ZooCase", "planned", "planned_case"]
 
 VOCAB_SIZE = 19
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -51,9 +51,9 @@ NAIVE: Mapping[str, ModuleType] = {
     module.name: importlib.import_module(f"naive.{module.name}") for module in pkgutil.iter_modules(naive.__path__)
 }
 REGISTERED = tuple(name for name in NAIVE if name not in adhoc.MIXERS)
-REGISTERED_CASES: tuple[Case, ...] = tuple(case for name in REGISTERED for case in NAIVE[name].CASES)
+REGISTERED_CASES: tuple[ZooCase, ...] = tuple(case for name in REGISTERED for case in NAIVE[name].CASES)
 #: Shared slots, windows, separate inputs and the rarer hooks.
-ADHOC_CASES: tuple[Case, ...] = tuple(case for name in adhoc.MIXERS for case in NAIVE[name].CASES)
+ADHOC_CASES: tuple[ZooCase, ...] = tuple(case for name in adhoc.MIXERS for case in NAIVE[name].CASES)
 CASES = REGISTERED_CASES + ADHOC_CASES
 #: One case of every mixer, for what does not depend on options.
 PLAIN_CASES = tuple({case.mixer: case for case in reversed(REGISTERED_CASES)}.values())
@@ -61,7 +61,7 @@ PLAIN_CASES = tuple({case.mixer: case for case in reversed(REGISTERED_CASES)}.va
 CHOSEN = {*PLAIN_CASES, *ADHOC_CASES, *(case for case in REGISTERED_CASES if case.mixer == "depth_attention")}
 
 
-def parametrized(cases: Iterable[Case], chosen: Collection[Case] = CHOSEN) -> pytest.MarkDecorator:
+def parametrized(cases: Iterable[ZooCase], chosen: Collection[ZooCase] = CHOSEN) -> pytest.MarkDecorator:
     """A test for each case: those that were not chosen are slow ones."""
     marked = [pytest.param(case, id=str(case), marks=() if case in chosen else pytest.mark.slow) for case in cases]
     return pytest.mark.parametrize("case", marked)
@@ -195,7 +195,7 @@ def perturb(decoder: Decoder, *, seed: int = 1, mixer_too: bool = True) -> Decod
     return decoder
 
 
-def make(case: Case, *, dtype: torch.dtype = torch.float64, perturbed: bool = True, **model: Any) -> Decoder:
+def make(case: ZooCase, *, dtype: torch.dtype = torch.float64, perturbed: bool = True, **model: Any) -> Decoder:
     """The decoder of a case.
 
     Args:
@@ -209,7 +209,7 @@ def make(case: Case, *, dtype: torch.dtype = torch.float64, perturbed: bool = Tr
 
 
 @functools.cache
-def shared(case: Case) -> Decoder:
+def shared(case: ZooCase) -> Decoder:
     """The perturbed float64 decoder of a case, made once. Tests must leave it as it is."""
     return make(case)
 

@@ -14,18 +14,18 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, Case
+from case import LOOPED, ZooCase
 from golden_cases import Golden, assembled, golden, naive_traces, without
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm, softmax, weighted_sum
 
 CASES = (
-    Case("attn_res"),
-    Case("attn_res", {"block_size": 3}),
-    Case("attn_res", {"block_size": 4}, LOOPED),
-    Case("attn_res", {"dialect": "snapshot", "block_size": 1}),
-    Case("attn_res", {"dialect": "snapshot", "block_size": 3}, LOOPED),
+    ZooCase("attn_res"),
+    ZooCase("attn_res", {"block_size": 3}),
+    ZooCase("attn_res", {"block_size": 4}, LOOPED),
+    ZooCase("attn_res", {"dialect": "snapshot", "block_size": 1}),
+    ZooCase("attn_res", {"dialect": "snapshot", "block_size": 3}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries(
     {

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo.testing import Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
 CASES = (
-    Case("cla"),
-    Case("cla", {"group": 3}, POST_ROPE),
-    Case("cla", {"group": 4}, LOOPED),
+    ZooCase("cla"),
+    ZooCase("cla", {"group": 3}, POST_ROPE),
+    ZooCase("cla", {"group": 4}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries({"group": st.integers(1, 6)})
 

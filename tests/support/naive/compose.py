@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import AttentionMixer, Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, Heads, Rotation, TokenMixer, Vectors
 
 CASES = (
-    Case("compose", {"of": [{"name": "denseformer"}, {"name": "depth_attention"}]}, label="denseformer+depth"),
-    Case("compose", {"of": [{"name": "depth_attention", "stride": 1}]}, POST_ROPE, label="depth"),
-    Case(
+    ZooCase("compose", {"of": [{"name": "denseformer"}, {"name": "depth_attention"}]}, label="denseformer+depth"),
+    ZooCase("compose", {"of": [{"name": "depth_attention", "stride": 1}]}, POST_ROPE, label="depth"),
+    ZooCase(
         "compose",
         {"of": [{"name": "depth_attention", "stride": 2}, {"name": "attn_res", "block_size": 2}]},
         LOOPED,

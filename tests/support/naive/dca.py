@@ -24,18 +24,18 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, Vectors
 
 CASES = (
-    Case("dca"),
-    Case("dca", {"num_recent": 1}, POST_ROPE),
-    Case("dca", {"num_recent": 2}, LOOPED),
-    Case("dca", {"dialect": "outputs"}),
-    Case("dca", {"dialect": "outputs", "num_recent": 1}, POST_ROPE),
-    Case("dca", {"dialect": "outputs", "num_recent": 2}, LOOPED),
+    ZooCase("dca"),
+    ZooCase("dca", {"num_recent": 1}, POST_ROPE),
+    ZooCase("dca", {"num_recent": 2}, LOOPED),
+    ZooCase("dca", {"dialect": "outputs"}),
+    ZooCase("dca", {"dialect": "outputs", "num_recent": 1}, POST_ROPE),
+    ZooCase("dca", {"dialect": "outputs", "num_recent": 2}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries(
     {"dialect": st.sampled_from(["streams", "outputs"]), "num_recent": st.none() | st.integers(1, 5)}

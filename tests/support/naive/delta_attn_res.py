@@ -12,16 +12,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.attn_res import Query, mix
 
 CASES = (
-    Case("delta_attn_res"),
-    Case("delta_attn_res", {"block_size": 2}, POST_ROPE),
-    Case("delta_attn_res", {"block_size": 3}, LOOPED),
+    ZooCase("delta_attn_res"),
+    ZooCase("delta_attn_res", {"block_size": 2}, POST_ROPE),
+    ZooCase("delta_attn_res", {"block_size": 3}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries({"block_size": st.integers(1, 6)})
 

@@ -15,16 +15,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, Case
+from case import LOOPED, ZooCase
 from golden_cases import Golden, assembled, golden, without
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, weighted_sum
 
 CASES = (
-    Case("denseformer"),
-    Case("denseformer", {"dilation": 2, "period": 3}),
-    Case("denseformer", {"dilation": 3, "period": 2}, LOOPED),
+    ZooCase("denseformer"),
+    ZooCase("denseformer", {"dilation": 2, "period": 3}),
+    ZooCase("denseformer", {"dilation": 3, "period": 2}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries({"dilation": st.integers(1, 4), "period": st.integers(1, 4)})
 

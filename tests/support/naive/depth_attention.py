@@ -24,27 +24,26 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from golden_cases import Golden, assembled, golden
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Case as KitCase
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, softmax, weighted_sum
 
 CASES = (
-    Case("depth_attention"),
-    Case("depth_attention", {"stride": 1}, POST_ROPE),
-    Case("depth_attention", {"stride": 3, "recent_window": 1}),
-    Case("depth_attention", {"stride": 1}, LOOPED),
-    Case("depth_attention", {"stride": 2, "recent_window": 1}, LOOPED),
-    Case("depth_attention", {"weights": "uniform"}, LOOPED),
-    Case("depth_attention", {"stride": 1, "mixes": "key"}, POST_ROPE),
-    Case("depth_attention", {"stride": 1, "mixes": "key_value"}, LOOPED),
-    Case("depth_attention", {"stride": 1, "mixes": "key_value", "weights": "uniform"}),
-    Case("depth_attention", {"stride": 1, "mixes": "key", "weights": "uniform"}),
-    Case("depth_attention", {"sources": "relative", "stride": 2}),
-    Case("depth_attention", {"sources": "relative", "stride": 3, "recent_window": 1, "mixes": "key"}, LOOPED),
-    Case("depth_attention", {"sources": "first"}, LOOPED),
+    ZooCase("depth_attention"),
+    ZooCase("depth_attention", {"stride": 1}, POST_ROPE),
+    ZooCase("depth_attention", {"stride": 3, "recent_window": 1}),
+    ZooCase("depth_attention", {"stride": 1}, LOOPED),
+    ZooCase("depth_attention", {"stride": 2, "recent_window": 1}, LOOPED),
+    ZooCase("depth_attention", {"weights": "uniform"}, LOOPED),
+    ZooCase("depth_attention", {"stride": 1, "mixes": "key"}, POST_ROPE),
+    ZooCase("depth_attention", {"stride": 1, "mixes": "key_value"}, LOOPED),
+    ZooCase("depth_attention", {"stride": 1, "mixes": "key_value", "weights": "uniform"}),
+    ZooCase("depth_attention", {"stride": 1, "mixes": "key", "weights": "uniform"}),
+    ZooCase("depth_attention", {"sources": "relative", "stride": 2}),
+    ZooCase("depth_attention", {"sources": "relative", "stride": 3, "recent_window": 1, "mixes": "key"}, LOOPED),
+    ZooCase("depth_attention", {"sources": "first"}, LOOPED),
 )
 _MIX = {"weights": st.sampled_from(["softmax", "uniform"]), "mixes": st.sampled_from(["value", "key", "key_value"])}
 OPTIONS = st.fixed_dictionaries(
@@ -259,28 +258,28 @@ REFERENCE = Reference(
     sources,
     checkpoints=CHECKPOINTS,
     cases=tuple(
-        KitCase(model, {**options, "weights": weights}, chunks=(2, 1))
+        Case(model, {**options, "weights": weights}, chunks=(2, 1))
         for model in (_DEEP, _LATENT)
         for weights in ("softmax", "uniform")
         for options in _ON_VALUES
     )
     + tuple(
-        KitCase(_DEEP, {"stride": 1, "weights": weights, "mixes": mixes}, chunks=(2, 1))
+        Case(_DEEP, {"stride": 1, "weights": weights, "mixes": mixes}, chunks=(2, 1))
         for weights in ("softmax", "uniform")
         for mixes in ("key", "key_value")
     )
     + (
         # The smallest depth at which a default stride of 1 is told from 2.
-        KitCase({**_DEEP, "num_layers": 3}, {}, chunks=(2,)),
+        Case({**_DEEP, "num_layers": 3}, {}, chunks=(2,)),
         # In a second run, a stride upwards would find layers that have run too.
-        KitCase({**_DEEP, "num_layers": 3, "loop": {"count": 2}}, {"stride": 1, "sources": "relative"}, chunks=(2,)),
-        KitCase(_TALL, {**_FAR, "recent_window": 1}, chunks=(2,)),
-        KitCase({**_LATENT, **_TALL}, _FAR, chunks=(2,)),
+        Case({**_DEEP, "num_layers": 3, "loop": {"count": 2}}, {"stride": 1, "sources": "relative"}, chunks=(2,)),
+        Case(_TALL, {**_FAR, "recent_window": 1}, chunks=(2,)),
+        Case({**_LATENT, **_TALL}, _FAR, chunks=(2,)),
     ),
     refused=(
-        KitCase(_DEEP, {"sources": "first", "stride": 2}),
-        KitCase(_DEEP, {"sources": "first", "recent_window": 1}),
-        KitCase(_LATENT, {"mixes": "key"}),
-        KitCase(_LATENT, {"mixes": "key_value"}),
+        Case(_DEEP, {"sources": "first", "stride": 2}),
+        Case(_DEEP, {"sources": "first", "recent_window": 1}),
+        Case(_LATENT, {"mixes": "key"}),
+        Case(_LATENT, {"mixes": "key_value"}),
     ),
 )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from case import POST_ROPE, Case
+from case import POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, Heads, Rotation, TokenMixer
 
-CASES = (Case("depth_joined"), Case("depth_joined", model=POST_ROPE))
+CASES = (ZooCase("depth_joined"), ZooCase("depth_joined", model=POST_ROPE))
 
 
 class DepthJoined(TokenMixer):

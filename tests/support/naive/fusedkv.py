@@ -14,16 +14,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import in_flight_bytes
 
 CASES = (
-    Case("fusedkv"),
-    Case("fusedkv", model={**LOOPED, **POST_ROPE}),
-    Case("fusedkv", model={"sliding_window": 3}, label="windowed"),
+    ZooCase("fusedkv"),
+    ZooCase("fusedkv", model={**LOOPED, **POST_ROPE}),
+    ZooCase("fusedkv", model={"sliding_window": 3}, label="windowed"),
 )
 OPTIONS: st.SearchStrategy[dict[str, Any]] = st.just({})
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo.testing import Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
-CASES = (Case("fusedkv_lite"), Case("fusedkv_lite", model={**LOOPED, **POST_ROPE}))
+CASES = (ZooCase("fusedkv_lite"), ZooCase("fusedkv_lite", model={**LOOPED, **POST_ROPE}))
 OPTIONS: st.SearchStrategy[dict[str, Any]] = st.just({})
 
 

@@ -15,20 +15,20 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from golden_cases import assembled, golden, without
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm, softmax, weighted_sum
 
 CASES = (
-    Case("hyper_connections"),
-    Case("hyper_connections", {"dynamic": False, "num_streams": 3}, LOOPED),
-    Case("hyper_connections", {"variant": "mhc", "num_streams": 2}, POST_ROPE),
-    Case("hyper_connections", {"variant": "mhc", "num_streams": 3, "sinkhorn_iterations": 3}, LOOPED),
-    Case("hyper_connections", {"variant": "mhc", "num_streams": 1}),
-    Case("hyper_connections", {"variant": "mhc_lite", "num_streams": 3}),
-    Case("hyper_connections", {"variant": "mhc_lite", "num_streams": 2}, LOOPED),
+    ZooCase("hyper_connections"),
+    ZooCase("hyper_connections", {"dynamic": False, "num_streams": 3}, LOOPED),
+    ZooCase("hyper_connections", {"variant": "mhc", "num_streams": 2}, POST_ROPE),
+    ZooCase("hyper_connections", {"variant": "mhc", "num_streams": 3, "sinkhorn_iterations": 3}, LOOPED),
+    ZooCase("hyper_connections", {"variant": "mhc", "num_streams": 1}),
+    ZooCase("hyper_connections", {"variant": "mhc_lite", "num_streams": 3}),
+    ZooCase("hyper_connections", {"variant": "mhc_lite", "num_streams": 2}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries(
     {

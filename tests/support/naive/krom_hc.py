@@ -12,16 +12,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, softmax
 from naive.hyper_connections import MHC, Matrix, in_flight_bytes, sources
 
 CASES = (
-    Case("krom_hc"),
-    Case("krom_hc", {"num_streams": 2, "alpha_init": 0.5}, {**LOOPED, **POST_ROPE}),
-    Case("krom_hc", {"num_streams": 8}),
+    ZooCase("krom_hc"),
+    ZooCase("krom_hc", {"num_streams": 2, "alpha_init": 0.5}, {**LOOPED, **POST_ROPE}),
+    ZooCase("krom_hc", {"num_streams": 8}),
 )
 OPTIONS = st.fixed_dictionaries(
     {"num_streams": st.sampled_from([2, 4, 8]), "alpha_init": st.sampled_from([0.01, 1.0])},

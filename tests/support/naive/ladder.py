@@ -8,13 +8,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import flops_per_token, sources
 
-CASES = (Case("ladder"), Case("ladder", model={**LOOPED, **POST_ROPE}))
+CASES = (ZooCase("ladder"), ZooCase("ladder", model={**LOOPED, **POST_ROPE}))
 OPTIONS: st.SearchStrategy[dict[str, Any]] = st.just({})
 
 

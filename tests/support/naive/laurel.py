@@ -11,18 +11,18 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, softmax
 
 VARIANTS = ("rw", "lr", "pa", "rw+lr", "rw+pa", "lr+pa", "rw+lr+pa")
 CASES = (
-    Case("laurel"),
-    Case("laurel", {"variant": "rw", "bound": "softmax"}, POST_ROPE),
-    Case("laurel", {"variant": "lr", "rank": 2}),
-    Case("laurel", {"variant": "pa", "num_previous": 4}),
-    Case("laurel", {"variant": "rw+lr+pa", "previous": "low_rank", "rank": 3, "bound": "sigmoid"}, LOOPED),
+    ZooCase("laurel"),
+    ZooCase("laurel", {"variant": "rw", "bound": "softmax"}, POST_ROPE),
+    ZooCase("laurel", {"variant": "lr", "rank": 2}),
+    ZooCase("laurel", {"variant": "pa", "num_previous": 4}),
+    ZooCase("laurel", {"variant": "rw+lr+pa", "previous": "low_rank", "rank": 3, "bound": "sigmoid"}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries(
     {

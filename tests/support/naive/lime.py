@@ -13,15 +13,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, weighted_sum
 
 CASES = (
-    Case("lime"),
-    Case("lime", {"initial": "uniform"}, POST_ROPE),
-    Case("lime", model=LOOPED),
+    ZooCase("lime"),
+    ZooCase("lime", {"initial": "uniform"}, POST_ROPE),
+    ZooCase("lime", model=LOOPED),
 )
 OPTIONS = st.fixed_dictionaries({"initial": st.sampled_from(["identity", "uniform"])})
 

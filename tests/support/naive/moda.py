@@ -13,16 +13,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, Heads, Rotation, TokenMixer, rms_norm
 
 CASES = (
-    Case("moda"),
-    Case("moda", model=POST_ROPE),
-    Case("moda", {"mlp": False}),
-    Case("moda", model=LOOPED),
+    ZooCase("moda"),
+    ZooCase("moda", model=POST_ROPE),
+    ZooCase("moda", {"mlp": False}),
+    ZooCase("moda", model=LOOPED),
 )
 OPTIONS = st.fixed_dictionaries({"mlp": st.booleans()})
 

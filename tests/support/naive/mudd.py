@@ -19,15 +19,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, Vectors, rms_norm, weighted_sum
 
 CASES = (
-    Case("mudd"),
-    Case("mudd", {"last_expansion": 1}, POST_ROPE),
-    Case("mudd", {"last_expansion": 3}, LOOPED),
+    ZooCase("mudd"),
+    ZooCase("mudd", {"last_expansion": 1}, POST_ROPE),
+    ZooCase("mudd", {"last_expansion": 3}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries({"last_expansion": st.integers(1, 5)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
@@ -15,11 +15,11 @@ def planned(k_slot: tuple[int, ...], v_slot: tuple[int, ...], *windows: int | No
     return {"k_slot": k_slot, "v_slot": v_slot, "windows": windows or (None,) * len(k_slot)}
 
 
-def planned_case(k_slot: tuple[int, ...], v_slot: tuple[int, ...], *windows: int | None, **model: Any) -> Case:
+def planned_case(k_slot: tuple[int, ...], v_slot: tuple[int, ...], *windows: int | None, **model: Any) -> ZooCase:
     """A case of `adhoc.Planned`."""
     shared = [name for name, slots in (("k", k_slot), ("v", v_slot)) if len(set(slots)) < len(slots)]
     parts = ["shared_" + "".join(shared)] * bool(shared) + ["windows"] * any(windows)
-    return Case("planned", planned(k_slot, v_slot, *windows), model, label="-".join(parts))
+    return ZooCase("planned", planned(k_slot, v_slot, *windows), model, label="-".join(parts))
 
 
 #: As KV-sharing and value-residual methods use them.

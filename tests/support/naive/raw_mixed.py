@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from case import POST_ROPE, Case
+from case import POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
-CASES = (Case("raw_mixed"), Case("raw_mixed", model=POST_ROPE))
+CASES = (ZooCase("raw_mixed"), ZooCase("raw_mixed", model=POST_ROPE))
 
 
 class RawMixed(TokenMixer):

@@ -9,13 +9,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from golden_cases import assembled
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
-CASES = (Case("residual"), Case("residual", model={**LOOPED, **POST_ROPE}))
+CASES = (ZooCase("residual"), ZooCase("residual", model={**LOOPED, **POST_ROPE}))
 OPTIONS = st.just({})
 
 

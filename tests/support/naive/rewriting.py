@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
 CASES = (
-    Case("rewriting", model=LOOPED),
-    Case("rewriting", model={**POST_ROPE, "loop": LOOPED["loop"].model_copy(update={"count": 3})}, label="thrice"),
+    ZooCase("rewriting", model=LOOPED),
+    ZooCase("rewriting", model={**POST_ROPE, "loop": LOOPED["loop"].model_copy(update={"count": 3})}, label="thrice"),
 )
 
 

@@ -11,16 +11,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.value_residual import in_flight_bytes, sources
 
 CASES = (
-    Case("satformer"),
-    Case("satformer", model={**LOOPED, **POST_ROPE}),
-    Case("satformer", {"gate": "relu"}),
+    ZooCase("satformer"),
+    ZooCase("satformer", model={**LOOPED, **POST_ROPE}),
+    ZooCase("satformer", {"gate": "relu"}),
 )
 OPTIONS = st.fixed_dictionaries({"gate": st.sampled_from(["sigmoid", "relu"])})
 

@@ -7,17 +7,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, Case
+from case import LOOPED, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import in_flight_bytes
 
 CASES = (
-    Case("scaled_residual"),
-    Case("scaled_residual", {"weights": "vector"}, LOOPED),
-    Case("scaled_residual", {"gate": "highway"}),
-    Case("scaled_residual", {"gate": "highway", "weights": "vector", "gate_bias": -1.0}, LOOPED),
+    ZooCase("scaled_residual"),
+    ZooCase("scaled_residual", {"weights": "vector"}, LOOPED),
+    ZooCase("scaled_residual", {"gate": "highway"}),
+    ZooCase("scaled_residual", {"gate": "highway", "weights": "vector", "gate_bias": -1.0}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries(
     {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from case import Case
+from case import ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, Vectors
 
-CASES = (Case("separate", {"back": 0.7}),)
+CASES = (ZooCase("separate", {"back": 0.7}),)
 
 
 class Separate(TokenMixer):

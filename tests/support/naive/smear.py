@@ -9,16 +9,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import in_flight_bytes, sources
 
 CASES = (
-    Case("smear"),
-    Case("smear", {"gate_channels": 5}, LOOPED),
-    Case("smear", {"gate_channels": 3}, {**POST_ROPE, "sliding_window": 3, "sliding_layers": (1,)}),
+    ZooCase("smear"),
+    ZooCase("smear", {"gate_channels": 5}, LOOPED),
+    ZooCase("smear", {"gate_channels": 3}, {**POST_ROPE, "sliding_window": 3, "sliding_layers": (1,)}),
 )
 OPTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries({"gate_channels": st.sampled_from([1, 4, 24])})
 

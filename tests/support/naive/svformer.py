@@ -6,11 +6,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo.testing import Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
-CASES = (Case("svformer"), Case("svformer", model={**LOOPED, **POST_ROPE}))
+CASES = (ZooCase("svformer"), ZooCase("svformer", model={**LOOPED, **POST_ROPE}))
 OPTIONS: st.SearchStrategy[dict[str, Any]] = st.just({})
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
 CASES = (
-    Case("tailed"),
-    Case("tailed", model={**LOOPED, **POST_ROPE, "sliding_window": 5, "sliding_layers": (1,)}),
+    ZooCase("tailed"),
+    ZooCase("tailed", model={**LOOPED, **POST_ROPE, "sliding_window": 5, "sliding_layers": (1,)}),
 )
 
 

@@ -10,15 +10,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
 CASES = (
-    Case("unet"),
-    Case("unet", {"backout": 0.2}, POST_ROPE),
-    Case("unet", {"backout": 0.5}, LOOPED),
+    ZooCase("unet"),
+    ZooCase("unet", {"backout": 0.2}, POST_ROPE),
+    ZooCase("unet", {"backout": 0.5}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries({"backout": st.sampled_from([None, 0.0, 0.2])})
 

@@ -11,15 +11,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm
 
 CASES = (
-    Case("value_embedding"),
-    Case("value_embedding", {"every": 3, "gate_channels": 5, "initial": "normal"}, POST_ROPE),
-    Case("value_embedding", {"every": 1, "gate": False}, LOOPED),
+    ZooCase("value_embedding"),
+    ZooCase("value_embedding", {"every": 3, "gate_channels": 5, "initial": "normal"}, POST_ROPE),
+    ZooCase("value_embedding", {"every": 1, "gate": False}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries(
     {

@@ -11,16 +11,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
 CASES = (
-    Case("value_residual"),
-    Case("value_residual", {"gate": True}, LOOPED),
-    Case("value_residual", {"weights": "fixed", "first": 2.0, "own": 0.7}, POST_ROPE),
-    Case("value_residual", {"weights": "fixed", "gate": True}),
+    ZooCase("value_residual"),
+    ZooCase("value_residual", {"gate": True}, LOOPED),
+    ZooCase("value_residual", {"weights": "fixed", "first": 2.0, "own": 0.7}, POST_ROPE),
+    ZooCase("value_residual", {"weights": "fixed", "gate": True}),
 )
 OPTIONS = st.fixed_dictionaries(
     {

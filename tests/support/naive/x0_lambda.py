@@ -6,12 +6,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
-CASES = (Case("x0_lambda"), Case("x0_lambda", model={**LOOPED, **POST_ROPE}))
+CASES = (ZooCase("x0_lambda"), ZooCase("x0_lambda", model={**LOOPED, **POST_ROPE}))
 OPTIONS = st.just({})
 
 

@@ -10,15 +10,15 @@ from fractions import Fraction
 
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, Case
+from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo.testing import Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
 CASES = (
-    Case("yoco"),
-    Case("yoco", {"window": 2}, POST_ROPE),
-    Case("yoco", {"window": 3, "self_layers": 3}),
-    Case("yoco", {"window": 2, "cross_layers": 4}, LOOPED),
+    ZooCase("yoco"),
+    ZooCase("yoco", {"window": 2}, POST_ROPE),
+    ZooCase("yoco", {"window": 3, "self_layers": 3}),
+    ZooCase("yoco", {"window": 2, "cross_layers": 4}, LOOPED),
 )
 OPTIONS = st.fixed_dictionaries(
     {"window": st.integers(2, 5), "self_layers": st.integers(1, 4), "cross_layers": st.integers(1, 4)}
