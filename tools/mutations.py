@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import copy
 import importlib
+import importlib.abc
+import importlib.machinery
 import sys
 import types
 from collections import Counter
@@ -249,10 +251,27 @@ def _short(node: ast.AST) -> str:
 
 
 def load(mutant: Mutant) -> type[Mixer]:
-    """The mixer of a mutated module."""
-    module = types.ModuleType(f"mutant_{mutant.module}")
-    module.__file__ = f"{module.__name__}.py"
-    sys.modules[module.__name__] = module
-    exec(compile(mutant.source, module.__file__, "exec"), module.__dict__)
-    mixer: type[Mixer] = module.mixerzoo_mixers()[0]
-    return mixer
+    """The mixer of a mutated module, which from now on stands in this process in place of the original."""
+    plugin, *part = mutant.module.split(".")
+    top = f"mixerzoo_plugins.{plugin}"
+    mutated = f"mixerzoo_plugins.{mutant.module}"
+    for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, _Mutated(mutated, mutant.source))
+    offered: list[type[Mixer]] = importlib.import_module(top).mixerzoo_mixers()
+    # Of several mixers of one folder, the one that a file is named after, else the first, which has them all in it.
+    named = [mixer for mixer in offered if mixer.name in part]
+    return (named or offered)[0]
+
+
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds one module, of a source given."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self._name, self._source = name, source
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self, origin="mutant") if fullname == self._name else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        exec(compile(self._source, "mutant", "exec"), module.__dict__)
