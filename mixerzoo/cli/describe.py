@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table
+from mixerzoo.errors import MixerzooError
 
 if TYPE_CHECKING:
     from mixerzoo.describe import Description
 
 
-def command(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def command(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    as_json: JsonOption = False,
+    svg: Annotated[bool, typer.Option("--svg", help="Draw who reads whom, as SVG on standard output.")] = False,
+) -> None:
     """Say what a recipe's decoder costs and who reads whom in it.
 
     Each cost stands beside that of a plain residual decoder of the same sizes. No weight is allocated.
     """
-    from mixerzoo.describe import describe
-    from mixerzoo.recipe import load_recipe
+    from mixerzoo.describe import describe, diagram
+    from mixerzoo.recipe import build, load_recipe
 
-    description = describe(load_recipe(recipe, overrides or ()))
+    found = load_recipe(recipe, overrides or ())
+    if svg:
+        if as_json:
+            raise MixerzooError("--svg and --json are two outputs; ask for one")
+        typer.echo(diagram(build(found, device="meta")))
+        return
+    description = describe(found)
     if as_json:
         print_json({"recipe": recipe, **description.to_dict()})
     else:
