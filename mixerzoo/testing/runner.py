@@ -71,7 +71,7 @@ def run_check(
         return Result(check, "skipped", lack)
     started = time.monotonic()
     wanted, shrinks = EXAMPLES[profile][check.cost], shrink and check.cost in ("cheap", "deadly")
-    refusals: list[MixerzooError] = []
+    refusals: list[str] = []
     drawn: list[Case] = []
     others: list[Case] = []
     trial = _Trial(check, mixer, reference, until=started + SECONDS[profile])
@@ -186,7 +186,7 @@ def _shrunk(
     return case, error
 
 
-def _too_few(ran: int, wanted: int, refusals: Sequence[MixerzooError]) -> str | None:
+def _too_few(ran: int, wanted: int, refusals: Sequence[str]) -> str | None:
     """What is wrong with a mixer that was hardly run, or None if it ran often enough."""
     # Drawing goes on until enough are served, so a mixer that serves one decoder in a hundred may reach that number.
     if ran >= math.ceil(wanted / 3) and len(refusals) <= _MOST_REFUSED * ran:
