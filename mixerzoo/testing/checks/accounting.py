@@ -11,7 +11,7 @@ from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import clause
 from mixerzoo.testing.count import counted_flops
 from mixerzoo.testing.formula import evaluate, is_formula, names_in
-from mixerzoo.testing.observe import observed, state_bytes
+from mixerzoo.testing.observe import Calls, largest_state, observed, state_bytes
 
 
 @clause("4.1")
@@ -53,13 +53,19 @@ def assert_in_flight_bytes(decoder: Decoder, case: Case) -> None:
             decoder(case.tokens())
         measured = max(state_bytes(calls)) / (case.batch_size * case.num_tokens)
         declared = decoder.mixer.in_flight_bytes(dtype)
-        message = f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared"
-        assert measured <= declared <= 2 * measured, message
+        assert measured <= declared <= 2 * measured, (
+            f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared; {_counted(calls, case)}"
+        )
         claimed = _claimed(decoder, "in_flight_bytes", dtype)
         # A formula says what is usual, and one layer may hold less.
         assert claimed is None or declared <= claimed <= 2 * declared, (
-            f"the card says {decoder.mixer.card.in_flight_bytes} = {claimed:g} bytes per token, {declared} are declared"
+            f"the card says {decoder.mixer.card.in_flight_bytes} = {claimed:g} bytes per token, {declared} are "
+            f"declared; {_counted(calls, case)}"
         )
+
+
+def _counted(calls: Calls, case: Case) -> str:
+    return f"that of {case.batch_size * case.num_tokens} tokens is largest {largest_state(calls)}"
 
 
 @clause("4.3", large=())

@@ -14,6 +14,7 @@ from mixerzoo.model import Decoder
 from mixerzoo.testing.case import VOCAB_SIZE, Case
 from mixerzoo.testing.check import assert_close, assert_same, clause
 from mixerzoo.testing.observe import Call, Method, observed, tensors_in, wrapped
+from mixerzoo.testing.source_line import in_words, line_at_work
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,16 +67,16 @@ def _assert_shown_there(decoder: Decoder, call: Call) -> None:
 
 
 class _Wide(TorchDispatchMode):
-    """Collects the operations that give float64."""
+    """Collects the operations that give float64, and the lines where they do."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
+        self.found: dict[str, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(tensor.dtype == torch.float64 for tensor in tensors_in(result)):
-            self.found.add(func.overloadpacket.__name__)
+            self.found.setdefault(func.overloadpacket.__name__, line_at_work())
         return result
 
 
@@ -86,7 +87,7 @@ def _narrow(name: str, method: Method) -> Method:
         wide = _Wide()
         with wide:
             result = method(*arguments)
-        assert not wide.found, f"{name} computes {' and '.join(sorted(wide.found))} in float64"
+        assert not wide.found, f"{name} computes {in_words(wide.found)} in float64"
         return result
 
     return call

@@ -18,6 +18,7 @@ from mixerzoo.testing.checks.decoding import cached_decoding
 from mixerzoo.testing.checks.sequence import causality
 from mixerzoo.testing.observe import Method, tensors_in, wrapped
 from mixerzoo.testing.ordinary import ORDINARY
+from mixerzoo.testing.source_line import in_words, line_at_work
 
 
 @clause("8.1", large=("rows", "long", "deep", "wide"))
@@ -62,11 +63,11 @@ _WIDE = {
 
 
 class _NarrowNorms(TorchDispatchMode):
-    """Collects the operations of `_WIDE` that give bf16."""
+    """Collects the operations of `_WIDE` that give bf16, and the lines where they do."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
+        self.found: dict[str, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -74,7 +75,7 @@ class _NarrowNorms(TorchDispatchMode):
         # Squares and cubes are products; other powers are roots and quotients.
         root = name == "pow" and not (isinstance(args[1], int | float) and args[1] in (0, 1, 2, 3, 4))
         if (name in _WIDE or root) and any(t.dtype == torch.bfloat16 and t.numel() for t in tensors_in(result)):
-            self.found.add(name.lstrip("_"))
+            self.found.setdefault(name.lstrip("_"), line_at_work())
         return result
 
 
@@ -88,7 +89,7 @@ def wide_norms(mixer: type[Mixer], case: Case) -> None:
         def call(*arguments: Any) -> Any:
             with narrow:
                 result = method(*arguments)
-            assert not narrow.found, f"{name} computes {' and '.join(sorted(narrow.found))} in bf16"
+            assert not narrow.found, f"{name} computes {in_words(narrow.found)} in bf16"
             return result
 
         narrow = _NarrowNorms()
