@@ -133,7 +133,7 @@ def clause(
         large: see `Check`; None: what a cheap check bears.
         named: see `Check`.
     """
-    sizes = large if large is not None else ("rows", "long", "deep") if cost == "cheap" else ()
+    sizes = large if large is not None else ("rows", "long") if cost == "cheap" else ()
 
     def register(body: Body) -> Body:
         summary = (body.__doc__ or "").strip().splitlines()[0]

@@ -108,7 +108,7 @@ def assert_flops(decoder: Decoder, case: Case) -> None:
     assert declared <= 2 * counted, f"{declared} FLOPs per token are declared, {counted:g} were counted"
 
 
-@clause("4.5")
+@clause("4.5", large=("rows", "long", "deep"))
 def sources(mixer: type[Mixer], case: Case) -> None:
     """The sources that a mixer names for pictures are sites of the decoder that come no later than the reader."""
     decoder = case.decoder(mixer)

@@ -35,7 +35,7 @@ def _gradients(decoder: Decoder, case: Case) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in decoder.named_parameters()}
 
 
-@clause("6.1")
+@clause("6.1", large=("rows", "long", "deep"))
 def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
     """Every parameter gets a gradient other than zero; one of the mixer's from the depth on that its role says."""
     case = replace(case, chunks=(6,))
@@ -61,7 +61,7 @@ def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
         assert moves, f"the gradient of {name} is zero{ending}"
 
 
-@clause("6.2")
+@clause("6.2", large=("rows", "long", "deep"))
 def gradients_are_derivatives(mixer: type[Mixer], case: Case) -> None:
     """Gradients agree with finite differences, so nothing is detached that should not be."""
     decoder = case.decoder(mixer)
@@ -93,7 +93,7 @@ def _loss_beside(decoder: Decoder, case: Case, directions: Mapping[str, Tensor],
     return loss
 
 
-@clause("6.3")
+@clause("6.3", large=("rows", "long", "deep"))
 def activation_checkpointing(mixer: type[Mixer], case: Case) -> None:
     """Recomputing each layer in the backward gives the same gradients."""
     decoder = case.decoder(mixer)

@@ -20,7 +20,7 @@ from mixerzoo.testing.check import assert_close, assert_same, clause
 from mixerzoo.testing.observe import Method, observed, tensors_in, wrapped
 
 
-@clause("3.8")
+@clause("3.8", large=("rows", "long", "deep"))
 def gradient_modes(mixer: type[Mixer], case: Case) -> None:
     """With gradients, without, and in inference mode the bits are the same, and no call changes what it was given."""
     decoder = case.decoder(mixer)
