@@ -57,7 +57,12 @@ _SecondsOption = Annotated[
 ]
 _OnlyOption = Annotated[
     list[str] | None,
-    typer.Option("--only", metavar="CHECK", help="Run this check alone; can be repeated.", show_default=False),
+    typer.Option(
+        "--only",
+        metavar="CHECK",
+        help="Run this check alone, by its name or the number of its clause; can be repeated.",
+        show_default=False,
+    ),
 ]
 
 
@@ -172,7 +177,7 @@ def _run(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from mixerzoo.testing import check_mixer, checks_for
+    from mixerzoo.testing import check_mixer, checks_for, known_check
 
     stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
     bars = Progress(
@@ -184,7 +189,9 @@ def _run(
         transient=True,
         disable=not stderr.is_terminal,
     )
-    task = bars.add_task("", total=len(set(only)) if only is not None else len(checks_for(entry.mixer, profile)))
+    task = bars.add_task(
+        "", total=len(checks_for(entry.mixer, profile)) if only is None else len(set(map(known_check, only)))
+    )
 
     def progress(check: Check, result: Result | None) -> None:
         if result is None:
@@ -224,6 +231,7 @@ def _to_dict(entry: MixerEntry, profile: str, results: Sequence[Result], elapsed
                 "snippet": result.snippet,
                 "cases": result.ran,
                 "refused": result.refused,
+                "cut": result.cut,
                 "seconds": round(result.seconds, 3),
             }
             for result in results
@@ -252,6 +260,10 @@ def _print(entry: MixerEntry, results: Sequence[Result], elapsed: float) -> None
             skipped.setdefault(result.message, []).append(result.check.clause)
     for reason, clauses in skipped.items():
         out.print(f"\nSkipped {', '.join(clauses)}: {reason}.", soft_wrap=True)
+    for result in results:
+        if result.cut:
+            left_out = f"{result.cut} of its {result.ran + result.cut} cases"
+            out.print(f"\n{result.check.clause} {result.check.name} took too long: {left_out} were left out.")
     ran, refused = sum(result.ran for result in results), sum(result.refused for result in results)
     if refused:
         out.print(f"\n{ran} cases ran; {refused} more were drawn, and refused by the mixer.", soft_wrap=True)

@@ -73,10 +73,12 @@ class ParameterRole:
     Attributes:
         decay: whether weight decay pulls it to zero.
         lr_factor: its learning rate as a multiple of the decoder's, above 0.
+        from_depth: the fewest steps that a decoder has where it is used; in a shallower one it gets no gradient.
     """
 
     decay: bool = False
     lr_factor: float = 1.0
+    from_depth: int = 1
 
 
 @dataclass(frozen=True)

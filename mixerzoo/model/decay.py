@@ -23,7 +23,7 @@ def parameter_roles(mixer: Mixer) -> dict[str, ParameterRole]:
 
     Raises:
         MixerError: the mixer gives a role to a parameter that it has not, or gives something that is no role, or a
-            factor that is no finite number above 0.
+            factor that is no finite number above 0, or a depth that is no whole one.
     """
     named = mixer.parameter_roles()
     if not isinstance(named, Mapping):
@@ -44,6 +44,11 @@ def parameter_roles(mixer: Mixer) -> dict[str, ParameterRole]:
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
             raise MixerError(
                 f"mixer {mixer.name!r}: the lr_factor of {name!r} is {factor!r}; it must be a finite number above 0"
+            )
+        depth: object = role.from_depth
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise MixerError(
+                f"mixer {mixer.name!r}: the from_depth of {name!r} is {depth!r}; it must be a number of steps above 0"
             )
         roles[name] = role
     return roles

@@ -38,7 +38,8 @@ def materialize(
         BackendError: the attention backend cannot run on the device.
     """
     check_backend(decoder.config.attention_backend, device)
-    decoder.to_empty(device="cpu")
+    # What `to_empty` does, which takes ten times as long to leave the meta device.
+    decoder._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))  # type: ignore[no-untyped-call]
     decoder.tie_weights()
     std = decoder.config.init_std
     with torch.no_grad():

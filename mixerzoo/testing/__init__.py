@@ -10,7 +10,7 @@ Needs the extra ``testing``.
 
 from mixerzoo.testing.against import Reference
 from mixerzoo.testing.case import Case
-from mixerzoo.testing.check import CHECKS, Check
+from mixerzoo.testing.check import CHECKS, Check, known_check
 from mixerzoo.testing.drawn_options import options
 from mixerzoo.testing.results import Result, failure_text, failures_text
 from mixerzoo.testing.runner import check_mixer, checks_for, parametrize_with_checks, rerun, run_check
@@ -28,6 +28,7 @@ __all__ = [
     "chunkings",
     "failure_text",
     "failures_text",
+    "known_check",
     "models",
     "options",
     "parametrize_with_checks",

@@ -28,8 +28,8 @@ def check_arguments(
         references: of some of them.
         profile: name of the profile.
         overrides: strategies of options.
-        expected_failures: names of checks.
-        only: names of the checks to run; None: all.
+        expected_failures: names or clauses of checks.
+        only: names or clauses of the checks to run; None: all.
 
     Raises:
         MixerzooError: says what is meant by nobody, with the nearest known name.
@@ -54,14 +54,22 @@ def check_arguments(
             options(mixer.Config, overrides)
         except MixerzooError as error:
             raise MixerzooError(f"{_name(mixer)}: {error}") from error
-    chosen = None if only is None else {known_check(name).name for name in only}
+    chosen = None if only is None else names_of(only)
     for name in chosen or ():
         if not EXAMPLES[profile][CHECKS[name].cost]:
             raise MixerzooError(f"the check {name!r} is slow and runs only in the thorough profile")
     for name in expected_failures:
-        known_check(name)
-        if chosen is not None and name not in chosen:
+        if known_check(name).name not in (chosen or CHECKS):
             raise MixerzooError(f"`expected_failures` names {name!r}, which `only` leaves out")
+
+
+def names_of(checks: Iterable[str]) -> set[str]:
+    """The names of checks that are given by name or by the number of their clause.
+
+    Raises:
+        MixerzooError: there is no such check.
+    """
+    return {known_check(name).name for name in checks}
 
 
 def _check_mixers(mixers: Sequence[Any]) -> None:

@@ -60,6 +60,7 @@ class Check:
         body: raises AssertionError on a case that breaks the clause.
         cost: how often it can be run.
         needs: what a `Reference` must give, one of these at least, for the check to run; empty: it needs none.
+        named: whether its cases are those that the reference names; none is drawn.
         large: in which ways the large cases are large on which it runs.
     """
 
@@ -70,6 +71,7 @@ class Check:
     cost: Cost
     needs: tuple[str, ...] = ()
     large: tuple[Large, ...] = ()
+    named: bool = False
 
     def lacks(self, reference: Reference | None) -> str | None:
         """Why the check cannot run with this reference, or None if it can."""
@@ -99,18 +101,28 @@ CHECKS: dict[str, Check] = {}
 
 
 def known_check(name: str) -> Check:
-    """The check of a name.
+    """The check of a name, or of a clause's number.
+
+    Args:
+        name: e.g. ``"causality"`` or ``"1.1"``.
 
     Raises:
         MixerzooError: there is none.
     """
-    if name not in CHECKS:
-        raise MixerzooError(f"no check is named {name!r}{did_you_mean(name, CHECKS)}; known: {', '.join(CHECKS)}")
-    return CHECKS[name]
+    by_number = {check.clause: check for check in CHECKS.values()}
+    found = CHECKS.get(name) or by_number.get(name)
+    if found is None:
+        known = ", ".join(f"{check.clause} {check.name}" for check in CHECKS.values())
+        raise MixerzooError(f"no check is named {name!r}{did_you_mean(name, (*CHECKS, *by_number))}; known: {known}")
+    return found
 
 
 def clause(
-    number: str, cost: Cost = "cheap", needs: tuple[str, ...] = (), large: tuple[Large, ...] | None = None
+    number: str,
+    cost: Cost = "cheap",
+    needs: tuple[str, ...] = (),
+    large: tuple[Large, ...] | None = None,
+    named: bool = False,
 ) -> Callable[[Body], Body]:
     """Register a function as the check of a clause.
 
@@ -119,12 +131,13 @@ def clause(
         cost: how often it can be run.
         needs: see `Check`.
         large: see `Check`; None: what a cheap check bears.
+        named: see `Check`.
     """
-    sizes = large if large is not None else ("rows", "long", "deep") if cost == "cheap" else ()
+    sizes = large if large is not None else ("rows", "long") if cost == "cheap" else ()
 
     def register(body: Body) -> Body:
         summary = (body.__doc__ or "").strip().splitlines()[0]
-        CHECKS[body.__name__] = Check(body.__name__, number, summary, body, cost, needs, sizes)
+        CHECKS[body.__name__] = Check(body.__name__, number, summary, body, cost, needs, sizes, named)
         for name in sorted(CHECKS, key=lambda name: [int(part) for part in CHECKS[name].clause.split(".")]):
             CHECKS[name] = CHECKS.pop(name)
         return body

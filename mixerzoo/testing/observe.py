@@ -135,16 +135,45 @@ def state_bytes(calls: Calls) -> list[int]:
 
     What a view shows of a tensor that the decoder gave counts alone; of any other tensor the whole counts.
     """
-    lent = {tensor.untyped_storage().data_ptr() for call in calls.made for tensor in tensors_in(_given(call))}
+    lent = _lent(calls)
+    return [sum(nbytes for _, nbytes in _kept(call.state, lent).values()) for call in calls.made]
 
-    def kept(state: Any) -> int:
-        spans: dict[Any, int] = {}
-        for tensor in tensors_in(state):
-            memory = tensor.untyped_storage()
-            if memory.data_ptr() in lent:
-                spans[memory.data_ptr(), tensor.storage_offset(), tensor.shape] = tensor.nbytes
-            else:
-                spans[memory.data_ptr()] = memory.nbytes()
-        return sum(spans.values())
 
-    return [kept(call.state) for call in calls.made]
+def largest_state(calls: Calls) -> str:
+    """In words: the call after which the state is largest, and the tensors that are counted there."""
+    sizes, lent = state_bytes(calls), _lent(calls)
+    call = calls.made[sizes.index(max(sizes))]
+    counted = [f"{words}, {nbytes} bytes" for words, nbytes in _kept(call.state, lent).values()]
+    return f"after {call}: {'; '.join(counted) or 'no tensor'}"
+
+
+def _lent(calls: Calls) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for call in calls.made for tensor in tensors_in(_given(call))}
+
+
+def _kept(state: Any, lent: set[int]) -> dict[Any, tuple[str, int]]:
+    """Stretch of memory → the tensor that keeps it, in words, and bytes."""
+    spans: dict[Any, tuple[str, int]] = {}
+    for name, tensor in _named(state, "state"):
+        memory = tensor.untyped_storage()
+        words = f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        if memory.data_ptr() in lent:
+            spans[memory.data_ptr(), tensor.storage_offset(), tensor.shape] = words, tensor.nbytes
+            continue
+        if memory.nbytes() > tensor.nbytes:
+            words += " with the larger tensor of which it is a view"
+        spans.setdefault(memory.data_ptr(), (words, memory.nbytes()))
+    return spans
+
+
+def _named(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state, by their place in it."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, part in state.items():
+            yield from _named(part, f"{name}[{key!r}]")
+    elif isinstance(state, tuple | list):
+        fields = getattr(state, "_fields", None)
+        for number, part in enumerate(state):
+            yield from _named(part, f"{name}[{number}]" if fields is None else f"{name}.{fields[number]}")

@@ -18,7 +18,7 @@ import mixerzoo.testing.checks  # noqa: F401  registers the checks
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.testing.against import Reference, References
-from mixerzoo.testing.arguments import check_arguments
+from mixerzoo.testing.arguments import check_arguments, names_of
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import CHECKS, EXAMPLES, ORDINARY_EXAMPLES, SECONDS, Check, Profile, known_check
 from mixerzoo.testing.contained import contained
@@ -71,15 +71,16 @@ def run_check(
         return Result(check, "skipped", lack)
     started = time.monotonic()
     wanted, shrinks = EXAMPLES[profile][check.cost], shrink and check.cost in ("cheap", "deadly")
-    refusals: list[MixerzooError] = []
+    refusals: list[str] = []
     drawn: list[Case] = []
     others: list[Case] = []
     trial = _Trial(check, mixer, reference, until=started + SECONDS[profile])
     message, code = None, ""
     try:
         with suppress(Unsatisfiable):
-            _draw(cases(mixer, overrides, refusals.append), wanted, shrinks, drawn, trial.hold)
-            for case in _not_drawn(check, mixer, overrides):
+            if not check.named:
+                _draw(cases(mixer, overrides, refusals.append), wanted, shrinks, drawn, trial.hold)
+            for case in _not_drawn(check, mixer, overrides, reference):
                 others.append(case)
                 trial.hold(case)
     except Exception as error:  # noqa: BLE001  a mixer under test may fail in any way; that is the result
@@ -87,7 +88,7 @@ def run_check(
         if failed is not None and others and shrinks:
             failed, cause = _shrunk(check, mixer, failed, reference, cause)
         message, code = _words_of(cause), "" if failed is None else snippet(check, mixer, failed, reference)
-    message = message or _too_few(len(drawn), wanted, refusals)
+    message = message or (None if check.named else _too_few(len(drawn), wanted, refusals))
     outcome: Outcome = "passed" if message is None else "failed"
     ran, seconds = len(drawn) + len(others) - trial.cut, time.monotonic() - started
     return Result(check, outcome, message or "", code, seconds, ran, len(refusals), trial.cut)
@@ -123,8 +124,14 @@ class _Trial:
             raise error
 
 
-def _not_drawn(check: Check, mixer: type[Mixer], overrides: Overrides | None) -> Iterator[Case]:
-    """The cases of a check that are not drawn: ordinary ones, then those that are large."""
+def _not_drawn(
+    check: Check, mixer: type[Mixer], overrides: Overrides | None, reference: Reference | None
+) -> Iterator[Case]:
+    """The cases of a check that are not drawn: those of the reference, or ordinary ones, then those that are large."""
+    if check.named:
+        assert reference is not None
+        yield from reference.cases
+        return
     yield from ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]
     yield from large_cases(mixer, check.large, overrides)
 
@@ -186,7 +193,7 @@ def _shrunk(
     return case, error
 
 
-def _too_few(ran: int, wanted: int, refusals: Sequence[MixerzooError]) -> str | None:
+def _too_few(ran: int, wanted: int, refusals: Sequence[str]) -> str | None:
     """What is wrong with a mixer that was hardly run, or None if it ran often enough."""
     # Drawing goes on until enough are served, so a mixer that serves one decoder in a hundred may reach that number.
     if ran >= math.ceil(wanted / 3) and len(refusals) <= _MOST_REFUSED * ran:
@@ -237,7 +244,7 @@ def check_mixer(
         overrides: strategies for options that their types do not describe.
         expected_failures: check → reason. Strict: a check that passes all the same is not ok. Checks that only the
             thorough profile runs may stand here in either.
-        only: names of the checks to run; default: all.
+        only: names or clauses of the checks to run (``"causality"``, ``"1.1"``); default: all.
         seconds: time budget; checks that would start after it are skipped.
         progress: called before each check with None and after it with its result.
 
@@ -245,15 +252,16 @@ def check_mixer(
         MixerzooError: an argument names nothing: no profile, option or check, or a check that is not run.
     """
     expected = dict(expected_failures or {})
-    chosen = None if only is None else set(only)
+    only = None if only is None else list(only)
     check_arguments(
         [mixer],
         references={} if reference is None else {mixer: reference},
         profile=profile,
         overrides=overrides or {},
         expected_failures=expected,
-        only=chosen,
+        only=only,
     )
+    chosen = None if only is None else names_of(only)
     started = time.monotonic()
     results = []
     for check in checks_for(mixer, profile):
@@ -274,7 +282,7 @@ def check_mixer(
 
 def apply_expectation(result: Result, expected_failures: Mapping[str, str]) -> Result:
     """Turn a result into what it means for one who expected some checks to fail."""
-    reason = expected_failures.get(result.check.name)
+    reason = expected_failures.get(result.check.name, expected_failures.get(result.check.clause))
     if reason is None or result.outcome == "skipped":
         return result
     if result.outcome == "failed":
@@ -287,7 +295,7 @@ def rerun(check: str, mixer: type[Mixer], case: Case, reference: Reference | Non
     """Run a check on one case; this is what a failure's snippet calls.
 
     Args:
-        check: name of the check.
+        check: name of the check, or number of its clause.
         mixer: the mixer under test.
         case: the case.
         reference: of the mixer, where the check needs one.

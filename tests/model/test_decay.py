@@ -191,6 +191,14 @@ def test_a_factor_that_no_rate_can_have_is_refused(factor: Any) -> None:
         decay_parameter_names(Decoder(ModelConfig.model_validate(MODEL), wrong))
 
 
+@pytest.mark.parametrize("depth", [0, -1, 2.0, "2", True])
+def test_a_depth_that_no_decoder_has_is_refused(depth: Any) -> None:
+    roles = {"scale": ParameterRole(from_depth=depth)}
+    wrong = type("Wrong", (LearnsFast,), {"parameter_roles": lambda self: roles})
+    with pytest.raises(MixerError, match=r"the from_depth of 'scale' is .*; it must be a number of steps above 0"):
+        decay_parameter_names(Decoder(ModelConfig.model_validate(MODEL), wrong))
+
+
 def rates(trainer: Trainer, decoder: nn.Module) -> dict[str, tuple[float, float]]:
     """Learning rate and decay of each parameter, by its name in a decoder."""
     trainer.create_optimizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mixerzoo import Mixer, MixerConfig
 from mixerzoo.errors import MixerzooError
 from mixerzoo.testing import (
     CHECKS,
+    Case,
     Result,
     check_mixer,
     failure_text,
@@ -20,9 +22,12 @@ from mixerzoo.testing import (
     parametrize_with_checks,
     run_check,
 )
+from mixerzoo.testing.check import SECONDS
 from mixerzoo_plugins.denseformer import DenseFormer
 from mixerzoo_plugins.residual import Residual
 from wrong import decoding, precision
+
+MODEL = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 2, "num_heads": 2}
 
 
 class Nameless(Mixer):
@@ -87,6 +92,27 @@ def test_an_expected_failure_that_is_not_run_is_refused() -> None:
     (result,) = check_mixer(Residual, only=["card"], overrides={})
     assert result.ok
     assert parametrize_with_checks([Residual], expected_failures={"shards": "gloo is not installed"})
+
+
+def test_a_check_is_known_by_the_number_of_its_clause() -> None:
+    results = check_mixer(Residual, only=["4.6", "card", "3.13"], expected_failures={"4.6": "an example"})
+    assert [(result.check.name, result.outcome) for result in results] == [
+        ("seeds_matter", "passed"),
+        ("card", "unexpected pass"),
+    ]
+    with pytest.raises(
+        MixerzooError, match=r"no check is named '3\.88' \(did you mean '3\.8'\?\); known: 1\.1 causality, "
+    ):
+        check_mixer(Residual, only=["3.88"])
+
+
+def test_the_cases_that_a_reference_names_are_one_by_one_and_can_be_cut(monkeypatch) -> None:
+    check = CHECKS["reference_cases"]
+    few = replace(zoo.reference("denseformer"), cases=(Case(MODEL), Case(MODEL, chunks=(1, 1))))
+    assert run_check(check, DenseFormer, reference=few).ran == 2
+    monkeypatch.setitem(SECONDS, "quick", -1.0)
+    result = run_check(check, DenseFormer, reference=few)
+    assert (result.ran, result.cut) == (0, 2)
 
 
 def test_cases_are_counted() -> None:

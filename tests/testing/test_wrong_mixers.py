@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from mixerzoo.testing import CHECKS, Case, Reference, check_mixer, checks_for, f
 from mixerzoo.testing.drawn_options import choices
 from mixerzoo.testing.ordinary import ORDINARY, default_options, ordinary_cases
 from mixerzoo_plugins.residual import Residual
-from wrong import CORRECT, REFERENCES, WRONG, precision, purity, training
+from wrong import CORRECT, REFERENCES, WRONG, accounting, method, precision, purity, training
 from wrong.sequence import CountsBlocks, LeaksOneTokenAhead
 
 
@@ -204,6 +205,21 @@ def test_a_constructor_that_fails_leaves_a_case_to_paste() -> None:
     assert "rerun('causality', DividesByDepth, case)" in result.snippet
 
 
-def test_what_norms_in_bf16_is_told() -> None:
+def test_a_wrong_figure_of_bytes_in_flight_names_what_is_counted() -> None:
+    result = run_check(CHECKS["in_flight_bytes"], accounting.DeclaresOneStream)
+    counted = r"state\.x \[1, 2, 8\] float32, 64 bytes; state\.history\[0\] \[1, 2, 8\] float32, 64 bytes"
+    words = rf"that of 2 tokens is largest after write at Site\(step=0, layer=0, branch='attention'\): {counted}"
+    assert re.search(words, result.message), result.message
+    # Also where the mixer and its reference agree on no figure.
+    result = run_check(CHECKS["reference_accounts"], method.HoldsABitMore, reference=REFERENCES[method.HoldsABitMore])
+    assert re.search(
+        r"counts \d+; a state of one token is largest after write at .*: state\.x \[1, 1, ", result.message
+    )
+
+
+def test_what_norms_in_bf16_is_told_with_its_line() -> None:
     result = run_check(CHECKS["wide_norms"], precision.NormsInBf16)
-    assert result.message == "finish computes mean and rsqrt in bf16"
+    (line,) = re.findall(r"line (\d+): `.*rsqrt", result.message)
+    where = rf"\(precision\.py, line {line}: `return .*mean\(-1, keepdim=True\).*`\)"
+    assert re.fullmatch(rf"finish computes mean {where} and rsqrt {where} in bf16", result.message), result.message
+    assert "rsqrt" in Path(precision.__file__).read_text(encoding="utf-8").splitlines()[int(line) - 1]

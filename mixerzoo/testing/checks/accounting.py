@@ -11,14 +11,18 @@ from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import clause
 from mixerzoo.testing.count import counted_flops
 from mixerzoo.testing.formula import evaluate, is_formula, names_in
-from mixerzoo.testing.observe import observed, state_bytes
+from mixerzoo.testing.observe import Calls, largest_state, observed, state_bytes
 
 
 @clause("4.1")
 @torch.no_grad()
 def kv_bytes(mixer: type[Mixer], case: Case) -> None:
     """Cache bytes measured are those of the plan and of the card's formula."""
-    decoder = case.decoder(mixer, dtype=torch.float32)
+    assert_kv_bytes(case.decoder(mixer, dtype=torch.float32), case)
+
+
+def assert_kv_bytes(decoder: Decoder, case: Case) -> None:
+    """Demand 4.1 of a decoder in float32."""
     plan, shape = decoder.plan, decoder.shape
     assert decoder.mixer.plan() == plan, "the plan differs between two calls"
     cache = decoder.new_cache(case.batch_size, max_length=case.num_tokens)
@@ -28,43 +32,59 @@ def kv_bytes(mixer: type[Mixer], case: Case) -> None:
     if shape.latent_dim:
         # The letters of a card are those of keys and values.
         return
-    declared = evaluate(mixer.card.kv_bytes, _letters(decoder, torch.float32))
+    said = decoder.mixer.card.kv_bytes
+    declared = evaluate(said, _letters(decoder, torch.float32))
     per_token = plan.bytes_per_token(shape, torch.float32)
-    assert declared == per_token, (
-        f"the card says {mixer.card.kv_bytes} = {declared} bytes per token, the plan {per_token}"
-    )
+    assert declared == per_token, f"the card says {said} = {declared} bytes per token, the plan {per_token}"
 
 
 @clause("4.2")
 @torch.no_grad()
 def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
     """The state never takes more bytes per token than declared, and at its peak at least half of that."""
+    assert_in_flight_bytes(case.decoder(mixer, dtype=torch.float32), case)
+
+
+def assert_in_flight_bytes(decoder: Decoder, case: Case) -> None:
+    """Demand 4.2 of a decoder, which is cast to float32, then to bf16."""
     for dtype in (torch.float32, torch.bfloat16):
-        decoder = case.decoder(mixer, dtype=dtype)
+        decoder.to(dtype)
         with observed(decoder.mixer) as calls:
             decoder(case.tokens())
         measured = max(state_bytes(calls)) / (case.batch_size * case.num_tokens)
         declared = decoder.mixer.in_flight_bytes(dtype)
-        message = f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared"
-        assert measured <= declared <= 2 * measured, message
+        assert measured <= declared <= 2 * measured, (
+            f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared; {_counted(calls, case)}"
+        )
         claimed = _claimed(decoder, "in_flight_bytes", dtype)
         # A formula says what is usual, and one layer may hold less.
         assert claimed is None or declared <= claimed <= 2 * declared, (
-            f"the card says {mixer.card.in_flight_bytes} = {claimed:g} bytes per token, {declared} are declared"
+            f"the card says {decoder.mixer.card.in_flight_bytes} = {claimed:g} bytes per token, {declared} are "
+            f"declared; {_counted(calls, case)}"
         )
+
+
+def _counted(calls: Calls, case: Case) -> str:
+    return f"that of {case.batch_size * case.num_tokens} tokens is largest {largest_state(calls)}"
 
 
 @clause("4.3", large=())
 def parameters(mixer: type[Mixer], case: Case) -> None:
     """The mixer owns its parameters and leaves the decoder's alone."""
-    decoder = case.decoder(mixer)
+    assert_parameters(case.decoder(mixer))
+
+
+def assert_parameters(decoder: Decoder) -> None:
+    """Demand 4.3 of a decoder."""
     of_decoder, mixing = decoder.num_parameters()
     own = {name for name, _ in decoder.named_parameters() if name.startswith("model.mixer.")}
     assert mixing == sum(p.numel() for n, p in decoder.named_parameters() if n in own)
     assert of_decoder + mixing == sum(p.numel() for p in decoder.parameters())
     claimed = _claimed(decoder, "parameters", torch.float64)
     if claimed is not None:
-        assert claimed == mixing, f"the card says {mixer.card.parameters} = {claimed:g} parameters, there are {mixing}"
+        assert claimed == mixing, (
+            f"the card says {decoder.mixer.card.parameters} = {claimed:g} parameters, there are {mixing}"
+        )
     buffers = [name for name, _ in decoder.mixer.named_buffers()]
     assert not buffers, f"buffers {buffers} would be lost on the meta device; compute them from the config"
 
@@ -73,7 +93,11 @@ def parameters(mixer: type[Mixer], case: Case) -> None:
 @torch.no_grad()
 def flops(mixer: type[Mixer], case: Case) -> None:
     """The FLOPs declared are those counted in the mixer's calls, up to conventions (a factor of two and a bit)."""
-    decoder = case.decoder(mixer, dtype=torch.float32)
+    assert_flops(case.decoder(mixer, dtype=torch.float32), case)
+
+
+def assert_flops(decoder: Decoder, case: Case) -> None:
+    """Demand 4.4 of a decoder."""
     with counted_flops(decoder.mixer) as counter:
         decoder(case.tokens())
     counted = counter.flops / (case.batch_size * case.num_tokens)
@@ -84,7 +108,7 @@ def flops(mixer: type[Mixer], case: Case) -> None:
     assert declared <= 2 * counted, f"{declared} FLOPs per token are declared, {counted:g} were counted"
 
 
-@clause("4.5")
+@clause("4.5", large=("rows", "long", "deep"))
 def sources(mixer: type[Mixer], case: Case) -> None:
     """The sources that a mixer names for pictures are sites of the decoder that come no later than the reader."""
     decoder = case.decoder(mixer)

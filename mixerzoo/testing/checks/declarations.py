@@ -13,17 +13,20 @@ from torch import Tensor
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import parameter_roles
-from mixerzoo.testing.case import Case
+from mixerzoo.testing.case import Case, perturb
 from mixerzoo.testing.check import clause, same_values
-from mixerzoo.testing.checks.accounting import flops, in_flight_bytes, kv_bytes, parameters
+from mixerzoo.testing.checks.accounting import assert_flops, assert_in_flight_bytes, assert_kv_bytes, assert_parameters
 from mixerzoo.testing.drawn_options import choices, few_values
 
 
 @clause("4.8", cost="dear", large=("long", "deep", "wide"))
+@torch.no_grad()
 def accounts_at_size(mixer: type[Mixer], case: Case) -> None:
     """Cache bytes, bytes in flight, FLOPs and parameters are those declared in deep, wide and long decoders too."""
-    for account in (kv_bytes, in_flight_bytes, flops, parameters):
-        account(mixer, case)
+    decoder = case.decoder(mixer, dtype=torch.float32)
+    assert_parameters(decoder)
+    for account in (assert_kv_bytes, assert_flops, assert_in_flight_bytes):
+        account(decoder, case)
 
 
 @clause("4.9", cost="once")
@@ -79,12 +82,14 @@ def _print(mixer: type[Mixer], options: Mapping[str, Any]) -> list[Any] | None:
     for layers, loop in ((_DEPTH, {}), (_DEPTH // 2, {"count": 2})):
         case = Case({**model, "num_layers": layers, "loop": loop}, options, batch_size=1, chunks=(3,))
         try:
-            start, decoder = case.decoder(mixer, perturbed=False), case.decoder(mixer)
+            decoder = case.decoder(mixer, perturbed=False)
         except (MixerzooError, ValidationError):
             found.append(None)
             continue
         roles = sorted((n, role.decay, role.lr_factor) for n, role in parameter_roles(decoder.mixer).items())
-        found += [repr(decoder.plan), roles, dict(start.mixer.named_parameters()), decoder(case.tokens())]
+        start = {name: parameter.clone() for name, parameter in decoder.mixer.named_parameters()}
+        perturb(decoder, case.seed)
+        found += [repr(decoder.plan), roles, start, decoder(case.tokens())]
     return None if all(part is None for part in found) else found
 
 

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import Decoder
-from mixerzoo.testing.case import Case
+from mixerzoo.testing.case import VOCAB_SIZE, Case
 from mixerzoo.testing.check import assert_close, assert_same, clause
 from mixerzoo.testing.observe import Call, Method, observed, tensors_in, wrapped
+from mixerzoo.testing.source_line import in_words, line_at_work
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,16 +67,16 @@ def _assert_shown_there(decoder: Decoder, call: Call) -> None:
 
 
 class _Wide(TorchDispatchMode):
-    """Collects the operations that give float64."""
+    """Collects the operations that give float64, and the lines where they do."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
+        self.found: dict[str, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(tensor.dtype == torch.float64 for tensor in tensors_in(result)):
-            self.found.add(func.overloadpacket.__name__)
+            self.found.setdefault(func.overloadpacket.__name__, line_at_work())
         return result
 
 
@@ -86,7 +87,7 @@ def _narrow(name: str, method: Method) -> Method:
         wide = _Wide()
         with wide:
             result = method(*arguments)
-        assert not wide.found, f"{name} computes {' and '.join(sorted(wide.found))} in float64"
+        assert not wide.found, f"{name} computes {in_words(wide.found)} in float64"
         return result
 
     return call
@@ -95,20 +96,20 @@ def _narrow(name: str, method: Method) -> Method:
 @clause("8.9", large=("deep",))
 def degenerate_inputs(mixer: type[Mixer], case: Case) -> None:
     """Logits and gradients are finite where embeddings or outputs are zero, and where tokens are all alike."""
-    for what, dtype in (("embeddings", torch.float64), ("outputs", torch.float64), ("embeddings", torch.float32)):
-        decoder = case.decoder(mixer, dtype=dtype)
+    decoder = case.decoder(mixer)
+    alike = torch.full_like(case.tokens(), case.pick % VOCAB_SIZE)
+    _assert_finite(decoder, alike, "with tokens that are all alike")
+    outputs = [p for n, p in decoder.named_parameters() if n.endswith(("o_proj.weight", "down_proj.weight"))]
+    for what, zeros in (("outputs", outputs), ("embeddings and outputs", [decoder.model.embed_tokens.weight])):
         with torch.no_grad():
-            if what == "embeddings":
-                decoder.model.embed_tokens.weight.zero_()
-            for name, parameter in decoder.named_parameters():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    parameter.zero_()
-        _assert_finite(decoder, case.tokens(), f"with {what} of zero, in {dtype}")
-    alike = torch.full_like(case.tokens(), case.pick % 23)
-    _assert_finite(case.decoder(mixer), alike, "with tokens that are all alike")
+            for parameter in zeros:
+                parameter.zero_()
+        _assert_finite(decoder, case.tokens(), f"with {what} of zero")
+    _assert_finite(decoder.float(), case.tokens(), "with embeddings and outputs of zero, in float32")
 
 
 def _assert_finite(decoder: Decoder, tokens: Tensor, where: str) -> None:
+    decoder.zero_grad()
     logits = decoder(tokens)
     assert logits.isfinite().all(), f"logits are not finite {where}"
     logits.square().sum().backward()
@@ -146,8 +147,8 @@ def rounding(mixer: type[Mixer], case: Case) -> None:
     ours = _reads(half, tokens, keep=outputs)
     expected = _reads(exact, tokens, given=outputs)
     explained = [torch.zeros(()) for _ in expected]
+    noisy = exact
     for draw in range(_DRAWS):
-        noisy = case.decoder(mixer)
         noisy.load_state_dict(half.state_dict())
         generator = torch.Generator().manual_seed(case.seed + draw)
         for parameter in (*noisy.mixer.parameters(), noisy.model.embed_tokens.weight):
@@ -198,7 +199,7 @@ def _reads(
     with wrapped(decoder.mixer, swap), observed(decoder.mixer) as calls:
         decoder(tokens)
     return [
-        (str(call), part)
+        (str(call), part.clone())
         for call in calls.made
         if call.name in ("read", "finish")
         for part in tensors_in((call.result,))

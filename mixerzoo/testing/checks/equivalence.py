@@ -12,7 +12,7 @@ from mixerzoo.testing.case import Case, perturb
 from mixerzoo.testing.check import assert_close, assert_same, clause
 
 
-@clause("5.1")
+@clause("5.1", large=("rows", "long", "deep"))
 @torch.no_grad()
 def neutral_settings(mixer: type[Mixer], case: Case) -> None:
     """At each neutral setting of the card the logits equal the residual decoder's."""

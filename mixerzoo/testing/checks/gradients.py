@@ -16,6 +16,8 @@ from mixerzoo.testing.check import assert_close, clause
 
 #: Initialisations that are compared.
 _STARTS = 16
+#: Steps of the deepest decoder that 6.1 is held to.
+_DEEPEST = 66
 #: Standard errors from which on a mean over them is not zero by chance: by Student's t, 1e-8 of the random weights.
 _CERTAIN = 12.0
 
@@ -33,17 +35,33 @@ def _gradients(decoder: Decoder, case: Case) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in decoder.named_parameters()}
 
 
-@clause("6.1")
+@clause("6.1", large=("rows", "long", "deep"))
 def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
-    """Every parameter, the layers' and the mixer's, gets a gradient other than zero."""
+    """Every parameter gets a gradient other than zero; one of the mixer's from the depth on that its role says."""
     case = replace(case, chunks=(6,))
     decoder = case.decoder(mixer)
-    for name, gradient in _gradients(decoder, case).items():
-        assert gradient is not None, f"{name} gets no gradient"
-        assert bool(gradient.abs().max() > 0), f"the gradient of {name} is zero"
+    depths = {f"model.mixer.{name}": role.from_depth for name, role in parameter_roles(decoder.mixer).items()}
+    steps = decoder.shape.num_steps
+    gradients = _gradients(decoder, case)
+    for name, parameter in decoder.named_parameters():
+        gradient, depth = gradients[name], depths.get(name, 1)
+        assert depth <= _DEEPEST, f"{name} is used from {depth} steps on, and the kit sees no more than {_DEEPEST}"
+        if not parameter.numel():
+            continue
+        assert parameter.requires_grad, f"{name} is frozen: requires_grad is False"
+        moves = gradient is not None and bool(gradient.abs().max() > 0)
+        if depth > steps:
+            assert not moves, (
+                f"{name} has a gradient in a decoder of {steps} steps, and its role says from_depth={depth}"
+            )
+            continue
+        advice = f" in a decoder of {steps} steps; where that is right, its ParameterRole says so with from_depth"
+        ending = advice if name in depths else ""
+        assert gradient is not None, f"{name} gets no gradient{ending}"
+        assert moves, f"the gradient of {name} is zero{ending}"
 
 
-@clause("6.2")
+@clause("6.2", large=("rows", "long", "deep"))
 def gradients_are_derivatives(mixer: type[Mixer], case: Case) -> None:
     """Gradients agree with finite differences, so nothing is detached that should not be."""
     decoder = case.decoder(mixer)
@@ -75,7 +93,7 @@ def _loss_beside(decoder: Decoder, case: Case, directions: Mapping[str, Tensor],
     return loss
 
 
-@clause("6.3")
+@clause("6.3", large=("rows", "long", "deep"))
 def activation_checkpointing(mixer: type[Mixer], case: Case) -> None:
     """Recomputing each layer in the backward gives the same gradients."""
     decoder = case.decoder(mixer)

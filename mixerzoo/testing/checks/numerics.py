@@ -18,6 +18,7 @@ from mixerzoo.testing.checks.decoding import cached_decoding
 from mixerzoo.testing.checks.sequence import causality
 from mixerzoo.testing.observe import Method, tensors_in, wrapped
 from mixerzoo.testing.ordinary import ORDINARY
+from mixerzoo.testing.source_line import in_words, line_at_work
 
 
 @clause("8.1", large=("rows", "long", "deep", "wide"))
@@ -34,12 +35,17 @@ def precisions(mixer: type[Mixer], case: Case) -> None:
     logits = single(tokens)
     assert logits.dtype == torch.float32, f"float32 weights give {logits.dtype}"
     assert_close(logits.double(), expected, "float32 against float64", tolerance=2e-3)
-    half = case.decoder(mixer, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = single(tokens)
+        cache = single.new_cache(case.batch_size)
+        pieces = torch.cat([single(piece, cache) for piece in case.pieces(tokens)], dim=1)
+    assert mixed.isfinite().all(), "logits under autocast are not finite"
+    assert pieces.isfinite().all(), "cached logits under autocast are not finite"
+    half = single.to(torch.bfloat16)
     logits = half(tokens)
     assert logits.dtype == torch.bfloat16, f"bf16 weights give {logits.dtype}"
-    rounded = case.decoder(mixer)
-    rounded.load_state_dict(half.state_dict())
-    wanted = rounded(tokens)
+    exact.load_state_dict(half.state_dict())
+    wanted = exact(tokens)
     # How far rounding the weights alone moves the logits says how well the case is conditioned. Correct mixers stay
     # within ten times that, most within twice.
     scale = float(wanted.norm())
@@ -47,12 +53,6 @@ def precisions(mixer: type[Mixer], case: Case) -> None:
     assert logits.isfinite().all(), "bf16 logits are not finite"
     off = float((logits.double() - wanted).norm())
     assert off <= allowed, f"bf16 logits differ from float64 ones by {off / scale:.0%} (allowed {allowed / scale:.0%})"
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = single(tokens)
-        cache = single.new_cache(case.batch_size)
-        pieces = torch.cat([single(piece, cache) for piece in case.pieces(tokens)], dim=1)
-    assert mixed.isfinite().all(), "logits under autocast are not finite"
-    assert pieces.isfinite().all(), "cached logits under autocast are not finite"
 
 
 #: Where rounding to bf16 loses what a norm or a softmax is for.
@@ -63,11 +63,11 @@ _WIDE = {
 
 
 class _NarrowNorms(TorchDispatchMode):
-    """Collects the operations of `_WIDE` that give bf16."""
+    """Collects the operations of `_WIDE` that give bf16, and the lines where they do."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
+        self.found: dict[str, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -75,7 +75,7 @@ class _NarrowNorms(TorchDispatchMode):
         # Squares and cubes are products; other powers are roots and quotients.
         root = name == "pow" and not (isinstance(args[1], int | float) and args[1] in (0, 1, 2, 3, 4))
         if (name in _WIDE or root) and any(t.dtype == torch.bfloat16 and t.numel() for t in tensors_in(result)):
-            self.found.add(name.lstrip("_"))
+            self.found.setdefault(name.lstrip("_"), line_at_work())
         return result
 
 
@@ -89,7 +89,7 @@ def wide_norms(mixer: type[Mixer], case: Case) -> None:
         def call(*arguments: Any) -> Any:
             with narrow:
                 result = method(*arguments)
-            assert not narrow.found, f"{name} computes {' and '.join(sorted(narrow.found))} in bf16"
+            assert not narrow.found, f"{name} computes {in_words(narrow.found)} in bf16"
             return result
 
         narrow = _NarrowNorms()
@@ -112,7 +112,7 @@ def _response(decoder: Decoder, tokens: Tensor, step: float) -> Tensor:
     return response
 
 
-@clause("8.2")
+@clause("8.2", large=())
 def meta_device(mixer: type[Mixer], case: Case) -> None:
     """The decoder builds and runs on the meta device."""
     with torch.device("meta"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
 import io
 import json
 import os
@@ -146,6 +147,7 @@ def _in_a_process(mixer: type[Mixer], case: Case, seed: str) -> subprocess.Popen
     module = sys.modules.get(mixer.__module__)
     asked = {
         "path": sys.path,
+        "of_case": inspect.getfile(Case),
         "module": mixer.__module__,
         "file": getattr(module, "__file__", None),
         "class": mixer.__qualname__,
@@ -178,7 +180,10 @@ import hashlib, importlib, importlib.util, json, sys
 asked = json.loads(sys.argv[1])
 sys.path[:] = asked["path"]
 import torch
-from mixerzoo.testing.case import Case
+# Without the rest of the kit, which takes as long to import as torch itself.
+spec = importlib.util.spec_from_file_location("case_alone", asked["of_case"])
+alone = sys.modules["case_alone"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(alone)
 try:
     module = importlib.import_module(asked["module"])
 except ModuleNotFoundError:
@@ -188,7 +193,7 @@ except ModuleNotFoundError:
 mixer = module
 for name in asked["class"].split("."):
     mixer = getattr(mixer, name)
-case = Case(**{**asked["case"], "chunks": tuple(asked["case"]["chunks"])})
+case = alone.Case(**{**asked["case"], "chunks": tuple(asked["case"]["chunks"])})
 def said(tensor):
     return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
 start, decoder = case.decoder(mixer, perturbed=False), case.decoder(mixer)

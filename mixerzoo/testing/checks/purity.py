@@ -45,7 +45,7 @@ def inputs_untouched(mixer: type[Mixer], case: Case) -> None:
             assert_same(after, before, f"an argument of {call.name} at {call.site}")
 
 
-@clause("3.3")
+@clause("3.3", large=("rows", "long", "deep"))
 @torch.no_grad()
 def nothing_kept(mixer: type[Mixer], case: Case) -> None:
     """A forward leaves nothing behind on the module, on its class, or on the cache."""

@@ -16,17 +16,24 @@ from mixerzoo.model import Decoder
 from mixerzoo.testing.against import Reference, trace
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
-from mixerzoo.testing.checks.accounting import in_flight_bytes, kv_bytes
+from mixerzoo.testing.checks.accounting import assert_in_flight_bytes, assert_kv_bytes
 from mixerzoo.testing.checks.persistence import registered
+from mixerzoo.testing.observe import largest_state, observed
 
 
 @clause("10.1", "deadly", needs=("begin",), large=("tall",))
 @torch.no_grad()
 def reference_logits(mixer: type[Mixer], case: Case, reference: Reference) -> None:
     """In float64, logits and what the cache stores are those of the naive reference."""
-    decoder = case.decoder(mixer)
-    # A reference takes one token after another: of long sequences, one row will do.
-    tokens = case.tokens()[: 1 if case.num_tokens > 9 else None]
+    _assert_logits(case.decoder(mixer), case, reference)
+
+
+#: Tokens that a reference, which takes one after another, is given of several rows.
+_TOKENS = 12
+
+
+def _assert_logits(decoder: Decoder, case: Case, reference: Reference) -> None:
+    tokens = case.tokens()[: max(1, _TOKENS // case.num_tokens)]
     cache = decoder.new_cache(tokens.size(0))
     stored: dict[int, tuple[Tensor | None, Tensor | None]] = {}
     append = cache.append
@@ -59,12 +66,19 @@ def reference_logits(mixer: type[Mixer], case: Case, reference: Reference) -> No
 @clause("10.2", "deadly", needs=("in_flight_bytes", "flops_per_token", "sources"), large=("rows", "deep", "wide"))
 def reference_accounts(mixer: type[Mixer], case: Case, reference: Reference) -> None:
     """Bytes in flight, FLOPs and sources are those that the reference counts from the equations."""
-    ours = case.decoder(mixer).mixer
+    _assert_accounts(case.decoder(mixer), reference)
+
+
+def _assert_accounts(decoder: Decoder, reference: Reference) -> None:
+    ours = decoder.mixer
     if reference.in_flight_bytes is not None:
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
             expected = reference.in_flight_bytes(ours, dtype)
             said = ours.in_flight_bytes(dtype)
-            assert said == expected, f"in_flight_bytes({dtype}) is {said}, the reference counts {expected}"
+            assert said == expected, (
+                f"in_flight_bytes({dtype}) is {said}, the reference counts {expected}; a state of one token is largest "
+                f"{_largest_state(decoder.to(dtype))}"
+            )
     if reference.flops_per_token is not None:
         expected, said = reference.flops_per_token(ours), ours.flops_per_token()
         assert said == expected, f"flops_per_token() is {said}, the reference counts {expected}"
@@ -72,6 +86,12 @@ def reference_accounts(mixer: type[Mixer], case: Case, reference: Reference) -> 
         for site in ours.shape.sites():
             named, counted = ours.sources(site), reference.sources(ours, site)
             assert named == counted, f"sources({site}) names {named}, the reference {counted}"
+
+
+def _largest_state(decoder: Decoder) -> str:
+    with torch.no_grad(), observed(decoder.mixer) as calls:
+        decoder(torch.zeros(1, 1, dtype=torch.int64))
+    return largest_state(calls)
 
 
 @clause("10.3", "once", needs=("checkpoints",))
@@ -106,14 +126,15 @@ def reference_start(mixer: type[Mixer], case: Case, reference: Reference) -> Non
         assert_close(parameters[name], wanted, f"the initial {name}", tolerance=1e-6)
 
 
-@clause("10.5", "once", needs=("cases",))
+@clause("10.5", "once", needs=("cases",), named=True)
+@torch.no_grad()
 def reference_cases(mixer: type[Mixer], case: Case, reference: Reference) -> None:
     """On the cases that the author names, 10.1, 10.2, 4.1 and 4.2 hold."""
-    for named in reference.cases:
-        reference_logits(mixer, named, reference)
-        reference_accounts(mixer, named, reference)
-        kv_bytes(mixer, named)
-        in_flight_bytes(mixer, named)
+    decoder = case.decoder(mixer)
+    _assert_logits(decoder, case, reference)
+    _assert_accounts(decoder, reference)
+    assert_kv_bytes(decoder.to(torch.float32), case)
+    assert_in_flight_bytes(decoder, case)
 
 
 @clause("10.6", "once", needs=("refused",))

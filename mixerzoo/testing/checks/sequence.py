@@ -17,8 +17,9 @@ def causality(mixer: type[Mixer], case: Case) -> None:
     position = case.pick % case.num_tokens
     changed = tokens.clone()
     changed[:, position:] = (changed[:, position:] + 1 + case.tokens(draw=1)[:, position:] % 7) % VOCAB_SIZE
-    for dtype, autocast in ((torch.float64, False), (torch.bfloat16, False), (torch.float32, True)):
-        decoder = case.decoder(mixer, dtype=dtype)
+    decoder = case.decoder(mixer)
+    for dtype, autocast in ((torch.float64, False), (torch.float32, True), (torch.bfloat16, False)):
+        decoder.to(dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             before, after = decoder(tokens), decoder(changed)
         where = "" if dtype == torch.float64 else " under bf16 autocast" if autocast else " with bf16 weights"

@@ -43,6 +43,14 @@ class CancelsParameter(Scaled):
         return state + weight.unsqueeze(0).softmax(0) * y
 
 
+@caught_by("every_parameter_learns")
+class SaysItIsIdle(Scaled):
+    """A weight that every decoder uses is said to be used in deep ones only."""
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {"scale": ParameterRole(from_depth=3)}
+
+
 @caught_by("gradients_are_derivatives")
 class DetachesSources(DenseFormer):
     """Saves memory at the price of gradients."""
