@@ -20,7 +20,7 @@ from mixerzoo.experiments.statistics import check_installed
 from mixerzoo.experiments.tuning import Tuning, choose
 from mixerzoo.experiments.writing import write_reports
 from mixerzoo.recipe import Recipe, tokens_of_run
-from mixerzoo.training import Reporter
+from mixerzoo.training import Reporter, check_trackers
 
 #: Steps by which the speed of a mixer is measured.
 SPEED_STEPS = 40
@@ -56,10 +56,12 @@ def compare(
         RunError: the directory is in the way, in use, or holds a comparison of another recipe or other data; or the
             disk is full.
         DataError: the text is missing or too little.
-        MixerzooError: what the statistics need is not installed.
+        MixerzooError: what the statistics need, or a tracker, is not installed.
         OSError: a file cannot be written.
     """
     check_installed()
+    for recipe in comparison.variants.values():
+        check_trackers(recipe)
     place = ComparisonDirectory(Path(directory).resolve())
     place.check(comparison)
     texts = _Texts(reporter or Reporter())

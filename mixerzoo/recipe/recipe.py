@@ -21,6 +21,10 @@ _MAX_STEPS = 10**9
 _LEAST = 1e-30
 
 
+#: Trackers that the Trainer has an integration for.
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+
+
 class TrainConfig(BaseModel):
     """How the decoder is trained. One step sees ``batch_size × accumulation`` sequences."""
 
@@ -58,6 +62,13 @@ class TrainConfig(BaseModel):
         le=10_000,
         description="How many of the newest checkpoints to keep; 0: one while training, none once finished.",
     )
+    trackers: list[Tracker] = Field([], description="Trackers that are told all metrics; each is an extra to install.")
+
+    @model_validator(mode="after")
+    def _each_tracker_once(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: one is there twice: {', '.join(self.trackers)}")
+        return self
 
     @model_validator(mode="after")
     def _float32_can_hold(self) -> Self:
