@@ -79,10 +79,7 @@ def train(
     reporter = reporter if reporter is not None and main else Reporter()
     _say(reporter, notices(compiled=recipe.train.compile))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
-    check_trackers(recipe)
-    check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
-    _say(reporter, check_size(recipe))
+    _say(reporter, _check_possible(recipe))
     run = RunDirectory(Path(directory).resolve())
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""
     with Interrupts(hold=save_on_interrupt, say=say) as interrupts, memory_in_words():
@@ -94,6 +91,13 @@ def train(
         with run.claimed():
             check()  # another process may have begun and ended a run since
             return work.train(resume)
+
+
+def _check_possible(recipe: Recipe) -> Iterable[str]:
+    """Fail before minutes go into the data of a recipe that cannot run, and before it replaces a run; else notices."""
+    check_trackers(recipe)
+    check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
+    return check_size(recipe)
 
 
 def _say(reporter: Reporter, texts: Iterable[str]) -> None:
