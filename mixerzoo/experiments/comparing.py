@@ -14,6 +14,7 @@ from mixerzoo.data import PreparedData, prepare
 from mixerzoo.describe import Description, describe
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell, Comparison, Values, Variant
+from mixerzoo.experiments.learned import look
 from mixerzoo.experiments.results import Findings, collect
 from mixerzoo.experiments.runner import Watcher, Workers, run_cells
 from mixerzoo.experiments.statistics import check_installed
@@ -145,6 +146,9 @@ class _Work:
             if steps[chosen[key]] != 0
         ]
         self._run(self.cells, self.workers)
+        for key in chosen:
+            own = [cell for cell in self.cells if (cell.variant.label, cell.variant.setting) == key]
+            look(self.place, own, self.workers.threads)
 
     def _run(self, cells: list[Cell], workers: Workers) -> None:
         for cell in cells:

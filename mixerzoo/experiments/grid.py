@@ -89,7 +89,7 @@ class Cell:
     """
 
     variant: Variant
-    recipe: Recipe = field(hash=False)  # it may hold lists
+    recipe: Recipe = field(hash=False)  # a mixer's options may hold lists
     place: Path
     purpose: Literal["speed", "tune", "compare"] = "compare"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,8 @@ _LEAST = 1e-30
 
 #: Trackers that the Trainer has an integration for.
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+# YAML gives lists; a frozen model holds tuples.
+_Trackers = Annotated[tuple[Tracker, ...], Field(strict=False)]
 
 
 class TrainConfig(BaseModel):
@@ -62,7 +64,7 @@ class TrainConfig(BaseModel):
         le=10_000,
         description="How many of the newest checkpoints to keep; 0: one while training, none once finished.",
     )
-    trackers: list[Tracker] = Field([], description="Trackers that are told all metrics; each is an extra to install.")
+    trackers: _Trackers = Field((), description="Trackers that are told all metrics; each is an extra to install.")
 
     @model_validator(mode="after")
     def _each_tracker_once(self) -> Self:

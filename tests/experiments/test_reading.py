@@ -60,7 +60,7 @@ def test_no_two_runs_share_a_directory(tmp_path):
 
 def test_runs_can_be_told_apart_whatever_their_recipes_hold():
     lists = ("data.source={name: text, paths: [a, b]}", "train.trackers=[wandb]")
-    found = read_comparison(QUICKSTART, lists, Flags(mixers="residual"))
+    found = read_comparison(QUICKSTART, lists, Flags(mixers="{name: compose, of: [{name: residual}]}"))
     assert len({Cell.of(v, r, seed, None) for v, r in found.variants.items() for seed in (0, 1)}) == 2
 
 

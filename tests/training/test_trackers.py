@@ -143,7 +143,7 @@ def test_trackers_may_change_when_a_run_goes_on(tmp_path):
         train(tiny_recipe(), tmp_path / "run", reporter=Stop())
     train(tiny_recipe("train.trackers=[tensorboard]"), tmp_path / "run", resume=True)
     assert list((tmp_path / "run" / "tensorboard").iterdir())
-    assert RunDirectory(tmp_path / "run").recipe().train.trackers == ["tensorboard"]
+    assert RunDirectory(tmp_path / "run").recipe().train.trackers == ("tensorboard",)
 
 
 @tensorboard
