@@ -138,6 +138,7 @@ def test_every_key_of_a_recipe_is_documented(title, model):
         elif default is None or isinstance(default, BaseModel):
             shown = ""
         else:
+            default = list(default) if isinstance(default, tuple) else default  # as YAML has it
             shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
         assert f"| `{name}` | {shown} | {field.description} |" in section
 

@@ -1,4 +1,4 @@
-"""The process of one run of a comparison: ``python -P -m mixerzoo.experiments.child RECIPE DIRECTORY COMMAND``.
+"""The process of one run of a comparison: ``python -P -m mixerzoo.experiments.child RECIPE DIRECTORY COMMAND NAME``.
 
 What happens goes to standard output, a line of JSON each; whatever else is printed, to standard error. Standard input
 is the other end of a pipe that the comparison holds: when that ends, by ``kill -9`` too, so does this process.
@@ -75,13 +75,13 @@ def _wait_until_free(directory: Path) -> None:
 
 def main() -> int:
     """Train; the exit code is 0, 2 for what the user can put right, and as `mixerzoo train` after signals."""
-    recipe, directory, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    recipe, directory, command, name = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:5]
     threading.Thread(target=_end_with_the_comparison, daemon=True).start()
     lines = _Lines(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     try:
         _wait_until_free(directory)
-        train(recipe, directory, resume=directory.exists(), command=command, reporter=lines)
+        train(recipe, directory, resume=directory.exists(), command=command, name=name, reporter=lines)
     except (MixerzooError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.strerror is not None:

@@ -14,13 +14,14 @@ from mixerzoo.data import PreparedData, prepare
 from mixerzoo.describe import Description, describe
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell, Comparison, Values, Variant
+from mixerzoo.experiments.learned import look
 from mixerzoo.experiments.results import Findings, collect
 from mixerzoo.experiments.runner import Watcher, Workers, run_cells
 from mixerzoo.experiments.statistics import check_installed
 from mixerzoo.experiments.tuning import Tuning, choose
 from mixerzoo.experiments.writing import write_reports
 from mixerzoo.recipe import Recipe, tokens_of_run
-from mixerzoo.training import Reporter
+from mixerzoo.training import Reporter, check_trackers
 
 #: Steps by which the speed of a mixer is measured.
 SPEED_STEPS = 40
@@ -56,10 +57,12 @@ def compare(
         RunError: the directory is in the way, in use, or holds a comparison of another recipe or other data; or the
             disk is full.
         DataError: the text is missing or too little.
-        MixerzooError: what the statistics need is not installed.
+        MixerzooError: what the statistics need, or a tracker, is not installed.
         OSError: a file cannot be written.
     """
     check_installed()
+    for recipe in comparison.variants.values():
+        check_trackers(recipe)
     place = ComparisonDirectory(Path(directory).resolve())
     place.check(comparison)
     texts = _Texts(reporter or Reporter())
@@ -143,6 +146,9 @@ class _Work:
             if steps[chosen[key]] != 0
         ]
         self._run(self.cells, self.workers)
+        for key in chosen:
+            own = [cell for cell in self.cells if (cell.variant.label, cell.variant.setting) == key]
+            look(self.place, own, self.workers.threads)
 
     def _run(self, cells: list[Cell], workers: Workers) -> None:
         for cell in cells:

@@ -43,6 +43,10 @@ class ComparisonDirectory:
         """The run of a cell, begun or not."""
         return RunDirectory(self.path / cell.place)
 
+    def name_of(self, cell: Cell) -> str:
+        """What trackers call a cell's run: unlike all others of the comparison, and told apart from other ones'."""
+        return f"{self.path.name}/{cell.place.relative_to(CELLS).as_posix()}"
+
     def beside(self, cell: Cell, suffix: str) -> Path:
         """A file beside a cell's run directory: ``".yaml"`` or ``".log"``."""
         place = self.path / cell.place
@@ -156,7 +160,7 @@ class ComparisonDirectory:
 
 def _base(recipe: Recipe, comparison: Comparison) -> dict[str, Any]:
     """The recipe without what the cells differ in."""
-    base = recipe.model_dump(mode="json", exclude={"mixer", "seed"})
+    base = recipe.model_dump(mode="json", exclude={"mixer": True, "seed": True, "train": {"trackers"}})
     for key in (*comparison.vary, *comparison.tune):
         inner: Any = base
         *parents, last = key.split(".")

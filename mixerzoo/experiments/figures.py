@@ -133,6 +133,20 @@ def tuning_in_words(found: Mapping[str, Any]) -> str:
     return text
 
 
+def weights_in_words(row: Mapping[str, Any]) -> str:
+    """What a mixer learned to weigh, in a sentence; empty where no run of it is finished."""
+    found = row["weights"]
+    if found is None:
+        return ""
+    if found["error"] is not None:
+        return f"{row['label']}: its weights could not be looked at: {found['error']}"
+    if not found["sites"]:
+        return f"{row['label']} shows no weights: it weighs no sources, or does not say how."
+    return (
+        f"{row['label']}: how each site (rows) weighs its sources (columns); mean over {found['num_tokens']:,} tokens"
+    )
+
+
 def short(value: float) -> str:
     """A number for the axis of a figure."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

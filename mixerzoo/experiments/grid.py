@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -89,7 +89,7 @@ class Cell:
     """
 
     variant: Variant
-    recipe: Recipe
+    recipe: Recipe = field(hash=False)  # a mixer's options may hold lists
     place: Path
     purpose: Literal["speed", "tune", "compare"] = "compare"
 

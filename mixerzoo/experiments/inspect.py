@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from mixerzoo.runs import RunDirectory, check_tokenizer, home_of
 
 #: Tokens of a window where no recipe says how long the training sequences were.
 _WINDOW = 256
+_HEAD = "head"
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ class SiteWeights:
     """How one site weighs its sources.
 
     Attributes:
-        step: of the forward.
-        layer: the physical layer that the step runs.
-        branch: ``"attention"`` or ``"mlp"``.
-        acts_on: ``"stream"``, or ``"values"`` where the mixer acts inside attention.
+        step: of the forward; of the head their number.
+        layer: the physical layer that the step runs; of the head None.
+        branch: ``"attention"``, ``"mlp"`` or ``"head"``, for what the final norm and the head read.
+        acts_on: ``"stream"``, ``"values"`` where the mixer acts inside attention, ``"output"`` where it makes of the
+            sublayer's output what is read next.
         sources: what is weighed, in words.
         mean: weight of each source, over all tokens (and heads).
         spread: its standard deviation over them; 0 where weights do not depend on the token.
@@ -41,7 +44,7 @@ class SiteWeights:
     """
 
     step: int
-    layer: int
+    layer: int | None
     branch: str
     acts_on: str
     sources: tuple[str, ...]
@@ -52,7 +55,9 @@ class SiteWeights:
     @property
     def name(self) -> str:
         """The site in a few words."""
-        return f"{self.step} {self.branch}" + (" values" if self.acts_on == "values" else "")
+        if self.branch == _HEAD:
+            return _HEAD
+        return f"{self.step} {self.branch}" + ("" if self.acts_on == "stream" else f" {self.acts_on}")
 
 
 @dataclass(frozen=True)
@@ -125,15 +130,15 @@ def inspect_checkpoint(
 def _look(decoder: Decoder, ids: Tensor, length: int, max_windows: int, pieces: tuple[str, ...] | None) -> Inspection:
     decoder.eval()
     windows = [part for part in ids.split(length)[:max_windows] if len(part) > 1]
-    gathered: dict[tuple[int, str], _Gathered] = {}
+    gathered: dict[_Place, _Gathered] = {}
     losses, scored = [0.0] * decoder.shape.num_steps, 0
     one_stream = True
     for window in windows:
         tokens = window[None].to(decoder.lm_head.weight.device)
         with _watched(decoder.mixer) as seen:
             logits = decoder(tokens)
-        for site, acts_on, given in seen.weights:
-            gathered.setdefault((site.number, acts_on), _Gathered(site, acts_on, given)).add(given, pieces is not None)
+        for place, given in seen.weights.items():
+            gathered.setdefault(place, _Gathered(place, given)).add(given, pieces is not None)
         streams = [x for x in seen.streams[1:] if x is not None]
         one_stream = one_stream and len(streams) == decoder.shape.num_steps - 1
         if one_stream:
@@ -144,29 +149,41 @@ def _look(decoder: Decoder, ids: Tensor, length: int, max_windows: int, pieces: 
     return Inspection(
         mixer=decoder.mixer.name,
         num_tokens=sum(map(len, windows)),
-        sites=tuple(each.summed(decoder.mixer) for _, each in sorted(gathered.items())),
+        sites=tuple(gathered[place].summed(decoder.mixer) for place in sorted(gathered, key=_in_order)),
         depth_loss=tuple(loss / scored for loss in losses) if one_stream else None,
         tokens=pieces,
     )
+
+
+class _Place(NamedTuple):
+    """Where weights were seen: a site, or None for the head, and what the mixer acts on there."""
+
+    site: Site | None
+    acts_on: str
+
+
+def _in_order(place: _Place) -> tuple[int, int]:
+    """As a forward goes."""
+    return sys.maxsize if place.site is None else place.site.number, ("stream", "values", "output").index(place.acts_on)
 
 
 class _Seen:
     """What one forward showed: weights, and what each step read where that is one stream."""
 
     def __init__(self) -> None:
-        self.weights: list[tuple[Site, str, MixingWeights]] = []
+        self.weights: dict[_Place, MixingWeights] = {}
         self.streams: list[Tensor | None] = []
 
 
 @contextmanager
 def _watched(mixer: Mixer) -> Iterator[_Seen]:
-    """Ask for the weights at every `read` and `mix_kv` of a forward."""
+    """Ask for the weights wherever a forward may mix."""
     seen = _Seen()
-    read, mix_kv = mixer.read, mixer.mix_kv
+    read, mix_kv, write, finish = mixer.read, mixer.mix_kv, mixer.write, mixer.finish
 
-    def asked(site: Site, acts_on: str, given: MixingWeights | None) -> None:
+    def asked(site: Site | None, acts_on: str, given: MixingWeights | None) -> None:
         if given is not None:
-            seen.weights.append((site, acts_on, given))
+            seen.weights[_Place(site, acts_on)] = given
 
     def reading(state: Any, site: Site) -> Any:
         asked(site, "stream", mixer.mixing_weights(state, site))
@@ -179,19 +196,29 @@ def _watched(mixer: Mixer) -> Iterator[_Seen]:
         asked(call.site, "values", mixer.mixing_weights(state, call.site, call))
         return mix_kv(state, call)
 
+    def writing(state: Any, site: Site, y: Tensor) -> Any:
+        asked(site, "output", mixer.write_weights(state, site, y))
+        return write(state, site, y)
+
+    def finishing(state: Any) -> Tensor:
+        asked(None, "stream", mixer.final_weights(state))
+        return finish(state)
+
     # Instance attributes hide the methods until they are deleted again.
-    vars(mixer).update(read=reading, mix_kv=mixing)
+    own = {"read": reading, "mix_kv": mixing, "write": writing, "finish": finishing}
+    vars(mixer).update(own)
     try:
         yield seen
     finally:
-        del vars(mixer)["read"], vars(mixer)["mix_kv"]
+        for name in own:
+            del vars(mixer)[name]
 
 
 class _Gathered:
-    """Sums of one site's weights over tokens and heads, in float64."""
+    """Sums of the weights at one place over tokens and heads, in float64."""
 
-    def __init__(self, site: Site, acts_on: str, first: MixingWeights) -> None:
-        self.site, self.acts_on, self.num_sources = site, acts_on, first.weights.shape[-1]
+    def __init__(self, place: _Place, first: MixingWeights) -> None:
+        self.place, self.names, self.num_sources = place, first.names, first.weights.shape[-1]
         self.count = 0
         self.sum = torch.zeros(self.num_sources, dtype=torch.float64)
         self.squares = self.sum.clone()
@@ -211,13 +238,14 @@ class _Gathered:
     def summed(self, mixer: Mixer) -> SiteWeights:
         mean = self.sum / self.count
         spread = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
-        known = mixer.sources(self.site)
+        site = self.place.site
+        known = self.names or (() if site is None else mixer.sources(site))
         names = [_named(source) for source in known] if len(known) == self.num_sources else None
         return SiteWeights(
-            step=self.site.step,
-            layer=self.site.layer,
-            branch=self.site.branch,
-            acts_on=self.acts_on,
+            step=mixer.shape.num_steps if site is None else site.step,
+            layer=None if site is None else site.layer,
+            branch=_HEAD if site is None else site.branch,
+            acts_on=self.place.acts_on,
             sources=tuple(names or (f"source {n}" for n in range(self.num_sources))),
             mean=tuple(mean.tolist()),
             spread=tuple(spread.tolist()),

@@ -30,7 +30,7 @@ def page(found: Inspection, title: str) -> str:
     if not found.sites:
         parts.append("<p>The mixer shows no weights.</p>")
     for site in found.sites:
-        parts.append(f"<h2>{escape(site.name)} (layer {site.layer})</h2>")
+        parts.append(f"<h2>{escape(site.name)}{'' if site.layer is None else f' (layer {site.layer})'}</h2>")
         rows = [("mean", site.mean), ("spread", site.spread)]
         if site.per_token is not None and found.tokens is not None:
             rows += list(zip(map(repr, found.tokens), site.per_token, strict=True))

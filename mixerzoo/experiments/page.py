@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mixerzoo.experiments.figures import COLUMNS, cell, method, setting_in_words, summary, threads, tuning_in_words
+from mixerzoo.experiments.figures import (
+    COLUMNS,
+    cell,
+    method,
+    setting_in_words,
+    summary,
+    threads,
+    tuning_in_words,
+    weights_in_words,
+)
 
 #: Figures against what was spent: key, what the axis says.
 _SPENT = (("tokens", "tokens"), ("seconds", "seconds of training"), ("flops", "FLOPs"))
@@ -107,10 +116,30 @@ def _setting(results: Mapping[str, Any], setting: Mapping[str, Any], number: int
         yield "<h3>Tuned values</h3><ul>"
         yield from (f"<li>{escape(tuning_in_words(each))}</li>" for each in found)
         yield "</ul>"
+    yield from _weights(rows, name)
 
 
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+def _weights(rows: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
+    """What each mixer learned to weigh: a figure, or a sentence."""
+    from mixerzoo.experiments import plots
+
+    told = [(number, row) for number, row in enumerate(rows) if row["weights"] is not None]
+    if not told:
+        return
+    yield '<h3>Who reads whom, with learned weights</h3><div class="figures">'
+    for number, row in told:
+        if row["weights"]["sites"]:
+            svg, most = plots.weights(row["weights"]["sites"], f"{name}-weights{number}")
+            caption = f"{weights_in_words(row)}. The darkest is {most:.2f}; what is negative has the second colour."
+            yield _figure(svg, caption, f"s{number}")
+    yield "</div><ul>"
+    yield from (f"<li>{escape(weights_in_words(row))}</li>" for _, row in told if not row["weights"]["sites"])
+    yield "</ul>"
+
+
+def _figure(svg: str, caption: str, series: str = "") -> str:
+    own = f' class="{series}"' if series else ""
+    return f"<figure{own}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -138,7 +167,7 @@ def _reading(results: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in results["settings"][0]["mixers"] if row["picture"]]
     if not rows:
         return
-    yield "<h2>Who reads whom</h2>"
+    yield "<h2>Who could read whom</h2>"
     for row in rows:
         yield f"<details><summary>{escape(row['label'])}</summary><pre>{escape(row['picture'])}</pre></details>"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -17,12 +18,15 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from mixerzoo.experiments.figures import cell, short
 
 #: Series beyond begin anew with the first colour and another line.
 NUM_COLOURS = 8
+#: Beyond, an axis names every second, third… of its rows or columns.
+_MOST_LABELS = 26
 _INK, _RULE = "#010101", "#020202"
 _COLOURS = [f"#0303{number:02d}" for number in range(NUM_COLOURS)]
 _DASHES = ("-", "--", ":", "-.")
@@ -162,6 +166,47 @@ def tuning(found: Sequence[Mapping[str, Any]], key: str, numbers: Mapping[str, i
             axes.set_xticks(range(len(values)), values)
 
     return _svg(draw, name, titles)
+
+
+def weights(sites: Sequence[Mapping[str, Any]], name: str) -> tuple[str, float]:
+    """A heat map of what a mixer weighs.
+
+    Args:
+        sites: rows, each with ``name``, ``sources``, ``mean``, ``spread``.
+        name: of the figure.
+
+    Returns:
+        The figure, and the largest weight, which is the darkest in it.
+    """
+    titles: dict[str, str] = {}
+    columns = sorted({source for site in sites for source in site["sources"]}, key=_depth)
+    most = max((abs(value) for site in sites for value in site["mean"]), default=0.0)
+
+    def draw(axes: Axes) -> None:
+        for y, site in enumerate(sites):
+            for source, mean, spread in zip(site["sources"], site["mean"], site["spread"], strict=True):
+                x = columns.index(source)
+                colour, share = _COLOURS[mean < 0], abs(mean) / most if most else 0.0
+                key = f"w{y}-{x}"
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, alpha=share, lw=0, gid=key))
+                titles[key] = f"{site['name']} reads {source}: {mean:.3f} ± {spread:.3f}"
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(sites) - 0.5, -0.5)
+        axes.grid(visible=False)
+        for axis, labels in ((axes.xaxis, columns), (axes.yaxis, [site["name"] for site in sites])):
+            every = -(-len(labels) // _MOST_LABELS)
+            axis.set_ticks(range(0, len(labels), every), labels[::every], fontsize=7)
+        axes.tick_params(axis="x", rotation=90)
+
+    return _svg(draw, name, titles, height=1.2 + 0.13 * min(len(sites), 2 * _MOST_LABELS)), most
+
+
+def _depth(source: str) -> tuple[int, int]:
+    """The embedding, then sublayers as a forward goes, then sources that have no name but a number."""
+    if source == "embedding":
+        return (-1, 0)
+    first, _, second = source.partition(" ")
+    return (int(first), second == "mlp") if first.isdigit() else (sys.maxsize, int(second))
 
 
 def _svg(draw: Callable[[Axes], None], name: str, titles: Mapping[str, str], height: float = 3.1) -> str:

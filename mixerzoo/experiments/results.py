@@ -13,6 +13,7 @@ from mixerzoo.describe import Description
 from mixerzoo.experiments.curves import curve
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell, Comparison, Values, Variant
+from mixerzoo.experiments.learned import learned
 from mixerzoo.experiments.runner import Workers
 from mixerzoo.experiments.statistics import LEVEL, differences, estimate, frontier
 from mixerzoo.experiments.tuning import Tuning
@@ -147,6 +148,7 @@ def _mixer(findings: Findings, label: str, setting: Values) -> dict[str, Any]:
         "cache_bytes": None if costs is None else costs.cache_bytes,
         "flops_per_token": None if costs is None else costs.flops_per_token,
         "picture": None if described is None else described.picture,
+        "weights": learned(findings.directory, cells),
     }
     if costs is not None:
         # The decoder's own account, the same as that of its runs.

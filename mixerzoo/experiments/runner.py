@@ -122,7 +122,7 @@ def _start(cell: Cell, directory: ComparisonDirectory, workers: Workers, slot: i
     module = [sys.executable, "-P", "-m", "mixerzoo.experiments.child"]
     with log.open("a", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            [*module, str(recipe), str(place), workers.command],
+            [*module, str(recipe), str(place), workers.command, directory.name_of(cell)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,

@@ -235,14 +235,21 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
         """How the sources of a site are weighed, for inspection; never called in a forward that is not inspected.
 
         Args:
-            state: as the hook that mixes there gets it: `read` and `finish` (with the last site for the latter's
-                MLP), or at attention sites with ``call`` `mix_kv`.
+            state: as the hook that mixes there gets it: `read`, or at attention sites with ``call`` `mix_kv`.
             site: where.
             call: as `mix_kv` gets it, for mixers that act there; None asks for what `read` mixes.
 
         Returns:
             The weights and their sources, or None where nothing is weighed. Default: None.
         """
+        return None
+
+    def write_weights(self, state: State, site: Site, y: Tensor) -> MixingWeights | None:
+        """The same of `write`, whose arguments these are: how what is read next comes about. Default: None."""
+        return None
+
+    def final_weights(self, state: State) -> MixingWeights | None:
+        """The same of `finish`, whose argument this is: how what the head reads comes about. Default: None."""
         return None
 
     def flops_per_token(self) -> int:

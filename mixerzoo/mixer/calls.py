@@ -84,7 +84,9 @@ class MixingWeights(NamedTuple):
     Attributes:
         weights: [N], or [B, T, N], or for heads [B, G, T, N]; Σ_i weights_i · sources_i is what the site gets.
         sources: N tensors, [B, T, D] each, or heads [B, G, T, d].
+        names: whose outputs they are, None the embedding; empty: as `Mixer.sources` says of the site.
     """
 
     weights: Tensor
     sources: tuple[Tensor, ...]
+    names: tuple[Site | None, ...] = ()

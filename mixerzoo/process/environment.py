@@ -21,6 +21,9 @@ _HIDDEN_PREFIXES = ("ACCELERATE_", "DEEPSPEED_", "FSDP_", "MEGATRON_LM_", "PARAL
 _HIDDEN = (
     *("SM_FRAMEWORK_PARAMS", "SM_HP_MP_PARAMETERS", "SMDATAPARALLEL_LOCAL_RANK"),
     *("XLA_DOWNCAST_BF16", "XLA_USE_BF16"),
+    # Of trackers: these switch one on or off that the recipe does not name, send weights, or join runs.
+    *("KUBEFLOW_TRAINER_SERVER_URL", "DISABLE_MLFLOW_INTEGRATION", "HF_MLFLOW_LOG_ARTIFACTS", "WANDB_LOG_MODEL"),
+    *("WANDB_WATCH", "WANDB_RUN_ID", "WANDB_RESUME", "MLFLOW_RUN_ID", "MLFLOW_NESTED_RUN"),
 )
 #: What launchers other than torchrun say; accelerate listens to them too.
 _OTHER_LAUNCHERS = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")

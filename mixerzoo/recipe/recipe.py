@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +19,12 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=Fal
 _MAX_STEPS = 10**9
 #: Positive numbers below are lost in a product with a weight.
 _LEAST = 1e-30
+
+
+#: Trackers that the Trainer has an integration for.
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+# YAML gives lists; a frozen model holds tuples.
+_Trackers = Annotated[tuple[Tracker, ...], Field(strict=False)]
 
 
 class TrainConfig(BaseModel):
@@ -58,6 +64,13 @@ class TrainConfig(BaseModel):
         le=10_000,
         description="How many of the newest checkpoints to keep; 0: one while training, none once finished.",
     )
+    trackers: _Trackers = Field((), description="Trackers that are told all metrics; each is an extra to install.")
+
+    @model_validator(mode="after")
+    def _each_tracker_once(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: one is there twice: {', '.join(self.trackers)}")
+        return self
 
     @model_validator(mode="after")
     def _float32_can_hold(self) -> Self:

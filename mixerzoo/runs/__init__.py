@@ -12,7 +12,7 @@ from mixerzoo.runs.checkpoints import (
     tidy,
 )
 from mixerzoo.runs.directory import RunDirectory
-from mixerzoo.runs.layout import GENERATION_FILE, RECIPE_FILE
+from mixerzoo.runs.layout import GENERATION_FILE, RECIPE_FILE, TENSORBOARD
 from mixerzoo.runs.log import METRICS_FILE, read_metrics_file
 from mixerzoo.runs.results import metrics_frame, read_metrics, read_results, results_frame
 from mixerzoo.runs.text_format import check_tokenizer, home_of
@@ -24,6 +24,7 @@ __all__ = [
     "RECIPE_FILE",
     "SCHEDULER_FILE",
     "STATE_FILE",
+    "TENSORBOARD",
     "RunDirectory",
     "check_tokenizer",
     "complete_checkpoints",

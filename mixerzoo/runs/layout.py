@@ -11,6 +11,7 @@
     config.json  model.safetensors  README.md   the result, ready to load; for transformers,
     modeling_mixerzoo.py  generation_config.json    these beside it
     result.json          final figures; written last, so its presence means "finished"
+    tensorboard/         events, with train.trackers: [tensorboard]
     run.lock             empty; held while a process trains into the directory
 
 Every file appears whole and on the disk (`mixerzoo.files`), so a power cut takes back the last of them at most.
@@ -29,6 +30,7 @@ RESULT_FILE = "result.json"
 GENERATION_FILE = "generation_config.json"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "run.lock"
+TENSORBOARD = "tensorboard"
 
 #: How texts become tokens, begin and are written as conversations.
 TOKENIZER_FILES = tuple(name for name in COMPANIONS if name != GENERATION_FILE)

@@ -17,6 +17,8 @@ from mixerzoo.yaml_text import one_line
 
 #: What a run may change to go on for longer. Whether the steps that are done would have been the same, training says.
 LENGTH = frozenset({"train.steps", "train.warmup_fraction"})
+#: What changes nothing of a run.
+_FREE = frozenset({"train.trackers"})
 
 
 def provenance(recipe: Recipe, fingerprint: str, command: str, initial: str | None) -> dict[str, Any]:
@@ -46,14 +48,14 @@ def provenance(recipe: Recipe, fingerprint: str, command: str, initial: str | No
 
 
 def differences(ours: Recipe, theirs: Recipe) -> dict[str, str]:
-    """Key → what it was and is, for every key in which a recipe differs from that of a run.
+    """Key → what it was and is, for every key in which a recipe differs from that of a run and may not.
 
     Args:
         ours: as given now.
         theirs: the run's.
     """
     now, before = _flat(ours.model_dump(mode="json")), _flat(theirs.model_dump(mode="json"))
-    differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    differing = sorted(key for key in (now.keys() | before.keys()) - _FREE if now.get(key) != before.get(key))
     return {key: f"was {_text(before, key)}, now {_text(now, key)}" for key in differing}
 
 

@@ -5,11 +5,13 @@ from mixerzoo.training.progress import ProgressReporter
 from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run import memory_in_words, train, yardsticks_or_none
 from mixerzoo.training.run_callback import score_validation
+from mixerzoo.training.trackers import check_trackers
 
 __all__ = [
     "ProgressReporter",
     "Reporter",
     "Terminated",
+    "check_trackers",
     "memory_in_words",
     "score_validation",
     "train",

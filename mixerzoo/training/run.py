@@ -25,6 +25,7 @@ from mixerzoo.runs import GENERATION_FILE, METRICS_FILE, RunDirectory, newest_wh
 from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation
+from mixerzoo.training.trackers import Trackers, check_trackers
 from mixerzoo.training.trainer import MixerZooTrainer, learning_rates
 
 __all__ = ["Reporter", "train"]
@@ -39,6 +40,7 @@ def train(
     overwrite: bool = False,
     save_on_interrupt: bool = True,
     command: str = "",
+    name: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Train, validate and save.
@@ -55,6 +57,7 @@ def train(
         save_on_interrupt: whether Ctrl-C and SIGTERM during a step save a checkpoint after it; a second one ends at
             once in any case.
         command: what started the run, for its records.
+        name: what trackers call the run; default: the directory's name.
         reporter: hears of progress.
 
     Returns:
@@ -76,13 +79,11 @@ def train(
     reporter = reporter if reporter is not None and main else Reporter()
     _say(reporter, notices(compiled=recipe.train.compile))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
-    check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
-    _say(reporter, check_size(recipe))
+    _say(reporter, _check_possible(recipe))
     run = RunDirectory(Path(directory).resolve())
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""
     with Interrupts(hold=save_on_interrupt, say=say) as interrupts, memory_in_words():
-        work = _Work(run, recipe, command, reporter, interrupts, main)
+        work = _Work(run, recipe, command, name or run.path.name, reporter, interrupts, main)
         if not main:
             return work.train(resume)
         check = run.check_resumable if resume else partial(run.check_free, overwrite=overwrite)
@@ -90,6 +91,13 @@ def train(
         with run.claimed():
             check()  # another process may have begun and ended a run since
             return work.train(resume)
+
+
+def _check_possible(recipe: Recipe) -> Iterable[str]:
+    """Fail before minutes go into the data of a recipe that cannot run, and before it replaces a run; else notices."""
+    check_trackers(recipe)
+    check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
+    return check_size(recipe)
 
 
 def _say(reporter: Reporter, texts: Iterable[str]) -> None:
@@ -134,6 +142,7 @@ class _Work:
     run: RunDirectory
     recipe: Recipe
     command: str
+    name: str
     reporter: Reporter
     interrupts: Interrupts
     main: bool
@@ -163,25 +172,32 @@ class _Work:
         windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length)
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
-        trainer.add_callback(
-            RunCallback(
-                run,
-                self.recipe,
-                data,
-                reporter,
-                self.interrupts,
-                trainer.records,
-                main=self.main,
-                validate_first=self._validation_missing(start),
+        with Trackers(self.recipe, run, trainer.args, self.name) as trackers:
+            trainer.add_callback(
+                RunCallback(
+                    run,
+                    self.recipe,
+                    data,
+                    reporter,
+                    self.interrupts,
+                    trainer.records,
+                    trackers,
+                    main=self.main,
+                    validate_first=self._validation_missing(start),
+                )
             )
-        )
+            if self.main:
+                trackers.begin(start.step, sum(decoder.num_parameters()))
+            self._steps(trainer, start)
+            return self._finish(trainer, data, trackers)
+
+    def _steps(self, trainer: MixerZooTrainer, start: _Start) -> None:
         if start.checkpoint is not None and start.step >= self.recipe.train.steps:
             # Trainer would take one step more than asked.
             trainer.load_weights(start.checkpoint)
         else:
             with self.interrupts.held():
                 trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-        return self._finish(trainer, data)
 
     def _check_same(self, data: PreparedData) -> bool:
         """Refuse to resume another run; says whether this one is to take more steps than it was started with."""
@@ -236,13 +252,14 @@ class _Work:
             line["step"] == start.step and "validation" in line for line in lines
         )
 
-    def _finish(self, trainer: MixerZooTrainer, data: PreparedData) -> dict[str, Any]:
+    def _finish(self, trainer: MixerZooTrainer, data: PreparedData, trackers: Trackers) -> dict[str, Any]:
         """Score, save, and say that the run is finished."""
         run, recipe, decoder = self.run, self.recipe, trainer.decoder
         decoder.eval()
         with trainer.records.validating():
             final = score_validation(decoder, recipe, data, None, self.reporter.final_validation)
         check_finite(final, "final validation")
+        trackers.final(recipe.train.steps, final.to_dict())
         result = {
             **final.to_dict(),
             **accounting(decoder),

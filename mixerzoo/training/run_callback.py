@@ -18,6 +18,7 @@ from mixerzoo.runs import RunDirectory
 from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.records import Records
 from mixerzoo.training.reporter import Reporter
+from mixerzoo.training.trackers import Trackers
 
 
 class _Stop(Exception):
@@ -34,6 +35,7 @@ class RunCallback(TrainerCallback):
         reporter: hears of it.
         interrupts: what asks for the end.
         records: of what the run has cost.
+        trackers: hear of every line of metrics.jsonl.
         main: whether this is the process that writes.
         validate_first: whether the step that training goes on from has yet to be validated.
     """
@@ -46,12 +48,13 @@ class RunCallback(TrainerCallback):
         reporter: Reporter,
         interrupts: Interrupts,
         records: Records,
+        trackers: Trackers,
         *,
         main: bool,
         validate_first: bool,
     ) -> None:
         self._run, self._recipe, self._data, self._reporter = run, recipe, data, reporter
-        self._interrupts, self._records, self._main = interrupts, records, main
+        self._interrupts, self._records, self._trackers, self._main = interrupts, records, trackers, main
         self._validate_first = validate_first
         self._loss: float | None = None
         self._group: Any = None
@@ -68,6 +71,7 @@ class RunCallback(TrainerCallback):
             line = self._validate(kwargs["model"].decoder, state)
             if self._main and line is not None:
                 self._run.metrics.insert_validation(line)
+                self._trackers.tell(line)
         self._records.stopwatch.start()
 
     def on_log(
@@ -85,7 +89,7 @@ class RunCallback(TrainerCallback):
         if self._main:
             figures = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate")}
             records = self._records.after(state.global_step)
-            self._run.metrics.append({"step": state.global_step, **figures, **records})
+            self._write({"step": state.global_step, **figures, **records})
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -96,10 +100,14 @@ class RunCallback(TrainerCallback):
         if interval is not None and state.global_step % interval == 0 and state.global_step < state.max_steps:
             line = self._validate(kwargs["model"].decoder, state)
             if self._main and line is not None:
-                self._run.metrics.append(line)
+                self._write(line)
         if self._to_stop():
             control.should_save = control.should_training_stop = True
         return control
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._run.metrics.append(line)
+        self._trackers.tell(line)
 
     def _to_stop(self) -> bool:
         received = self._interrupts.received

@@ -158,11 +158,10 @@ class AttnRes(Mixer[Config]):
         return self._attend(state, self.num_sublayers)
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        if call is not None or site.number == 0:
-            return None
-        sources, query = self._attended(state), self.queries[str(site.number)]
-        assert isinstance(query, DepthQuery)
-        return MixingWeights(query.weights(sources), tuple(source.value for source in sources))
+        return None if call is not None or site.number == 0 else self._weights(state, site.number)
+
+    def final_weights(self, state: State) -> MixingWeights | None:
+        return self._weights(state, self.num_sublayers)
 
     def flops_per_token(self) -> int:
         flops = 0
@@ -171,8 +170,7 @@ class AttnRes(Mixer[Config]):
         return flops
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
-        sites = self.shape.sites()
-        return tuple(None if i == 0 else sites[i - 1] for i in self._read_at(site.number))
+        return self._sources(site.number)
 
     @classmethod
     def read_reference(cls, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> ReferenceReading | None:
@@ -212,6 +210,15 @@ class AttnRes(Mixer[Config]):
     def _attended(self, state: State) -> tuple[Source, ...]:
         """What a read after the first attends to."""
         return state.finished if state.running is None else (*state.finished, self._source(state.running))
+
+    def _weights(self, state: State, done: int) -> MixingWeights:
+        sources, query = self._attended(state), self.queries[str(done)]
+        assert isinstance(query, DepthQuery)
+        return MixingWeights(query.weights(sources), tuple(source.value for source in sources), self._sources(done))
+
+    def _sources(self, done: int) -> tuple[Site | None, ...]:
+        sites = self.shape.sites()
+        return tuple(None if i == 0 else sites[i - 1] for i in self._read_at(done))
 
     def _read_at(self, done: int) -> tuple[int, ...]:
         """Sources after ``done`` sublayers, each by the number of sublayers that it closes with."""

@@ -211,6 +211,12 @@ class Compose(Mixer[Config]):
         name = self._owner["mix_kv"]
         return None if name is None else self._part(name).mixing_weights(self._inner(state, name), site, call)
 
+    def write_weights(self, state: ComposedState, site: Site, y: Tensor) -> MixingWeights | None:
+        return self.stream.write_weights(state.stream, site, y)
+
+    def final_weights(self, state: ComposedState) -> MixingWeights | None:
+        return self.stream.final_weights(state.stream)
+
     def flops_per_token(self) -> int:
         return sum(part.flops_per_token() for part in self._parts())
 

@@ -15,6 +15,7 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
+    MixingWeights,
     Neutral,
     ReferenceReading,
     Site,
@@ -90,14 +91,24 @@ class DenseFormer(Mixer[Config]):
         if site.branch == "attention":
             return State(x, state.history)
         t = site.step + 1
-        outputs = dict(zip(self.held[t - 1], state.history, strict=True))
-        outputs[t] = x
+        outputs = self._outputs(state, t, x)
         if t in self.averaged:
             x = ops.weighted_sum([outputs[j] for j in self.averaged[t]], self.weights[str(t)])
         return State(x, tuple(outputs[j] for j in self.held[t]))
 
     def finish(self, state: State) -> Tensor:
         return state.x
+
+    def write_weights(self, state: State, site: Site, y: Tensor) -> MixingWeights | None:
+        t = site.step + 1
+        if site.branch == "attention" or t not in self.averaged:
+            return None
+        outputs = self._outputs(state, t, state.x + y)
+        return MixingWeights(self.weights[str(t)], tuple(outputs[j] for j in self.averaged[t]))
+
+    def _outputs(self, state: State, t: int, x: Tensor) -> dict[int, Tensor]:
+        """Depth → output, of those that are held after block t − 1 and that of block t, x."""
+        return {**dict(zip(self.held[t - 1], state.history, strict=True)), t: x}
 
     def flops_per_token(self) -> int:
         return 2 * self.shape.hidden_size * sum(len(read) for read in self.averaged.values())

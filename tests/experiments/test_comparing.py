@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError
 from mixerzoo.experiments import comparing, runner
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
-from runs import OVERRIDES, QUICKSTART
+from runs import OVERRIDES, QUICKSTART, tiny_recipe
 
 TINY = [*(o for o in OVERRIDES if not o.startswith(("train.", "eval.interval"))), "train.steps=2", "train.batch_size=2"]
 
@@ -204,6 +205,65 @@ def test_the_report_has_every_figure_and_needs_nothing_else(done):
     rows = json.loads((done[0] / "results.json").read_text())["settings"][0]["mixers"]
     shown = re.findall(r'<td data-key="bits_per_byte" data-value="([^"]+)"', page)
     assert [float(each) for each in shown] == [row["bits_per_byte"]["mean"] for row in rows]
+
+
+def test_the_report_shows_learned_weights_of_the_first_run_and_says_where_there_are_none(tmp_path):
+    out = tmp_path / "weighs"
+    mixers = ("--mixers", "residual, denseformer", "--seeds", "1", "--threads", "1")
+    assert compare(out, *mixers).exit_code == 0
+    residual, dense = json.loads((out / "results.json").read_text())["settings"][0]["mixers"]
+    assert residual["weights"]["sites"] == []
+    assert dense["weights"]["directory"] == dense["runs"][0]["directory"]
+    learned = mixerzoo.load_checkpoint(out / dense["runs"][0]["directory"]).mixer.weights
+    for site, weights in zip(dense["weights"]["sites"], learned.values(), strict=True):
+        assert site["mean"] == pytest.approx(weights.tolist(), abs=1e-6)
+    page = (out / "report.html").read_text()
+    assert "residual shows no weights" in page
+    assert "0 mlp output reads embedding: " in page
+    kept = out / "cells" / "denseformer" / "seed-0.weights.json"
+    before = kept.stat().st_mtime_ns
+    assert compare(out, *mixers).exit_code == 0
+    assert kept.stat().st_mtime_ns == before
+    # Of another run that was there, it says nothing.
+    kept.write_text(kept.read_text().replace('"run_id": "', '"run_id": "x'))
+    assert compare(out, *mixers).exit_code == 0
+    assert '"run_id": "x' not in kept.read_text()
+
+
+def test_a_mixer_that_fails_to_show_its_weights_is_reported(tmp_path, monkeypatch):
+    def fails(self, state):
+        raise ValueError("not mine")
+
+    monkeypatch.setattr(type(mixerzoo.build(tiny_recipe("mixer={name: unet}")).mixer), "final_weights", fails)
+    result = compare(tmp_path / "new", "--mixers", "unet", "--seeds", "1")
+    assert result.exit_code == 0, result.output
+    assert (
+        "unet: its weights could not be looked at: ValueError: not mine" in (tmp_path / "new/report.html").read_text()
+    )
+
+
+def test_other_data_are_refused_and_nothing_is_touched(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {number} of a text\n" for number in range(2000)))
+    out = tmp_path / "new"
+    more = tmp_path / "more.txt"
+    more.write_text("and more text\n" * 300)
+    grid = ("--mixers", "residual", "--seeds", "1", f"data.source={{name: text, paths: [{text}, {more}]}}")
+    assert compare(out, *grid).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "compare.lock"}
+    text.write_text(text.read_text() + "one line more\n")
+    result = compare(out, *grid)
+    assert result.exit_code == 2
+    assert "the data changed" in result.output
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "compare.lock"} == before
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu,nowhere"])
+def test_a_device_that_is_not_here_is_an_error(tmp_path, device):
+    result = compare(tmp_path / "new", "--mixers", "residual", "--device", device)
+    assert result.exit_code == 2, result.output
+    assert "Error:" in result.output
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_table_of_runs(done):

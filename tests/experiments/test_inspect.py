@@ -46,6 +46,19 @@ def test_weights_of_a_softmax_over_depth(trained):
         assert len(site.sources) == len(site.mean) == len(site.spread)
         assert "embedding" in site.sources
         assert site.acts_on == "stream"
+    assert found.sites[-1].name == "head"
+    assert found.sites[-1].sources == (*found.sites[-2].sources, "1 mlp")
+
+
+def test_weights_of_an_average_after_each_block(trained):
+    directory = trained("{name: denseformer}")
+    found = inspect_checkpoint(directory)
+    assert [site.name for site in found.sites] == ["0 mlp output", "1 mlp output"]
+    assert found.sites[1].sources == ("embedding", "0 mlp", "1 mlp")
+    weights = mixerzoo.load_checkpoint(directory).mixer.weights
+    for site, learned in zip(found.sites, weights.values(), strict=True):
+        assert site.mean == pytest.approx(learned.tolist())
+        assert site.spread == pytest.approx([0.0] * len(site.mean), abs=1e-6)
 
 
 def test_the_last_loss_is_the_decoder_s_own(trained, tmp_path):

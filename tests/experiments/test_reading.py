@@ -54,8 +54,14 @@ def test_the_command_line_says_the_same_and_wins(tmp_path):
 def test_no_two_runs_share_a_directory(tmp_path):
     found = read_comparison(written(tmp_path, SECTION))
     cells = [Cell.of(v, r, seed, steps) for v, r in found.variants.items() for seed in (3, 4) for steps in (None, 9)]
-    assert len({cell.place for cell in cells}) == len(cells)
+    assert len({cell.place for cell in cells}) == len(set(cells)) == len(cells)
     assert all(cell.recipe.train.steps in (400, 9) for cell in cells)
+
+
+def test_runs_can_be_told_apart_whatever_their_recipes_hold():
+    lists = ("data.source={name: text, paths: [a, b]}", "train.trackers=[wandb]")
+    found = read_comparison(QUICKSTART, lists, Flags(mixers="{name: compose, of: [{name: residual}]}"))
+    assert len({Cell.of(v, r, seed, None) for v, r in found.variants.items() for seed in (0, 1)}) == 2
 
 
 @pytest.mark.parametrize(

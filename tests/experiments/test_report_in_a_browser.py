@@ -22,6 +22,12 @@ pytestmark = [
 ]
 
 
+SITES = [
+    {"name": "1 attention", "sources": ["embedding", "0 mlp"], "mean": [0.75, 0.25], "spread": [0.1, 0.1]},
+    {"name": "head", "sources": ["embedding", "0 mlp", "1 mlp"], "mean": [0.5, -0.5, 1], "spread": [0, 0, 0]},
+]
+
+
 def made_up() -> dict:
     """Results of three mixers, with everything that a report can show."""
     bits = {"residual": (2.40, 2.41, 2.42), "attn_res": (2.30, 2.32, 2.31), "a <b> & c": (2.40, 2.43, 2.41)}
@@ -49,6 +55,7 @@ def made_up() -> dict:
                 "curve": curve,
                 "on_frontier": {"cache": number < 2, "seconds": number < 1},
                 "picture": "0 ● ·",
+                "weights": {"num_tokens": 64, "error": None, "depth_loss": None, "sites": SITES if number else []},
                 **{column.key: 1000 * (number + 1) for column in COLUMNS[2:]},
             }
         )
@@ -96,8 +103,12 @@ def test_a_report_on_a_phone(browser):
     assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 28)")
     assert run("return document.documentElement.scrollWidth") <= 390
     boxes = run("return [...document.querySelectorAll('figure svg')].map(s => [s.clientWidth, s.clientHeight])")
-    assert len(boxes) == 7
+    assert len(boxes) == 9
     assert all(width > 300 and height > 80 for width, height in boxes)
+    cell = run("const e = document.getElementById('f0-weights1-w1-1'); return [e.textContent.trim(), e.innerHTML]")
+    assert cell[0] == "head reads 0 mlp: -0.500 ± 0.000"
+    assert "opacity: 0.5" in cell[1]
+    assert "residual shows no weights" in run("return document.body.innerText")
     colour = run("return getComputedStyle(document.querySelector('.s1 path')).stroke")
     assert colour == ("rgb(208, 101, 27)" if scheme == "light" else "rgb(242, 155, 92)")
     shown = run("return [...document.querySelectorAll('td[data-value]')].map(e => [e.dataset.key, e.dataset.value])")

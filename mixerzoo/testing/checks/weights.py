@@ -8,7 +8,7 @@ from torch import Tensor
 from mixerzoo.mixer import AttentionInputs, Mixer, MixingWeights
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
-from mixerzoo.testing.observe import observed
+from mixerzoo.testing.observe import Call, observed
 
 
 @clause("4.7")
@@ -42,20 +42,30 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
 
 
 def _shown(mixer: Mixer, decoder: torch.nn.Module, tokens: Tensor) -> dict[str, tuple[MixingWeights, Tensor]]:
-    """By the call in words: what the mixer shows there, and what the call gave."""
+    """By the call in words: what the mixer shows there, and what the call gave, or after `write` what is read next."""
     with observed(mixer) as calls:
         decoder(tokens)
     shown: dict[str, tuple[MixingWeights, Tensor]] = {}
+    reads = [call for call in calls.made if call.name in ("read", "finish")]
     for call in calls.made:
+        got: Tensor
         if call.name == "read":
-            state, site = call.arguments
-            given = mixer.mixing_weights(state, site)
-            got = call.result.q if isinstance(call.result, AttentionInputs) else call.result
+            given, got = mixer.mixing_weights(*call.arguments), _read(call)
         elif call.name == "mix_kv":
             state, told = call.arguments
             given, got = mixer.mixing_weights(state, told.site, told), call.result[2]
+        elif call.name == "write":
+            # Every `write` follows the `read` of its site.
+            given, got = mixer.write_weights(*call.arguments), _read(reads[call.arguments[1].number + 1])
+        elif call.name == "finish":
+            given, got = mixer.final_weights(*call.arguments), call.result
         else:
             continue
         if given is not None:
             shown[str(call)] = (given, got)
     return shown
+
+
+def _read(call: Call) -> Tensor:
+    result: Tensor = call.result.q if isinstance(call.result, AttentionInputs) else call.result
+    return result

@@ -70,16 +70,18 @@ class StreamMixer(Mixer[ConfigT]):
         return torch.addcmul(mixed, weights.post.to(state.dtype).unsqueeze(-1), y.unsqueeze(-2))
 
     def finish(self, state: Tensor) -> Tensor:
-        if not self.has_head:
-            return state.sum(-2)
-        exact = torch.promote_types(state.dtype, torch.float32)
-        return _weighted_sum(self.head.to(exact).softmax(-1), state)
+        return _weighted_sum(self._head_weights(state), state) if self.has_head else state.sum(-2)
 
     def mixing_weights(self, state: Tensor, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
         if call is not None:
             return None
         weights = self._connection(site).read_weights(state)
         return MixingWeights(weights.to(state.dtype), state.unbind(-2))
+
+    def final_weights(self, state: Tensor) -> MixingWeights | None:
+        if not self.has_head:
+            return None
+        return MixingWeights(self._head_weights(state).to(state.dtype), state.unbind(-2))
 
     def flops_per_token(self) -> int:
         streams = self.num_streams * self.shape.hidden_size
@@ -91,6 +93,9 @@ class StreamMixer(Mixer[ConfigT]):
             flops += 4 * streams + 2 * self.num_streams * streams * bool(mixes) - self.shape.hidden_size
             flops += connection.flops()
         return flops
+
+    def _head_weights(self, state: Tensor) -> Tensor:
+        return self.head.to(torch.promote_types(state.dtype, torch.float32)).softmax(-1)
 
     def _connection(self, site: Site) -> Connection:
         connection = self.connections[site.number]

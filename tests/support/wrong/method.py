@@ -177,6 +177,24 @@ class ShowsOtherWeights(AttnRes):
 
 
 @caught_by("mixing_weights")
+class ShowsOtherWeightsOfTheHead(AttnRes):
+    """Shows the mean, which the head does not read."""
+
+    def final_weights(self, state: Any) -> MixingWeights | None:
+        shown = super().final_weights(state)
+        return shown and shown._replace(weights=torch.full_like(shown.weights, 1 / len(shown.sources)))
+
+
+@caught_by("mixing_weights")
+class ShowsOtherWeightsOfWriting(DenseFormer):
+    """Shows the weights in the wrong order."""
+
+    def write_weights(self, state: Any, site: Site, y: Tensor) -> MixingWeights | None:
+        shown = super().write_weights(state, site, y)
+        return shown and shown._replace(weights=shown.weights.flip(0))
+
+
+@caught_by("mixing_weights")
 class ShowsLaterTokens(Residual):
     """Its two sources are one, and how they share it depends on the whole text."""
 
