@@ -49,14 +49,14 @@ class Benchmark:
     source: str
     recipes: Mapping[str, Recipe]
     choices: Mapping[str, dict[str, Any]]
-    peers: tuple[str, ...] = ()
-    phases: tuple[str, ...] = PHASES
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
-    compile: bool = False
-    batch: int = 2
-    tokens: int = 1024
-    rounds: int = 5
+    peers: tuple[str, ...]
+    phases: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    batch: int
+    tokens: int
+    rounds: int
 
     @property
     def baseline(self) -> Recipe:
@@ -104,16 +104,7 @@ def read_benchmark(
         BackendError: the device, the dtype or the attention cannot be had here.
         BenchmarkError: an unknown phase or peer, a peer that has no such decoder, or a recipe that varies a key.
     """
-    for kind, given, known in (("phase", phases, PHASES), ("peer", peers, PEERS)):
-        for name in given:
-            if name not in known:
-                raise BenchmarkError(
-                    f"there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-                )
-    if not phases:
-        raise BenchmarkError(f"nothing is to be timed; choose of the phases {', '.join(PHASES)}")
-    if min(batch, tokens, rounds) < 1:
-        raise BenchmarkError(f"batch, tokens and rounds must be at least 1, got {batch}, {tokens} and {rounds}")
+    _check(peers, phases, batch, tokens, rounds)
     where, exact = find_device(device), find_dtype(dtype)
     recipes, choices = _recipes(path, overrides, mixers)
     base = recipes[BASELINE]
@@ -135,6 +126,20 @@ def read_benchmark(
         tokens,
         rounds,
     )
+
+
+def _check(peers: Sequence[str], phases: Sequence[str], *counts: int) -> None:
+    """Refuse what has no meaning on any machine."""
+    for kind, given, known in (("phase", phases, PHASES), ("peer", peers, PEERS)):
+        for name in given:
+            if name not in known:
+                raise BenchmarkError(
+                    f"there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                )
+    if not phases:
+        raise BenchmarkError(f"nothing is to be timed; choose of the phases {', '.join(PHASES)}")
+    if min(counts) < 1:
+        raise BenchmarkError(f"batch, tokens and rounds must be at least 1, got {', '.join(map(str, counts))}")
 
 
 def _recipes(

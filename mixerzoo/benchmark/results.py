@@ -106,7 +106,7 @@ def _phase(parts: tuple[str, ...], measured: Measured, base: Measured, ceilings:
         "ratio_quartiles": list(quartiles),
         "rounds": seconds,
         "first_call_seconds": sum(measured.first[part] for part in parts),
-        "peak_bytes": max((measured.peak[part] or 0 for part in parts), default=0) or None,
+        "peak_bytes": measured.peak.get(parts[0]),
         "floor_seconds": floor,
         "floor_share": None if floor is None else floor / median,
     }

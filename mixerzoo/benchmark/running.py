@@ -18,6 +18,8 @@ from mixerzoo.errors import BenchmarkError, MixerzooError
 
 #: Compiled graphs of one function beyond which the compiler gives up; every model here shares its functions.
 _MANY_GRAPHS = 512
+#: Parts whose peak of memory says something.
+_WITH_PEAK = ("train", "prefill")
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Measured:
         logits_difference: of a peer from ours; None of ours.
         kept_bytes: by autograd, between forward and backward.
         first: part → seconds of its first call.
-        peak: part → bytes beyond what was there before.
+        peak: part → bytes beyond what was there before, of those in `_WITH_PEAK`.
         work: part → FLOPs and bytes that it takes at least.
         rounds: part → seconds of each round.
         failures: part → why there is nothing.
@@ -151,6 +153,9 @@ def _first(measured: Measured, job: Job, device: torch.device) -> None:
     _guarded(measured, job, lambda name, call: measured.first.update({name: seconds(call, device)}))
 
     def peak(name: str, call: Callable[[], None]) -> None:
+        if name not in _WITH_PEAK:
+            call()
+            return
         with measured_peak(device) as found:
             call()
         measured.peak[name] = found.bytes
