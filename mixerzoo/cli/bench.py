@@ -58,8 +58,11 @@ _Out = Annotated[
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
 
 
+_DEFAULT = "bench"
+
+
 def command(
-    recipe: _Recipe = "bench",
+    recipe: _Recipe = _DEFAULT,
     overrides: OverridesArgument = None,
     mixers: _Mixers = None,
     peers: _Peers = None,
@@ -84,13 +87,17 @@ def command(
 
     from mixerzoo.benchmark import read_benchmark
 
+    changes = list(overrides or ())
+    if "=" in recipe and not Path(recipe).exists():
+        # Without a recipe, the first override is taken for one.
+        recipe, changes = _DEFAULT, [recipe, *changes]
     if overwrite and out is None:
         raise BenchmarkError("--overwrite is about --out, which is not given")
     if out is not None:
         check_out(out, overwrite)
     benchmark = read_benchmark(
         recipe,
-        overrides or (),
+        changes,
         mixers=mixers,
         peers=_names(peers or ""),
         phases=_names(phases),

@@ -45,7 +45,7 @@ def small(mixers=MIXERS, *overrides, **options):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(app, ["bench", "bench", *SMALL, "--tokens=12", "--rounds=1", *arguments])
+    return CliRunner().invoke(app, ["bench", *SMALL, "--tokens=12", "--rounds=1", *arguments])
 
 
 def test_what_autograd_keeps_is_counted_by_storage_while_it_is_kept():
@@ -141,7 +141,7 @@ def test_a_decoder_that_transformers_has_not_is_refused_with_the_fewest_reasons(
     decoder = mixerzoo.build(
         mixerzoo.load_recipe("quickstart", [*SMALL, "mixer={name: residual}", "model.k_norm=post_rope"])
     )
-    with pytest.raises(CheckpointError, match="no model of this kind: its keys are normed after RoPE$"):
+    with pytest.raises(CheckpointError, match=r"no model of this kind: its keys are normed after RoPE$"):
         stock_format(decoder)
 
 
