@@ -47,6 +47,10 @@ class RunError(MixerzooError):
     """A run directory is in the way, incomplete, or belongs to another recipe."""
 
 
+class BenchmarkError(MixerzooError):
+    """A benchmark was asked for something that it cannot time, or its decoders compute what they should not."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A trailing ``" (did you mean 'x'?)"``, or ``""`` where nothing is near.
 

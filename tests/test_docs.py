@@ -77,6 +77,13 @@ def test_commands_run(page, workplace, monkeypatch, tmp_path):
             arguments = words[1:]
             if arguments[0] == "compare":
                 arguments.append("--dry-run")  # tests/experiments runs some
+            if arguments[0] == "bench":
+                arguments += [
+                    "--tokens=8",
+                    "--rounds=1",
+                    "--overwrite",
+                    *(o for o in OVERRIDES if o.startswith("model.")),
+                ]
             if arguments[0] == "train":
                 overrides = [o for o in FAST if o.split("=")[0] not in {w.split("=")[0] for w in words}]
                 if "--resume" in arguments:

@@ -25,6 +25,7 @@ COMMANDS = {
     "describe": ("mixerzoo.cli.describe", "Say what a recipe's decoder costs and who reads whom in it."),
     "train": ("mixerzoo.cli.train", "Train the decoder of a recipe."),
     "compare": ("mixerzoo.cli.compare", "Compare mixers over seeds, with intervals and a report."),
+    "bench": ("mixerzoo.cli.bench", "Time mixers beside plain residual, and measure their memory."),
     "eval": ("mixerzoo.cli.eval", "Evaluate trained decoders on text and tasks, side by side."),
     "generate": ("mixerzoo.cli.generate", "Continue a text with a trained decoder."),
     "inspect": ("mixerzoo.cli.inspect", "Show what a trained mixer learned."),
@@ -99,8 +100,9 @@ def _options(
 def main() -> None:
     """Run the command line on ``sys.argv``; does not return.
 
-    Exit codes: 0, 1 if `check` finds a broken clause or a run of `compare` fails, 2 for what the user can put right,
-    130 after Ctrl-C, 143 after SIGTERM. Any other failure is a bug and keeps its traceback.
+    Exit codes: 0, 1 if `check` finds a broken clause, a run of `compare` fails or `bench` cannot run something, 2 for
+    what the user can put right, 130 after Ctrl-C, 143 after SIGTERM. Any other failure is a bug and keeps its
+    traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter of an equation shows a question mark.

@@ -7,11 +7,12 @@ import math
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.errors import CONTROL, BackendError, MixerzooError, RecipeError, RunError, visible
+from mixerzoo.errors import CONTROL, BackendError, DataError, MixerzooError, RecipeError, RunError, visible
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +137,30 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a number")
     return value
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a file that could not be written in the end, when all has been computed.
+
+    Args:
+        out: of the option ``--out``.
+        overwrite: whether it may be there.
+
+    Raises:
+        DataError: says why.
+    """
+    from mixerzoo.files import check_writable
+
+    try:
+        if out.is_dir() or not out.absolute().parent.is_dir():
+            raise DataError(f"{out}: {'is a directory' if out.is_dir() else 'there is no such directory'}")
+        if out.exists() and not out.is_file():
+            raise DataError(f"{out}: is a pipe or a device; name a file")
+        if out.exists() and not overwrite:
+            raise DataError(f"{out}: exists; name another file, or replace it with --overwrite")
+        check_writable(out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 def pick_device(name: str | None) -> torch.device:

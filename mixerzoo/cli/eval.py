@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import DeviceOption, JsonOption, pick_device, print_json
+from mixerzoo.cli.common import DeviceOption, JsonOption, check_out, pick_device, print_json
 from mixerzoo.cli.results import print_comparison, print_result
 from mixerzoo.errors import DataError
-from mixerzoo.files import check_writable, write_text
+from mixerzoo.files import write_text
 
 _DirectoriesArgument = Annotated[
     list[Path], typer.Argument(metavar="DIR...", help="Run directories, or checkpoints.", show_default=False)
@@ -150,22 +150,4 @@ def _check(text: list[Path] | None, tasks: str | None, out: Path | None, overwri
     if overwrite and out is None:
         raise DataError("--overwrite is about --out, which is not given")
     if out is not None:
-        _check_out(out, overwrite)
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Refuse a file that could not be written in the end, when all has been scored.
-
-    Raises:
-        DataError: says why.
-    """
-    try:
-        if out.is_dir() or not out.absolute().parent.is_dir():
-            raise DataError(f"{out}: {'is a directory' if out.is_dir() else 'there is no such directory'}")
-        if out.exists() and not out.is_file():
-            raise DataError(f"{out}: is a pipe or a device; name a file")
-        if out.exists() and not overwrite:
-            raise DataError(f"{out}: exists; name another file, or replace it with --overwrite")
-        check_writable(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror}") from error
+        check_out(out, overwrite)

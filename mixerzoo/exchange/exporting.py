@@ -51,13 +51,13 @@ def export_checkpoint(source: str | Path, directory: str | Path, format: Format)
     check_new(target)
     find_companions(source)
     decoder = load_checkpoint(source)
-    reasons = _obstacles(decoder, format)
+    reasons = obstacles(decoder, format)
     if reasons:
         raise CheckpointError(f"{source}: cannot be exported as {format}: {'; '.join(reasons)}")
     raw = read_json(source / CONFIG_FILE)
     if raw.get("max_position_embeddings") is None:
         raw["max_position_embeddings"] = _trained_length(source)
-    config = _stock_config(decoder, format) | {key: raw[key] for key in CARRIED_KEYS if raw.get(key) is not None}
+    config = stock_config(decoder, format) | {key: raw[key] for key in CARRIED_KEYS if raw.get(key) is not None}
     with new_directory(target) as partial:
         save_weights(decoder, partial)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -70,7 +70,8 @@ def _trained_length(source: Path) -> int | None:
     return RunDirectory(home).recipe().data.sequence_length if (home / RECIPE_FILE).exists() else None
 
 
-def _obstacles(decoder: Decoder, format: Format) -> list[str]:
+def obstacles(decoder: Decoder, format: Format) -> list[str]:
+    """Why a decoder is none of a format's models; none where it is one."""
     config = decoder.config
     if decoder.mixer.name != "residual":
         return [f"its mixer is {decoder.mixer.name!r}, and stock models have the plain residual stream alone"]
@@ -98,7 +99,8 @@ def _obstacles(decoder: Decoder, format: Format) -> list[str]:
     return reasons
 
 
-def _stock_config(decoder: Decoder, format: Format) -> dict[str, Any]:
+def stock_config(decoder: Decoder, format: Format) -> dict[str, Any]:
+    """The ``config.json`` of a decoder that is one of a format's models."""
     config = decoder.config.model_copy(
         update={"num_kv_heads": decoder.shape.num_kv_heads, "head_dim": decoder.shape.head_dim}
     )

@@ -4,7 +4,7 @@ from mixerzoo.model.attention import Attention
 from mixerzoo.model.backends import BackendName, attention_with_depth, check_backend
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import LoopConfig, ModelConfig
-from mixerzoo.model.costs import flops_per_token
+from mixerzoo.model.costs import flops_per_token, forward_flops
 from mixerzoo.model.decay import apply_lr_factors, decay_parameter_names, parameter_roles
 from mixerzoo.model.decoder import Decoder
 from mixerzoo.model.devices import DTYPES, find_device, find_dtype
@@ -45,6 +45,7 @@ __all__ = [
     "find_device",
     "find_dtype",
     "flops_per_token",
+    "forward_flops",
     "initialise_mixer",
     "left_out",
     "materialize",

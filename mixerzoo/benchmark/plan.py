@@ -1,0 +1,172 @@
+"""What a benchmark times: which decoders, which phases, where. Refused here is what would fail minutes later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixerzoo.errors import BenchmarkError, did_you_mean
+from mixerzoo.exchange import stock_format
+from mixerzoo.experiments import Flags, read_comparison
+from mixerzoo.mixer import MixerChoice, check_choice
+from mixerzoo.model import check_backend, find_device, find_dtype
+from mixerzoo.recipe import Recipe, YamlSource, build, load_recipe
+from mixerzoo.yaml_text import one_line
+
+#: What others are compared with.
+BASELINE = "residual"
+#: What is timed: a training step, reading a prompt, writing after it.
+PHASES = ("train", "prefill", "decode")
+#: Other projects whose own model can stand beside ours.
+PEERS = ("transformers",)
+#: Tokens of a row that one timing of decoding writes.
+DECODED = 16
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark whose every decoder can be built.
+
+    Attributes:
+        source: the recipe's file, or name, as it was given.
+        recipes: label → recipe; the first is the baseline's, and all have its ``model``.
+        choices: label → the mixer's section, as it was given.
+        peers: of `PEERS`.
+        phases: of `PHASES`.
+        device: where it runs.
+        dtype: of the weights and of the arithmetic; of 16 bits, training keeps its weights in float32 and computes
+            under autocast.
+        compile: run everything through ``torch.compile``.
+        batch: rows.
+        tokens: of a row, trained on at once or read as a prompt.
+        rounds: in each of which everything is timed once.
+    """
+
+    source: str
+    recipes: Mapping[str, Recipe]
+    choices: Mapping[str, dict[str, Any]]
+    peers: tuple[str, ...]
+    phases: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    batch: int
+    tokens: int
+    rounds: int
+
+    @property
+    def baseline(self) -> Recipe:
+        """With plain residual addition."""
+        return self.recipes[BASELINE]
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """Of the weights that are trained."""
+        return torch.float32 if self.dtype.itemsize < torch.float32.itemsize else self.dtype
+
+
+def read_benchmark(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    mixers: str | None = None,
+    peers: Sequence[str] = (),
+    phases: Sequence[str] = PHASES,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    compile: bool = False,
+    batch: int = 2,
+    tokens: int = 1024,
+    rounds: int = 5,
+) -> Benchmark:
+    """Read what is to be timed, and build each decoder on the meta device.
+
+    Args:
+        path: of a recipe; its data are not read.
+        overrides: each ``"key.path=value"``.
+        mixers: as in YAML; default: those of the recipe's section ``compare``, or its own.
+        peers: of `PEERS`.
+        phases: of `PHASES`.
+        device: where it runs.
+        dtype: of the weights and of the arithmetic.
+        compile: run everything through ``torch.compile``.
+        batch: rows.
+        tokens: of a row.
+        rounds: in each of which everything is timed once.
+
+    Raises:
+        RecipeError: names file, line and key of what is wrong.
+        MixerError: a mixer cannot work on the decoder.
+        BackendError: the device, the dtype or the attention cannot be had here.
+        BenchmarkError: an unknown phase or peer, a peer that has no such decoder, or a recipe that varies a key.
+    """
+    _check(peers, phases, batch, tokens, rounds)
+    where, exact = find_device(device), find_dtype(dtype)
+    recipes, choices = _recipes(path, overrides, mixers)
+    base = recipes[BASELINE]
+    check_backend(base.model.attention_backend, where, training="train" in phases)
+    for recipe in recipes.values():
+        build(recipe, device="meta")
+    if peers:
+        stock_format(build(base, device="meta"))
+    return Benchmark(
+        str(path),
+        recipes,
+        choices,
+        tuple(dict.fromkeys(peers)),
+        tuple(name for name in PHASES if name in phases),
+        where,
+        exact,
+        compile,
+        batch,
+        tokens,
+        rounds,
+    )
+
+
+def _check(peers: Sequence[str], phases: Sequence[str], *counts: int) -> None:
+    """Refuse what has no meaning on any machine."""
+    for kind, given, known in (("phase", phases, PHASES), ("peer", peers, PEERS)):
+        for name in given:
+            if name not in known:
+                raise BenchmarkError(
+                    f"there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                )
+    if not phases:
+        raise BenchmarkError(f"nothing is to be timed; choose of the phases {', '.join(PHASES)}")
+    if min(counts) < 1:
+        raise BenchmarkError(f"batch, tokens and rounds must be at least 1, got {', '.join(map(str, counts))}")
+
+
+def _recipes(
+    path: str | Path, overrides: Sequence[str], mixers: str | None
+) -> tuple[dict[str, Recipe], dict[str, dict[str, Any]]]:
+    """Recipes and mixers by label, the baseline first."""
+    source = YamlSource.read(Path(path), overrides)
+    if mixers is None and "compare" not in source.data:
+        load_recipe(path, overrides)  # says what is wrong with its mixer, if anything
+        mixers = one_line(source.data["mixer"])
+    comparison = read_comparison(path, overrides, Flags(mixers=mixers), most=None)
+    if comparison.vary:
+        raise BenchmarkError(
+            f"{path}: its comparison varies {', '.join(comparison.vary)}, and a benchmark is of one decoder; "
+            "add compare.vary={}, and the values that you mean"
+        )
+    plain = check_choice({"name": BASELINE})
+    assert isinstance(plain, MixerChoice)
+    first = next(iter(comparison.variants.values()))
+    recipes = {BASELINE: first.model_copy(update={"mixer": plain})}
+    choices = {BASELINE: {"name": BASELINE}}
+    for contender in comparison.contenders:
+        if contender.choice == {"name": BASELINE}:
+            continue
+        if contender.label == BASELINE:
+            raise BenchmarkError(f"{BASELINE!r} is what plain residual is called here; give that mixer another label")
+        mixed = next(recipe for variant, recipe in comparison.variants.items() if variant.label == contender.label)
+        recipes[contender.label] = mixed.model_copy(update={"model": first.model})
+        choices[contender.label] = contender.choice
+    return recipes, choices
