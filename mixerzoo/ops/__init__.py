@@ -5,7 +5,10 @@ weights and nothing per pair of source and reader. The kernel is Triton's, on CU
 """
 
 from mixerzoo.ops.depth_softmax import depth_softmax, depth_weights
+from mixerzoo.ops.normed_product import normed_product
+from mixerzoo.ops.sinkhorn import sinkhorn
 from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weights
+from mixerzoo.ops.streams import stream_read, stream_write
 from mixerzoo.ops.unit_rms import unit_rms
 from mixerzoo.ops.weighted_sum import weighted_sum
 
@@ -13,8 +16,12 @@ __all__ = [
     "depth_softmax",
     "depth_weights",
     "inverse_rms",
+    "normed_product",
+    "sinkhorn",
     "source_softmax",
     "source_weights",
+    "stream_read",
+    "stream_write",
     "unit_rms",
     "weighted_sum",
 ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -59,6 +59,17 @@ def forced(form: Form | None) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def forced_form() -> Form | None:
+    """The form that `forced` asks for, if any."""
+    return _forced
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Products inside are computed in the dtype of their factors, also under autocast."""
+    # The meta device computes nothing, and has no autocast to turn off.
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] = ()) -> Form:

@@ -48,7 +48,8 @@ TILINGS = {
     "attend_backward": Tiling(sources=4, elements=2048, warps=4),
 }
 
-_TRITON = {
+#: Triton's name of each dtype.
+TRITON_DTYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
@@ -227,9 +228,9 @@ class _Launch:
                 SOURCES=min(tiling.sources, triton.next_power_of_2(count)),
                 ROWS=self.tile_rows(tiling),
                 SIZE=self.tile_size,
-                WIDE=_TRITON[self.wide],
-                NARROW=_TRITON[self.narrow],
-                EXACT=_TRITON[self.exact],
+                WIDE=TRITON_DTYPES[self.wide],
+                NARROW=TRITON_DTYPES[self.narrow],
+                EXACT=TRITON_DTYPES[self.exact],
                 num_warps=tiling.warps,
             )
 

@@ -6,7 +6,6 @@ Letters in shapes: N sources [..., D], rows are all but the last dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -71,8 +70,7 @@ def _naive(
 def _dot(x: Tensor, query: Tensor) -> Tensor:
     """⟨x, query⟩ over the last dimension, exactly, also under autocast."""
     exact = forms.exact_dtype(x)
-    # The meta device computes nothing, and has no autocast to turn off.
-    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+    with forms.no_autocast(x):
         return x.to(exact) @ query.to(exact)
 
 

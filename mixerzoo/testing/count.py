@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixerzoo.mixer import DepthEntries, Mixer
+from mixerzoo.ops import forms
 from mixerzoo.testing.observe import Method, tensors_in, wrapped
 
 #: Views, copies and bookkeeping: no arithmetic.
@@ -115,5 +116,6 @@ def counted_flops(mixer: Mixer) -> Iterator[FlopCounter]:
 
         return call
 
-    with wrapped(mixer, wrap):
+    # A node of an operation would count as one operation an element.
+    with wrapped(mixer, wrap), forms.forced("naive"):
         yield counter

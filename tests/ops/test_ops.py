@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,8 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
     if name == "depth_softmax":
         q, kv = leaf(2, 4, tokens, size), [leaf(2, 2, tokens, size) for _ in range(2 * num_sources)]
         return lambda q, *kv: ops.depth_softmax(q, kv[:num_sources], kv[num_sources:]), [q, *kv]
+    if name in STREAMS:
+        return streams_operation(name, num_sources, tokens, size, leaf)
     sources = [leaf(2, tokens, size, dtype=first if n == 0 else other) for n in range(num_sources)]
     if name.startswith("source_softmax"):
         bias = [leaf(1)] if name.endswith("bias") else []
@@ -55,7 +58,41 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
     return lambda *leaves: ops.weighted_sum(leaves[:-1], leaves[-1]), [*sources, leaf(*shape[name])]
 
 
-NAMES = ("per site", "per channel", "per token", "source_softmax", "source_softmax, bias", "depth_softmax")
+def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf: Callable[..., Tensor]) -> Drawn:
+    """An operation of hyper-connections on leaves that ``leaf`` makes."""
+    num_streams = min(num_streams, 5)
+    shape = (2, tokens, num_streams)
+    if name.startswith("normed_product"):
+        gain = [leaf(size)] if name.endswith("gain") else []
+        return lambda x, weight, *gain: ops.normed_product(x, weight, EPS, *gain), [
+            leaf(*shape, size), leaf(3, size), *gain
+        ]  # fmt: skip
+    if name == "sinkhorn":
+        logits = leaf(*shape, num_streams)
+        if logits.dtype == torch.bfloat16:
+            logits = logits.detach().float().requires_grad_()
+        return lambda x: ops.sinkhorn(x, 7), [logits]
+    streams, y = leaf(*shape, size), leaf(2, tokens, size)
+    weights = leaf(num_streams) if name.endswith("static") else leaf(*shape)
+    if name.startswith("stream_read"):
+        return ops.stream_read, [streams, weights]
+    if name == "stream_write, no matrix":
+        return lambda streams, post, y: ops.stream_write(streams, None, post, y), [streams, weights, y]
+    matrix = leaf(num_streams, num_streams) if name.endswith("static") else leaf(*shape, num_streams)
+    return ops.stream_write, [streams, matrix, weights, y]
+
+
+STREAMS = (
+    "normed_product",
+    "normed_product, gain",
+    "sinkhorn",
+    "stream_read",
+    "stream_read, static",
+    "stream_write",
+    "stream_write, static",
+    "stream_write, no matrix",
+)
+NAMES = ("per site", "per channel", "per token", "source_softmax", "source_softmax, bias", "depth_softmax", *STREAMS)
 every_operation = pytest.mark.parametrize("name", NAMES)
 
 
@@ -106,6 +143,12 @@ def test_fused_is_the_equation(name: str, **drawn: Any) -> None:
 @settings(max_examples=5, deadline=None)
 def test_kernel_is_the_equation(name: str, **drawn: Any) -> None:
     assert_same(operation(name, **drawn), "kernel")
+
+
+def test_gradient_of_sinkhorn_where_entries_lie_on_its_floor() -> None:
+    # Two entries share the largest logit, one lies far below all others.
+    logits = torch.tensor([[30.0, 30.0, 1.0], [2.0, -5.0, 0.5], [1.5, 28.0, 3.0]], dtype=torch.float64).requires_grad_()
+    assert_same((lambda x: ops.sinkhorn(x, 20), [logits]), "fused")
 
 
 @every_operation
@@ -173,6 +216,10 @@ def test_what_is_kept_for_the_backward() -> None:
         # What a layer projects; what it mixes is kept by attention in any case.
         Case("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
     }
+    for variant, logits in (("hc", 24), ("mhc", 24), ("mhc_lite", 2 * 4 + math.factorial(4))):
+        # Four streams and what is added to them; what is weighed, by logits and weights.
+        case = Case("hyper_connections", {"variant": variant})
+        allowed[case] = 2 * LAYERS * (5 * one_source + TOKENS * (24 + 2 * logits) * 4)
     for case, sources_and_weights in allowed.items():
         assert kept(case) - residual <= 1.1 * sources_and_weights + 0.001 * residual, str(case)
 
