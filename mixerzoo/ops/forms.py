@@ -33,10 +33,12 @@ class Policy:
     Attributes:
         few: up to so many sources, the equation is as fast as a kernel.
         compiled: whether a kernel is worth it under ``torch.compile`` too, which fuses the equation itself.
+        always: whether the fused form is faster than the equation even where nothing is kept for a backward.
     """
 
     few: int
     compiled: bool
+    always: bool = False
 
 
 #: Looked for once, because a compiler that traces `choose` cannot look.
@@ -87,14 +89,13 @@ def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] =
         return "fused"
     has_kernel = sources[0].is_cuda and HAS_TRITON
     # The compiler fuses the equation, and recomputes instead of keeping.
-    if torch.compiler.is_compiling() and not (has_kernel and policy.compiled):
-        return "naive"
-    if sources[0].numel() < SMALLEST:
+    compiles = torch.compiler.is_compiling() and not (has_kernel and policy.compiled)
+    if compiles or sources[0].numel() < SMALLEST:
         return "naive"
     if has_kernel:
         return "kernel" if len(sources) > policy.few else "naive"
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (*sources, *others))
-    return "fused" if graph else "naive"
+    return "fused" if graph or policy.always else "naive"
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:

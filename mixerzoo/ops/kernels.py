@@ -57,28 +57,33 @@ TRITON_DTYPES = {
 }
 
 
-def weighted_sum(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
+def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None) -> Tensor:
     """As `mixerzoo.ops.weighted_sum`, with weights [N] or [..., N]."""
     sources, launch = _prepare(sources)
+    added = weights if channels is None else channels.contiguous()
     weights = weights.contiguous()
     out = torch.empty(sources[0].shape, dtype=forms.common_dtype(sources), device=sources[0].device)
     launch.run(
         programs.sum_kernel, TILINGS["sum"],
-        *launch.tables(sources), weights, out, len(sources), launch.rows, launch.size, _per_row(weights),
+        *launch.tables(sources), weights, added, out, len(sources), launch.rows, launch.size, _per_row(weights),
+        CHANNELS=channels is not None,
     )  # fmt: skip
     return out
 
 
-def weighted_sum_backward(grad: Tensor, sources: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-    """Gradients of the sources, then that of the weights."""
+def weighted_sum_backward(
+    grad: Tensor, sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None
+) -> list[Tensor]:
+    """Gradients of the sources, then that of the weights; that of the channels' weights, a sum over rows, is left."""
     sources, launch = _prepare(sources)
+    added = weights if channels is None else channels.contiguous()
     weights = weights.contiguous()
     grads = [torch.empty_like(x) for x in sources]
     dots = grad.new_empty((*grad.shape[:-1], len(sources)), dtype=launch.exact)
     launch.run(
         programs.sum_backward_kernel, TILINGS["sum_backward"],
-        *launch.tables(sources, grads), weights, grad.contiguous(), dots,
-        len(sources), launch.rows, launch.size, _per_row(weights),
+        *launch.tables(sources, grads), weights, added, grad.contiguous(), dots,
+        len(sources), launch.rows, launch.size, _per_row(weights), CHANNELS=channels is not None,
     )  # fmt: skip
     of_weights = dots.flatten(0, -2).sum(0) if weights.ndim == 1 else dots
     return [*grads, of_weights.to(weights.dtype)]

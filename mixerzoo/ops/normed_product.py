@@ -13,7 +13,7 @@ from torch import Tensor
 from mixerzoo.ops import forms
 
 #: Products of matrices are the vendor's, on CUDA too. Compiled, the equation is fused and recomputed.
-POLICY = forms.Policy(few=0, compiled=False)
+POLICY = forms.Policy(few=0, compiled=False, always=True)
 
 
 def normed_product(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None = None) -> Tensor:

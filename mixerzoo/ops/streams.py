@@ -13,7 +13,7 @@ from torch import Tensor
 from mixerzoo.ops import forms
 
 #: The streams are one tensor. Compiled, the equation is fused and recomputed.
-POLICY = forms.Policy(few=0, compiled=False)
+POLICY = forms.Policy(few=0, compiled=False, always=True)
 
 
 def stream_read(streams: Tensor, weights: Tensor) -> Tensor:

@@ -55,6 +55,10 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
 
         return softmax, [*sources, leaf(size), *bias]
     shape = {"per site": (num_sources,), "per channel": (num_sources, size), "per token": (2, tokens, num_sources)}
+    if name == "per token and channel":
+        return lambda *leaves: ops.weighted_sum(leaves[:-2], leaves[-2], leaves[-1]), [
+            *sources, leaf(*shape["per token"]), leaf(*shape["per channel"])
+        ]  # fmt: skip
     return lambda *leaves: ops.weighted_sum(leaves[:-1], leaves[-1]), [*sources, leaf(*shape[name])]
 
 
@@ -92,7 +96,16 @@ STREAMS = (
     "stream_write, static",
     "stream_write, no matrix",
 )
-NAMES = ("per site", "per channel", "per token", "source_softmax", "source_softmax, bias", "depth_softmax", *STREAMS)
+NAMES = (
+    "per site",
+    "per channel",
+    "per token",
+    "per token and channel",
+    "source_softmax",
+    "source_softmax, bias",
+    "depth_softmax",
+    *STREAMS,
+)
 every_operation = pytest.mark.parametrize("name", NAMES)
 
 
