@@ -111,7 +111,7 @@ def counted_flops(mixer: Mixer) -> Iterator[FlopCounter]:
                 result = method(*arguments)
             if isinstance(result, DepthEntries):
                 # A score and a weighted value for each query head and entry.
-                counter.flops += 4 * arguments[1].q.numel() * result.k.size(3)
+                counter.flops += 4 * arguments[1].q.numel() * len(result.each()[0])
             return result
 
         return call

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import zoo
 from case import Case
 from mixerzoo import Decoder, ops
-from mixerzoo.ops import forms
+from mixerzoo.ops import forms, joint_attention, sequence_attention
 
 #: An operation of leaves, and the leaves.
 Drawn = tuple[Callable[..., Tensor], list[Tensor]]
@@ -45,6 +46,8 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
         return lambda q, *kv: ops.depth_softmax(q, kv[:num_sources], kv[num_sources:]), [q, *kv]
     if name in STREAMS:
         return streams_operation(name, num_sources, tokens, size, leaf)
+    if name in JOINT:
+        return joint_operation(name, num_sources, tokens, size, leaf)
     sources = [leaf(2, tokens, size, dtype=first if n == 0 else other) for n in range(num_sources)]
     if name.startswith("source_softmax"):
         bias = [leaf(1)] if name.endswith("bias") else []
@@ -86,6 +89,28 @@ def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf:
     return ops.stream_write, [streams, matrix, weights, y]
 
 
+def joint_operation(name: str, num_entries: int, tokens: int, size: int, leaf: Callable[..., Tensor]) -> Drawn:
+    """One softmax over a sequence and entries along depth."""
+    past = 3 if name.endswith("masked") else 0
+    q = leaf(2, 4, tokens, size)
+    kv = [leaf(2, 2, tokens + past, size) for _ in range(2)] + [
+        leaf(2, 2, tokens, size) for _ in range(2 * num_entries)
+    ]
+    visible = None
+    if past:
+        # Of two rows; the second query of the first row sees nothing of the sequence.
+        visible = torch.ones(2, 1, tokens, tokens + past, dtype=torch.bool).tril(past)
+        visible[0, :, 1:2] = False
+
+    def attend(q: Tensor, *kv: Tensor) -> Tensor:
+        k, v, *entries = kv
+        depth_k, depth_v = entries[:num_entries], entries[num_entries:]
+        return ops.attention_with_depth(q, k, v, visible, 0.3, depth_k, depth_v, causal=name.endswith("causal"))
+
+    return attend, [q, *kv]
+
+
+JOINT = ("joint", "joint, causal", "joint, masked")
 STREAMS = (
     "normed_product",
     "normed_product, gain",
@@ -105,6 +130,7 @@ NAMES = (
     "source_softmax, bias",
     "depth_softmax",
     *STREAMS,
+    *JOINT,
 )
 every_operation = pytest.mark.parametrize("name", NAMES)
 
@@ -156,6 +182,18 @@ def test_fused_is_the_equation(name: str, **drawn: Any) -> None:
 @settings(max_examples=5, deadline=None)
 def test_kernel_is_the_equation(name: str, **drawn: Any) -> None:
     assert_same(operation(name, **drawn), "kernel")
+
+
+@pytest.mark.parametrize("name", JOINT)
+@given(**DRAWN)
+@settings(max_examples=5)
+def test_attention_without_a_kernel_is_the_equation(name: str, **drawn: Any) -> None:
+    with (
+        mock.patch.object(sequence_attention.Sequence, "engine", "chunks"),
+        mock.patch.object(sequence_attention, "CHUNK", 2),
+        mock.patch.object(joint_attention, "CHUNK", 3),
+    ):
+        assert_same(operation(name, **drawn), "fused")
 
 
 def test_gradient_of_sinkhorn_where_entries_lie_on_its_floor() -> None:
