@@ -10,6 +10,7 @@ from mixerzoo.ops.normed_product import normed_product
 from mixerzoo.ops.sinkhorn import sinkhorn
 from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weights
 from mixerzoo.ops.streams import stream_read, stream_write
+from mixerzoo.ops.two_phase import join_source, source_reads
 from mixerzoo.ops.unit_rms import unit_rms
 from mixerzoo.ops.weighted_sum import weighted_sum
 
@@ -18,8 +19,10 @@ __all__ = [
     "depth_softmax",
     "depth_weights",
     "inverse_rms",
+    "join_source",
     "normed_product",
     "sinkhorn",
+    "source_reads",
     "source_softmax",
     "source_weights",
     "stream_read",

@@ -64,8 +64,8 @@ def forced(form: Form | None) -> Iterator[None]:
 
 
 def forced_form() -> Form | None:
-    """The form that `forced` asks for, if any."""
-    return _forced
+    """The form that must run: the one that `forced` asks for, or the equation where `torch.func` transforms it."""
+    return "naive" if torch._C._are_functorch_transforms_active() else _forced
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -82,8 +82,9 @@ def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] =
         policy: the operation's.
         others: further inputs that may need gradients.
     """
-    if _forced is not None:
-        return _forced
+    form = forced_form()
+    if form is not None:
+        return form
     if sources[0].is_meta:
         # Shapes alone are asked for, and a node gives them at once.
         return "fused"

@@ -196,6 +196,20 @@ def test_attention_without_a_kernel_is_the_equation(name: str, **drawn: Any) -> 
         assert_same(operation(name, **drawn), "fused")
 
 
+@given(**{**DRAWN, "dtypes": st.just([torch.float64] * 2)}, num_queries=st.integers(1, 5), biased=st.booleans())
+@settings(max_examples=10)
+def test_two_phases_are_one_softmax(num_queries: int, biased: bool, num_sources: int, **drawn: Any) -> None:
+    _, (*sources, _) = operation("source_softmax", num_sources + 1, **drawn)
+    queries = torch.randn(num_queries, sources[0].size(-1), dtype=torch.float64)
+    bias = torch.tensor([3.0], dtype=torch.float64) if biased else None
+    inverse_rms = [ops.inverse_rms(x, EPS) for x in sources]
+    reads = zip(*ops.source_reads(sources[:-1], inverse_rms[:-1], queries), queries, strict=True)
+    for value, log_sum, query in reads:
+        once = ops.source_softmax(sources, inverse_rms, query, bias)
+        zoo.assert_close(ops.join_source(value, log_sum, sources[-1], inverse_rms[-1], query, bias), once, 1e-12)
+        zoo.assert_close(value, ops.source_softmax(sources[:-1], inverse_rms[:-1], query), 1e-12)
+
+
 def test_gradient_of_sinkhorn_where_entries_lie_on_its_floor() -> None:
     # Two entries share the largest logit, one lies far below all others.
     logits = torch.tensor([[30.0, 30.0, 1.0], [2.0, -5.0, 0.5], [1.5, 28.0, 3.0]], dtype=torch.float64).requires_grad_()
@@ -209,6 +223,16 @@ def test_gradients_of_gradients(name: str, num_sources: int) -> None:
     with forms.forced("fused"):
         assert torch.autograd.gradcheck(function, leaves, atol=1e-6)
         assert torch.autograd.gradgradcheck(function, leaves, atol=1e-6)
+
+
+@every_operation
+def test_transforms_of_functions_see_the_equation(name: str) -> None:
+    function, leaves = operation(name, 3, 4, 6, [torch.float64] * 2)
+    number = len(leaves) - 1
+    with forms.forced("fused"):
+        found = torch.func.grad(lambda x: function(*leaves[:number], x).square().sum())(leaves[number])
+        expected = torch.autograd.grad(function(*leaves).square().sum(), leaves[number])[0]
+    zoo.assert_close(found, expected, 1e-10)
 
 
 @every_operation
