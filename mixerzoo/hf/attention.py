@@ -26,9 +26,9 @@ from mixerzoo.model import (
     ModelConfig,
     Past,
     Turn,
-    attention_with_depth,
     compute_dtype,
 )
+from mixerzoo.ops import attention_with_depth
 
 
 class HubPast(Past):
@@ -376,4 +376,4 @@ def eager_attention_with_depth(
             f"implementation {module.config._attn_implementation!r} does not compute; use 'eager', and no paged cache"
         )
     visible = None if attention_mask is None else attention_mask == 0
-    return attention_with_depth(query, key, value, visible, module.scaling, *depth).transpose(1, 2)
+    return attention_with_depth(query, key, value, visible, module.scaling, *depth.each()).transpose(1, 2)

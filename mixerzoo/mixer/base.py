@@ -159,8 +159,8 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
     def depth_kv(self, state: State, call: AttentionCall) -> DepthEntries | None:
         """Keys and values of the same token that join each query's softmax over the sequence.
 
-        They are read once and stored nowhere. A decoder whose mixer has this hook computes attention as the
-        ``eager`` backend does, whichever is chosen: fused kernels do not take such entries.
+        They are read once and stored nowhere. A decoder whose mixer has this hook computes attention as PyTorch does
+        (``sdpa``, or ``eager`` where that is chosen): other backends do not take such entries.
 
         Args:
             state: the state after `mix_kv`.

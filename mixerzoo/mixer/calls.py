@@ -70,12 +70,18 @@ class DepthEntries(NamedTuple):
     """Keys and values of a token's own depth that join its softmax over the sequence.
 
     Attributes:
-        k: [B, G, T, N, d], as the query is compared with them: after RoPE.
-        v: [B, G, T, N, d].
+        k: N keys [B, G, T, d], as the query is compared with them: after RoPE. Or all in one tensor [B, G, T, N, d],
+            of which training then keeps a copy for each step.
+        v: N values, likewise.
     """
 
-    k: Tensor
-    v: Tensor
+    k: tuple[Tensor, ...] | Tensor
+    v: tuple[Tensor, ...] | Tensor
+
+    def each(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values, each one by one."""
+        k, v = (x.unbind(3) if isinstance(x, Tensor) else tuple(x) for x in (self.k, self.v))
+        return k, v
 
 
 class MixingWeights(NamedTuple):

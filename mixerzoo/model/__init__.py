@@ -1,7 +1,7 @@
 """The one decoder: its configuration, layers, attention and its backends, cache, initial weights."""
 
 from mixerzoo.model.attention import Attention
-from mixerzoo.model.backends import BackendName, attention_with_depth, check_backend
+from mixerzoo.model.backends import BackendName, check_backend
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.costs import flops_per_token, forward_flops
@@ -37,7 +37,6 @@ __all__ = [
     "Stack",
     "Turn",
     "apply_lr_factors",
-    "attention_with_depth",
     "check_backend",
     "compute_dtype",
     "decay_parameter_names",

@@ -154,35 +154,6 @@ def attention_weights(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -
     return scores.softmax(dim=-1, dtype=exact)
 
 
-def attention_with_depth(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, depth_k: Tensor, depth_v: Tensor
-) -> Tensor:
-    """One softmax over the sequence and over entries of each query token's own; written out.
-
-    Args:
-        q: queries [B, H, T, d].
-        k: keys [B, G, S, d].
-        v: values [B, G, S, d].
-        visible: bool [B or 1, 1, T, S], True where a query sees a key of the sequence; None: everywhere.
-        scale: factor of the scores.
-        depth_k: keys [B, G, T, N, d] of each query token.
-        depth_v: values [B, G, T, N, d].
-
-    Returns:
-        [B, H, T, d].
-    """
-    grouped = q.view(q.size(0), k.size(1), -1, q.size(2), q.size(3))
-    scores = torch.einsum("bghtd,bgsd->bghts", grouped, k) * scale
-    if visible is not None:
-        scores = scores.masked_fill(~visible[:, :, None], float("-inf"))
-    depth_scores = torch.einsum("bghtd,bgtnd->bghtn", grouped, depth_k) * scale
-    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = torch.cat([scores, depth_scores], dim=-1).softmax(dim=-1, dtype=exact).to(v.dtype)
-    mixed = torch.einsum("bghts,bgsd->bghtd", weights[..., : k.size(2)], v)
-    mixed = mixed + torch.einsum("bghtn,bgtnd->bghtd", weights[..., k.size(2) :], depth_v)
-    return mixed.flatten(1, 2)
-
-
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     """PyTorch's `scaled_dot_product_attention`; arguments as in `eager_attention`."""
     return F.scaled_dot_product_attention(

@@ -22,7 +22,6 @@ from mixerzoo.model.backends import (
     BackendName,
     Visibility,
     attention_weights,
-    attention_with_depth,
     backend_function,
     make_mask,
 )
@@ -34,6 +33,7 @@ from mixerzoo.model.past import KeysAndValues, Past, Run
 from mixerzoo.model.rope import Rotary
 from mixerzoo.model.stack import Stack
 from mixerzoo.model.tail import earlier
+from mixerzoo.ops import attention_with_depth
 
 
 class CachedPast(Past):
@@ -60,7 +60,8 @@ class CachedPast(Past):
     def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
         mask = self.masks[self.plan.window(step)]
         if depth is not None:
-            return attention_with_depth(q, k, v, mask.dense, scale, *depth)
+            causal = mask.dense is None and mask.visibility.causal_only
+            return attention_with_depth(q, k, v, mask.dense, scale, *depth.each(), causal=causal)
         return backend_function(self.backend)(q, k, v, mask, scale)
 
     def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -106,8 +107,10 @@ class Backbone(Stack):
         )
         self.activation_checkpointing = False
         self._is_sequential = self.plan.is_sequential
-        # Entries along depth join the softmax in the written-out attention only.
-        self._backend: BackendName = "eager" if "depth_kv" in self.plan.hooks else config.attention_backend
+        self._backend: BackendName = config.attention_backend
+        if "depth_kv" in self.plan.hooks and self._backend != "eager":
+            # What joins entries along depth to the softmax reads masks as this one does.
+            self._backend = "sdpa"
 
     def forward(
         self,

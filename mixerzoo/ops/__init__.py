@@ -5,16 +5,28 @@ weights and nothing per pair of source and reader. The kernel is Triton's, on CU
 """
 
 from mixerzoo.ops.depth_softmax import depth_softmax, depth_weights
+from mixerzoo.ops.joint_attention import attention_with_depth
+from mixerzoo.ops.normed_product import normed_product
+from mixerzoo.ops.sinkhorn import sinkhorn
 from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weights
+from mixerzoo.ops.streams import stream_read, stream_write
+from mixerzoo.ops.two_phase import join_source, source_reads
 from mixerzoo.ops.unit_rms import unit_rms
 from mixerzoo.ops.weighted_sum import weighted_sum
 
 __all__ = [
+    "attention_with_depth",
     "depth_softmax",
     "depth_weights",
     "inverse_rms",
+    "join_source",
+    "normed_product",
+    "sinkhorn",
+    "source_reads",
     "source_softmax",
     "source_weights",
+    "stream_read",
+    "stream_write",
     "unit_rms",
     "weighted_sum",
 ]

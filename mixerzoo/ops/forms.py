@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,10 +33,12 @@ class Policy:
     Attributes:
         few: up to so many sources, the equation is as fast as a kernel.
         compiled: whether a kernel is worth it under ``torch.compile`` too, which fuses the equation itself.
+        always: whether the fused form is faster than the equation even where nothing is kept for a backward.
     """
 
     few: int
     compiled: bool
+    always: bool = False
 
 
 #: Looked for once, because a compiler that traces `choose` cannot look.
@@ -61,6 +63,17 @@ def forced(form: Form | None) -> Iterator[None]:
         _forced = before
 
 
+def forced_form() -> Form | None:
+    """The form that must run: the one that `forced` asks for, or the equation where `torch.func` transforms it."""
+    return "naive" if torch._C._are_functorch_transforms_active() else _forced
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Products inside are computed in the dtype of their factors, also under autocast."""
+    # The meta device computes nothing, and has no autocast to turn off.
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] = ()) -> Form:
     """The form for these sources.
 
@@ -69,21 +82,21 @@ def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] =
         policy: the operation's.
         others: further inputs that may need gradients.
     """
-    if _forced is not None:
-        return _forced
+    form = forced_form()
+    if form is not None:
+        return form
     if sources[0].is_meta:
         # Shapes alone are asked for, and a node gives them at once.
         return "fused"
     has_kernel = sources[0].is_cuda and HAS_TRITON
     # The compiler fuses the equation, and recomputes instead of keeping.
-    if torch.compiler.is_compiling() and not (has_kernel and policy.compiled):
-        return "naive"
-    if sources[0].numel() < SMALLEST:
+    compiles = torch.compiler.is_compiling() and not (has_kernel and policy.compiled)
+    if compiles or sources[0].numel() < SMALLEST:
         return "naive"
     if has_kernel:
         return "kernel" if len(sources) > policy.few else "naive"
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (*sources, *others))
-    return "fused" if graph else "naive"
+    return "fused" if graph or policy.always else "naive"
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:

@@ -48,7 +48,8 @@ TILINGS = {
     "attend_backward": Tiling(sources=4, elements=2048, warps=4),
 }
 
-_TRITON = {
+#: Triton's name of each dtype.
+TRITON_DTYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
@@ -56,28 +57,33 @@ _TRITON = {
 }
 
 
-def weighted_sum(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
+def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None) -> Tensor:
     """As `mixerzoo.ops.weighted_sum`, with weights [N] or [..., N]."""
     sources, launch = _prepare(sources)
+    added = weights if channels is None else channels.contiguous()
     weights = weights.contiguous()
     out = torch.empty(sources[0].shape, dtype=forms.common_dtype(sources), device=sources[0].device)
     launch.run(
         programs.sum_kernel, TILINGS["sum"],
-        *launch.tables(sources), weights, out, len(sources), launch.rows, launch.size, _per_row(weights),
+        *launch.tables(sources), weights, added, out, len(sources), launch.rows, launch.size, _per_row(weights),
+        CHANNELS=channels is not None,
     )  # fmt: skip
     return out
 
 
-def weighted_sum_backward(grad: Tensor, sources: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-    """Gradients of the sources, then that of the weights."""
+def weighted_sum_backward(
+    grad: Tensor, sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None
+) -> list[Tensor]:
+    """Gradients of the sources, then that of the weights; that of the channels' weights, a sum over rows, is left."""
     sources, launch = _prepare(sources)
+    added = weights if channels is None else channels.contiguous()
     weights = weights.contiguous()
     grads = [torch.empty_like(x) for x in sources]
     dots = grad.new_empty((*grad.shape[:-1], len(sources)), dtype=launch.exact)
     launch.run(
         programs.sum_backward_kernel, TILINGS["sum_backward"],
-        *launch.tables(sources, grads), weights, grad.contiguous(), dots,
-        len(sources), launch.rows, launch.size, _per_row(weights),
+        *launch.tables(sources, grads), weights, added, grad.contiguous(), dots,
+        len(sources), launch.rows, launch.size, _per_row(weights), CHANNELS=channels is not None,
     )  # fmt: skip
     of_weights = dots.flatten(0, -2).sum(0) if weights.ndim == 1 else dots
     return [*grads, of_weights.to(weights.dtype)]
@@ -227,9 +233,9 @@ class _Launch:
                 SOURCES=min(tiling.sources, triton.next_power_of_2(count)),
                 ROWS=self.tile_rows(tiling),
                 SIZE=self.tile_size,
-                WIDE=_TRITON[self.wide],
-                NARROW=_TRITON[self.narrow],
-                EXACT=_TRITON[self.exact],
+                WIDE=TRITON_DTYPES[self.wide],
+                NARROW=TRITON_DTYPES[self.narrow],
+                EXACT=TRITON_DTYPES[self.exact],
                 num_warps=tiling.warps,
             )
 

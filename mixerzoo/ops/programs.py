@@ -58,10 +58,19 @@ def _write(table, n, num_sources, at, mask, x, WIDE: tl.constexpr, NARROW: tl.co
         tl.store(narrow, x.to(NARROW), mask=there & (is_wide == 0))
 
 
+@triton.jit
+def _channels(channels, n, num_sources, size, SIZE: tl.constexpr, EXACT: tl.constexpr):
+    """Weights [N, 1, SIZE] of the channels of sources ``n``, that all rows share."""
+    column = tl.arange(0, SIZE)
+    there = (n < num_sources)[:, None] & (column < size)[None, :]
+    weight = tl.load(channels + n[:, None] * size + column[None, :], mask=there, other=0.0)
+    return weight.to(EXACT)[:, None, :]
+
+
 @triton.jit(do_not_specialize=FREE)
 def sum_kernel(
-    sources, weights, out, num_sources, rows, size, per_row,
-    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    sources, weights, channels, out, num_sources, rows, size, per_row,
+    CHANNELS: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
@@ -71,14 +80,17 @@ def sum_kernel(
         there = (n < num_sources)[:, None] & inside[None, :]
         weight = tl.load(weights + row[None, :] * per_row + n[:, None], mask=there, other=0.0).to(EXACT)
         x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-        total += tl.sum(weight[:, :, None] * x, axis=0)
+        weight = weight[:, :, None]
+        if CHANNELS:
+            weight = weight + _channels(channels, n, num_sources, size, SIZE, EXACT)
+        total += tl.sum(weight * x, axis=0)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=FREE)
 def sum_backward_kernel(
-    sources, grads, weights, grad, dots, num_sources, rows, size, per_row,
-    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    sources, grads, weights, channels, grad, dots, num_sources, rows, size, per_row,
+    CHANNELS: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
@@ -89,7 +101,10 @@ def sum_backward_kernel(
         weight = tl.load(weights + row[None, :] * per_row + n[:, None], mask=there, other=0.0).to(EXACT)
         x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
         tl.store(dots + row[None, :] * num_sources + n[:, None], tl.sum(g * x, axis=2), mask=there)
-        _write(grads, n, num_sources, at, mask, weight[:, :, None] * g, WIDE, NARROW)
+        weight = weight[:, :, None]
+        if CHANNELS:
+            weight = weight + _channels(channels, n, num_sources, size, SIZE, EXACT)
+        _write(grads, n, num_sources, at, mask, weight * g, WIDE, NARROW)
 
 
 @triton.jit

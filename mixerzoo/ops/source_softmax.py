@@ -6,7 +6,6 @@ Letters in shapes: N sources [..., D], rows are all but the last dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,18 +60,17 @@ def _naive(
     sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The mix, and the weights [..., N]."""
-    scores = [_dot(x, query) * r for x, r in zip(sources, inverse_rms, strict=True)]
+    scores = [dot(x, query) * r for x, r in zip(sources, inverse_rms, strict=True)]
     if bias is not None:
         scores[-1] = scores[-1] + bias
     weights = torch.stack(scores, dim=-1).softmax(-1)
     return weighted_sum(sources, weights), weights
 
 
-def _dot(x: Tensor, query: Tensor) -> Tensor:
+def dot(x: Tensor, query: Tensor) -> Tensor:
     """⟨x, query⟩ over the last dimension, exactly, also under autocast."""
     exact = forms.exact_dtype(x)
-    # The meta device computes nothing, and has no autocast to turn off.
-    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+    with forms.no_autocast(x):
         return x.to(exact) @ query.to(exact)
 
 
@@ -122,7 +120,7 @@ def _backward_op(
         scaled = of_score * r
         of_x = torch.addcmul(weights[..., n : n + 1] * grad, scaled.unsqueeze(-1), query_exact)
         of_sources.append(of_x.to(x.dtype).contiguous())
-        of_rms.append((of_score * _dot(x, query)).to(r.dtype).contiguous())
+        of_rms.append((of_score * dot(x, query)).to(r.dtype).contiguous())
         of_query += torch.einsum("m,md->d", scaled.flatten(), x.to(exact).flatten(0, -2))
     last = of_score.sum().view(1)
     return [*of_sources, *of_rms, of_query.to(query.dtype), last.to(query.dtype)]

@@ -5,7 +5,7 @@ Letters in shapes: N sources of one shape [..., D].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,90 +18,110 @@ from mixerzoo.ops import forms
 POLICY = forms.Policy(few=5, compiled=False)
 
 
-def weighted_sum(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Σ_n w_n ⊙ x_n.
+def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None = None) -> Tensor:
+    """Σ_n w_n ⊙ x_n, or Σ_n (w_n + c_n) ⊙ x_n.
 
     Args:
         sources: N tensors [..., D] of at least three dimensions; never stacked. Their dtypes may differ.
-        weights: [N] one number each, [N, D] one per channel, or [..., N] one per token.
+        weights: w: [N] one number each, [N, D] one per channel, or [..., N] one per token.
+        channels: c [N, D], added to weights of each token.
 
     Returns:
         [..., D], in the widest dtype of the sources.
     """
-    form = forms.choose(sources, POLICY, [weights])
+    form = forms.choose(sources, POLICY, [weights, *([] if channels is None else [channels])])
     if form == "naive":
-        return naive(sources, weights)
-    out: Tensor = _op(list(sources), weights, form == "kernel")
+        return naive(sources, weights, channels)
+    out: Tensor = _op(list(sources), weights, channels, form == "kernel")
     return out
 
 
-def naive(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
+def naive(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None = None) -> Tensor:
     """The equation; arguments as in `weighted_sum`."""
     dtype = forms.common_dtype(sources)
     total: Tensor | None = None
-    for source, weight in zip(sources, _each(weights, dtype), strict=True):
+    for source, weight in zip(sources, _each(weights, channels, dtype), strict=True):
         total = (weight * source).to(dtype) if total is None else torch.addcmul(total, weight, source.to(dtype))
     assert total is not None
     return total
 
 
-def _each(weights: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+def _each(weights: Tensor, channels: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:
     """A weight for each source, that broadcasts against it."""
     if weights.ndim <= 2:
-        return weights.unbind(0)
-    return weights.to(dtype).unsqueeze(-2).unbind(-1)
+        yield from weights.unbind(0)
+        return
+    for n, weight in enumerate(weights.unsqueeze(-2).unbind(-1)):
+        yield (weight if channels is None else weight + channels[n]).to(dtype)
 
 
 @torch.library.custom_op("mixerzoo::weighted_sum", mutates_args=(), tags=forms.TAGS)
-def _op(sources: list[Tensor], weights: Tensor, kernel: bool) -> Tensor:
+def _op(sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool) -> Tensor:
     if kernel and weights.ndim != 2:
         from mixerzoo.ops import kernels
 
-        return kernels.weighted_sum(sources, weights)
-    return naive(sources, weights).contiguous()
+        return kernels.weighted_sum(sources, weights, channels)
+    return naive(sources, weights, channels).contiguous()
 
 
 @_op.register_fake
-def _(sources: list[Tensor], weights: Tensor, kernel: bool) -> Tensor:
+def _(sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool) -> Tensor:
     return sources[0].new_empty(sources[0].shape, dtype=forms.common_dtype(sources))
 
 
 @torch.library.custom_op("mixerzoo::weighted_sum_backward", mutates_args=(), tags=forms.TAGS)
-def _backward_op(grad: Tensor, sources: list[Tensor], weights: Tensor, kernel: bool) -> list[Tensor]:
-    """Gradients of the sources, then that of the weights."""
+def _backward_op(
+    grad: Tensor, sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool
+) -> list[Tensor]:
+    """Gradients of the sources, then that of the weights and of the channels' weights if there are any."""
+    exact = forms.exact_dtype(grad)
     if kernel and weights.ndim != 2:
         from mixerzoo.ops import kernels
 
-        return kernels.weighted_sum_backward(grad, sources, weights)
+        found = kernels.weighted_sum_backward(grad, sources, weights, channels)
+        if channels is None:
+            return found
+        of_channels = [_summed(grad * source, exact) for source in sources]
+        return [*found, torch.stack(of_channels).to(channels.dtype)]
     dtype = forms.common_dtype(sources)
-    of_sources = [
-        (weight * grad).to(source.dtype).contiguous()
-        for source, weight in zip(sources, _each(weights, dtype), strict=True)
-    ]
     summed = {1: tuple(range(grad.ndim)), 2: tuple(range(grad.ndim - 1))}.get(weights.ndim, (-1,))
-    exact = forms.exact_dtype(grad)
-    of_weights = [(grad * source).sum(summed, dtype=exact) for source in sources]
-    return [*of_sources, torch.stack(of_weights, dim=-1 if weights.ndim > 2 else 0).to(weights.dtype)]
+    of_sources, of_weights, of_channels = [], [], []
+    for source, weight in zip(sources, _each(weights, channels, dtype), strict=True):
+        of_sources.append((weight * grad).to(source.dtype).contiguous())
+        product = grad * source
+        of_weights.append(product.sum(summed, dtype=exact))
+        if channels is not None:
+            of_channels.append(_summed(product, exact))
+    found = [*of_sources, torch.stack(of_weights, dim=-1 if weights.ndim > 2 else 0).to(weights.dtype)]
+    return found if channels is None else [*found, torch.stack(of_channels).to(channels.dtype)]
+
+
+def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
+    """Over all rows: [D]."""
+    return product.flatten(0, -2).sum(0, dtype=dtype)
 
 
 @_backward_op.register_fake
-def _(grad: Tensor, sources: list[Tensor], weights: Tensor, kernel: bool) -> list[Tensor]:
-    return [*(source.new_empty(source.shape) for source in sources), weights.new_empty(weights.shape)]
+def _(grad: Tensor, sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (*sources, weights, channels) if x is not None]
 
 
-def _keep(ctx: Any, inputs: tuple[list[Tensor], Tensor, bool], output: Tensor) -> None:
-    sources, weights, ctx.kernel = inputs
-    ctx.save_for_backward(*sources, weights)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    sources, weights, channels, ctx.kernel = inputs
+    ctx.num_sources = len(sources)
+    ctx.save_for_backward(*sources, weights, *([] if channels is None else [channels]))
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, None]:
-    *sources, weights = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None, None]:
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
+    sources, weights, channels = list(saved[: ctx.num_sources]), saved[ctx.num_sources], saved[ctx.num_sources + 1 :]
     if torch.is_grad_enabled():
         # Gradients of gradients are wanted: those of the equation have their own.
-        *of_sources, of_weights = forms.gradients(naive(sources, weights), [*sources, weights], grad)
+        found = forms.gradients(naive(sources, weights, *channels), [*sources, weights, *channels], grad)
     else:
-        *of_sources, of_weights = _backward_op(grad, sources, weights, ctx.kernel)
-    return of_sources, of_weights, None
+        found = _backward_op(grad, sources, weights, channels[0] if channels else None, ctx.kernel)
+    *of_sources, of_weights = found[: ctx.num_sources + 1]
+    return of_sources, of_weights, found[-1] if channels else None, None
 
 
 _op.register_autograd(_backward, setup_context=_keep)

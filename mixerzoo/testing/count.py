@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixerzoo.mixer import DepthEntries, Mixer
+from mixerzoo.ops import forms
 from mixerzoo.testing.observe import Method, tensors_in, wrapped
 
 #: Views, copies and bookkeeping: no arithmetic.
@@ -110,10 +111,11 @@ def counted_flops(mixer: Mixer) -> Iterator[FlopCounter]:
                 result = method(*arguments)
             if isinstance(result, DepthEntries):
                 # A score and a weighted value for each query head and entry.
-                counter.flops += 4 * arguments[1].q.numel() * result.k.size(3)
+                counter.flops += 4 * arguments[1].q.numel() * len(result.each()[0])
             return result
 
         return call
 
-    with wrapped(mixer, wrap):
+    # A node of an operation would count as one operation an element.
+    with wrapped(mixer, wrap), forms.forced("naive"):
         yield counter

@@ -52,12 +52,34 @@ class Source(NamedTuple):
     inverse_rms: Tensor
 
 
+#: Reads that are prepared at once. More would read finished sources more seldom, and hold more in flight.
+AHEAD = 4
+
+
+class Prepared(NamedTuple):
+    """What the next reads get of the finished sources, and the logarithms of their softmax's sums; oldest first.
+
+    Attributes:
+        values: [B, T, D] each.
+        log_sums: [B, T] each, float32 (float64 for float64 values).
+    """
+
+    values: tuple[Tensor, ...] = ()
+    log_sums: tuple[Tensor, ...] = ()
+
+
 class State(NamedTuple):
-    """Finished sources, and the running sum: of the open block (kimi, None before its first output) or of
-    everything so far (snapshot)."""
+    """Between two calls.
+
+    Attributes:
+        finished: sources that do not change any more.
+        running: the sum of the open block (kimi, None before its first output) or of everything so far (snapshot).
+        prepared: reads of the finished sources, in inference; empty where a read looks at them itself.
+    """
 
     finished: tuple[Source, ...]
     running: Tensor | None
+    prepared: Prepared = Prepared()
 
 
 class DepthQuery(nn.Module):
@@ -79,6 +101,10 @@ class DepthQuery(nn.Module):
         values, inverse_rms = zip(*sources, strict=True)
         return ops.source_softmax(values, inverse_rms, self.query * self.gain, self.recency_bias)
 
+    def join(self, value: Tensor, log_sum: Tensor, source: Source) -> Tensor:
+        """Mix what was read of the finished sources, [B, T, D] with its sum [B, T], with the running one."""
+        return ops.join_source(value, log_sum, *source, self.query * self.gain, self.recency_bias)
+
     def weights(self, sources: Sequence[Source]) -> Tensor:
         """α [B, T, N] of sources [B, T, D]."""
         values, inverse_rms = zip(*sources, strict=True)
@@ -98,7 +124,10 @@ class AttnRes(Mixer[Config]):
         acts_on="hidden states, before each sublayer and before the final norm",
         parameters="2L·2·D (snapshot: 2L·(2·D + 1))",
         kv_bytes="2·L·G·d·e",
-        in_flight_bytes="Full (2L+1)·(D·e + 4); blocks (blocks + 1)·(D·e + 4) + D·e",
+        in_flight_bytes=(
+            "Full (2L+1)·(D·e + 4); blocks (blocks + 1)·(D·e + 4) + D·e, and in inference up to 4·(D·e + 4) of "
+            "prepared reads"
+        ),
         neutral=(
             "kimi, block_size 1, at initialisation (w = 0): the uniform mean, equal to the residual sum up to "
             "the norm's eps"
@@ -151,8 +180,10 @@ class AttnRes(Mixer[Config]):
         running = y if state.running is None else state.running + y
         done = site.number + 1
         if done not in self.closing:
-            return State(state.finished, running)
-        return State((*state.finished, self._source(running)), running if self.keeps_stream else None)
+            prepared = Prepared(*(each[1:] for each in state.prepared))
+            return State(state.finished, running, prepared if prepared.values else self._prepare(state.finished, done))
+        finished = (*state.finished, self._source(running))
+        return State(finished, running if self.keeps_stream else None, self._prepare(finished, done))
 
     def finish(self, state: State) -> Tensor:
         return self._attend(state, self.num_sublayers)
@@ -204,17 +235,38 @@ class AttnRes(Mixer[Config]):
     def _attend(self, state: State, done: int) -> Tensor:
         if done == 0:
             return state.finished[0].value
-        mixed: Tensor = self.queries[str(done)](self._attended(state))
+        query = self._query(done)
+        if state.prepared.values:
+            value, log_sum = state.prepared.values[0], state.prepared.log_sums[0]
+            return value if state.running is None else query.join(value, log_sum, self._source(state.running))
+        mixed: Tensor = query(self._attended(state))
         return mixed
+
+    def _prepare(self, finished: tuple[Source, ...], done: int) -> Prepared:
+        """The finished sources' part of the reads after ``done`` sublayers and on, until another one is finished.
+
+        Not for training, whose backward would have to keep it, and not where there is nothing to share.
+        """
+        until = min((closed for closed in self.closing if closed > done), default=self.num_sublayers + 1)
+        numbers = range(done, min(until, done + AHEAD))
+        if torch.is_grad_enabled() or len(finished) < 2 or len(numbers) < 2:
+            return Prepared()
+        queries = torch.stack([query.query * query.gain for query in map(self._query, numbers)])
+        values, inverse_rms = zip(*finished, strict=True)
+        return Prepared(*ops.source_reads(values, inverse_rms, queries))
+
+    def _query(self, done: int) -> DepthQuery:
+        query = self.queries[str(done)]
+        assert isinstance(query, DepthQuery)
+        return query
 
     def _attended(self, state: State) -> tuple[Source, ...]:
         """What a read after the first attends to."""
         return state.finished if state.running is None else (*state.finished, self._source(state.running))
 
     def _weights(self, state: State, done: int) -> MixingWeights:
-        sources, query = self._attended(state), self.queries[str(done)]
-        assert isinstance(query, DepthQuery)
-        return MixingWeights(query.weights(sources), tuple(source.value for source in sources), self._sources(done))
+        sources = self._attended(state)
+        return MixingWeights(self._query(done).weights(sources), tuple(source.value for source in sources), self._sources(done))
 
     def _sources(self, done: int) -> tuple[Site | None, ...]:
         sites = self.shape.sites()

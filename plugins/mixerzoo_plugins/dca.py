@@ -22,6 +22,7 @@ from mixerzoo import (
     Plan,
     Site,
     hookimpl,
+    ops,
 )
 
 
@@ -77,17 +78,15 @@ class GRN(nn.Module):
     def forward(self, stream: Tensor, sources: Sequence[Tensor]) -> Tensor:
         """Mix the sources, the last of which (streams) or the plain sum of which (outputs) is the stream."""
         if self.streams:
-            scores = (stream @ self.score.mT).unbind(-1)
+            scores = stream @ self.score.mT
         else:
-            scores = tuple(source @ self.score for source in sources)
+            scores = torch.stack([source @ self.score for source in sources], dim=-1)
+        # ReLU with a gradient of 1 at 0, where every score starts: with relu's own, and with that of clamp from
+        # PyTorch 2.14 on, w would never move.
+        weights = torch.where(scores < 0, 0.0, scores)
+        channels = self.bias - self.bias.new_tensor(self.neutral).unsqueeze(-1)
         # What neutral weights give is taken from the stream, so that they give it back bit for bit.
-        mixed = stream
-        for bias, neutral, score, source in zip(self.bias, self.neutral, scores, sources, strict=True):
-            # ReLU with a gradient of 1 at 0, where every score starts: with relu's own, and with that of clamp from
-            # PyTorch 2.14 on, w would never move.
-            weight = bias - neutral + torch.where(score < 0, 0.0, score).unsqueeze(-1)
-            mixed = torch.addcmul(mixed, weight.to(mixed.dtype), source)
-        return mixed
+        return stream + ops.weighted_sum(sources, weights, channels)
 
 
 class Dca(Mixer[Config]):

@@ -44,7 +44,7 @@ class KeyValue(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the sublayers so far have given: of attention with RoPE in the keys, of MLPs without."""
+    """What the sublayers so far have given: keys with RoPE, those of the newest MLP from the next step on."""
 
     attention: tuple[KeyValue, ...] = ()
     mlp: tuple[KeyValue, ...] = ()
@@ -92,7 +92,7 @@ class Moda(AttentionMixer[Config]):
         neutral="one layer (no entries), bit for bit",
         neutral_settings=(Neutral(num_steps=1),),
         notes=(
-            "Attention is written out, as by the eager backend, for fused kernels take no such entries. Entries of "
+            "Attention over the sequence is PyTorch's own, and its log-sum-exp is merged with the entries. Entries of "
             "attention are the keys as their own layer reads them, after its norm and RoPE, and the keys of an "
             "MLP get the token's RoPE, so a score along depth does not depend on the position; the authors' code "
             "leaves RoPE out of depth keys and norms them in the reading layer. The paper puts the MLP's "
@@ -130,19 +130,21 @@ class Moda(AttentionMixer[Config]):
         return Memory()
 
     def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
-        if call.site.step == self.last_step:
-            return state, call.k, call.v
-        memory = state.memory._replace(attention=(*state.memory.attention, KeyValue(call.k, call.v)))
-        return state._replace(memory=memory), call.k, call.v
+        attention, mlp = state.memory
+        if mlp:
+            # Once for all that read it: a token's RoPE is the same in all layers.
+            *others, newest = mlp
+            mlp = (*others, newest._replace(k=call.rotate(newest.k)))
+        if call.site.step < self.last_step:
+            attention = (*attention, KeyValue(call.k, call.v))
+        return state._replace(memory=Memory(attention, mlp)), call.k, call.v
 
     def depth_kv(self, state: AttentionState, call: AttentionCall) -> DepthEntries | None:
         step = call.site.step
         if step == 0:
             return None
-        earlier, mlp = state.memory.attention[:step], state.memory.mlp
-        keys = [entry.k for entry in earlier] + [call.rotate(entry.k) for entry in mlp]
-        values = [entry.v for entry in (*earlier, *mlp)]
-        return DepthEntries(torch.stack(keys, dim=3), torch.stack(values, dim=3))
+        keys, values = zip(*state.memory.attention[:step], *state.memory.mlp, strict=True)
+        return DepthEntries(keys, values)
 
     def absorb(self, state: AttentionState, site: Site, y: Tensor) -> Memory:
         memory: Memory = state.memory
@@ -155,11 +157,10 @@ class Moda(AttentionMixer[Config]):
     def flops_per_token(self) -> int:
         width = self.shape.num_kv_heads * self.shape.head_dim
         steps, projected = range(1, self.last_step + 1), bool(len(self.projections))
-        # Projections with their norms; RoPE of their keys, once a reader; scores and mixes of every query head.
-        light = len(self.projections) * (4 * self.shape.hidden_size * width + 3 * self.shape.hidden_size + 4 * width)
-        turned = sum(3 * width * step for step in steps) if projected else 0
+        # Projections with their norms and the RoPE of their keys; scores and mixes of every query head.
+        light = len(self.projections) * (4 * self.shape.hidden_size * width + 3 * self.shape.hidden_size + 7 * width)
         attended = sum(4 * self.shape.num_heads * self.shape.head_dim * step * (1 + projected) for step in steps)
-        return light + turned + attended
+        return light + attended
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         if site.branch == "mlp":

@@ -73,7 +73,8 @@ class WeightMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, ways, sources] from x [B, T, D]."""
-        dynamic = F.linear(F.gelu(F.linear(ops.unit_rms(x, self.eps), self.w1)), self.w2)
+        hidden = ops.normed_product(x, self.w1, self.eps).to(x.dtype)
+        dynamic = F.linear(F.gelu(hidden), self.w2)
         weights: Tensor = dynamic.unflatten(-1, self.bias.shape).to(x.dtype) + self.bias.to(x.dtype)
         return weights
 

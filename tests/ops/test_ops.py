@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import zoo
 from case import ZooCase
 from mixerzoo import Decoder, ops
-from mixerzoo.ops import forms
+from mixerzoo.ops import forms, joint_attention, sequence_attention
 
 #: An operation of leaves, and the leaves.
 Drawn = tuple[Callable[..., Tensor], list[Tensor]]
@@ -42,6 +44,10 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
     if name == "depth_softmax":
         q, kv = leaf(2, 4, tokens, size), [leaf(2, 2, tokens, size) for _ in range(2 * num_sources)]
         return lambda q, *kv: ops.depth_softmax(q, kv[:num_sources], kv[num_sources:]), [q, *kv]
+    if name in STREAMS:
+        return streams_operation(name, num_sources, tokens, size, leaf)
+    if name in JOINT:
+        return joint_operation(name, num_sources, tokens, size, leaf)
     sources = [leaf(2, tokens, size, dtype=first if n == 0 else other) for n in range(num_sources)]
     if name.startswith("source_softmax"):
         bias = [leaf(1)] if name.endswith("bias") else []
@@ -52,10 +58,80 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
 
         return softmax, [*sources, leaf(size), *bias]
     shape = {"per site": (num_sources,), "per channel": (num_sources, size), "per token": (2, tokens, num_sources)}
+    if name == "per token and channel":
+        return lambda *leaves: ops.weighted_sum(leaves[:-2], leaves[-2], leaves[-1]), [
+            *sources, leaf(*shape["per token"]), leaf(*shape["per channel"])
+        ]  # fmt: skip
     return lambda *leaves: ops.weighted_sum(leaves[:-1], leaves[-1]), [*sources, leaf(*shape[name])]
 
 
-NAMES = ("per site", "per channel", "per token", "source_softmax", "source_softmax, bias", "depth_softmax")
+def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf: Callable[..., Tensor]) -> Drawn:
+    """An operation of hyper-connections on leaves that ``leaf`` makes."""
+    num_streams = min(num_streams, 5)
+    shape = (2, tokens, num_streams)
+    if name.startswith("normed_product"):
+        gain = [leaf(size)] if name.endswith("gain") else []
+        return lambda x, weight, *gain: ops.normed_product(x, weight, EPS, *gain), [
+            leaf(*shape, size), leaf(3, size), *gain
+        ]  # fmt: skip
+    if name == "sinkhorn":
+        logits = leaf(*shape, num_streams)
+        if logits.dtype == torch.bfloat16:
+            logits = logits.detach().float().requires_grad_()
+        return lambda x: ops.sinkhorn(x, 7), [logits]
+    streams, y = leaf(*shape, size), leaf(2, tokens, size)
+    weights = leaf(num_streams) if name.endswith("static") else leaf(*shape)
+    if name.startswith("stream_read"):
+        return ops.stream_read, [streams, weights]
+    if name == "stream_write, no matrix":
+        return lambda streams, post, y: ops.stream_write(streams, None, post, y), [streams, weights, y]
+    matrix = leaf(num_streams, num_streams) if name.endswith("static") else leaf(*shape, num_streams)
+    return ops.stream_write, [streams, matrix, weights, y]
+
+
+def joint_operation(name: str, num_entries: int, tokens: int, size: int, leaf: Callable[..., Tensor]) -> Drawn:
+    """One softmax over a sequence and entries along depth."""
+    past = 3 if name.endswith("masked") else 0
+    q = leaf(2, 4, tokens, size)
+    kv = [leaf(2, 2, tokens + past, size) for _ in range(2)] + [
+        leaf(2, 2, tokens, size) for _ in range(2 * num_entries)
+    ]
+    visible = None
+    if past:
+        # Of two rows; the second query of the first row sees nothing of the sequence.
+        visible = torch.ones(2, 1, tokens, tokens + past, dtype=torch.bool).tril(past)
+        visible[0, :, 1:2] = False
+
+    def attend(q: Tensor, *kv: Tensor) -> Tensor:
+        k, v, *entries = kv
+        depth_k, depth_v = entries[:num_entries], entries[num_entries:]
+        return ops.attention_with_depth(q, k, v, visible, 0.3, depth_k, depth_v, causal=name.endswith("causal"))
+
+    return attend, [q, *kv]
+
+
+JOINT = ("joint", "joint, causal", "joint, masked")
+STREAMS = (
+    "normed_product",
+    "normed_product, gain",
+    "sinkhorn",
+    "stream_read",
+    "stream_read, static",
+    "stream_write",
+    "stream_write, static",
+    "stream_write, no matrix",
+)
+NAMES = (
+    "per site",
+    "per channel",
+    "per token",
+    "per token and channel",
+    "source_softmax",
+    "source_softmax, bias",
+    "depth_softmax",
+    *STREAMS,
+    *JOINT,
+)
 every_operation = pytest.mark.parametrize("name", NAMES)
 
 
@@ -108,6 +184,38 @@ def test_kernel_is_the_equation(name: str, **drawn: Any) -> None:
     assert_same(operation(name, **drawn), "kernel")
 
 
+@pytest.mark.parametrize("name", JOINT)
+@given(**DRAWN)
+@settings(max_examples=5)
+def test_attention_without_a_kernel_is_the_equation(name: str, **drawn: Any) -> None:
+    with (
+        mock.patch.object(sequence_attention.Sequence, "engine", "chunks"),
+        mock.patch.object(sequence_attention, "CHUNK", 2),
+        mock.patch.object(joint_attention, "CHUNK", 3),
+    ):
+        assert_same(operation(name, **drawn), "fused")
+
+
+@given(**{**DRAWN, "dtypes": st.just([torch.float64] * 2)}, num_queries=st.integers(1, 5), biased=st.booleans())
+@settings(max_examples=10)
+def test_two_phases_are_one_softmax(num_queries: int, biased: bool, num_sources: int, **drawn: Any) -> None:
+    _, (*sources, _) = operation("source_softmax", num_sources + 1, **drawn)
+    queries = torch.randn(num_queries, sources[0].size(-1), dtype=torch.float64)
+    bias = torch.tensor([3.0], dtype=torch.float64) if biased else None
+    inverse_rms = [ops.inverse_rms(x, EPS) for x in sources]
+    reads = zip(*ops.source_reads(sources[:-1], inverse_rms[:-1], queries), queries, strict=True)
+    for value, log_sum, query in reads:
+        once = ops.source_softmax(sources, inverse_rms, query, bias)
+        zoo.assert_close(ops.join_source(value, log_sum, sources[-1], inverse_rms[-1], query, bias), once, 1e-12)
+        zoo.assert_close(value, ops.source_softmax(sources[:-1], inverse_rms[:-1], query), 1e-12)
+
+
+def test_gradient_of_sinkhorn_where_entries_lie_on_its_floor() -> None:
+    # Two entries share the largest logit, one lies far below all others.
+    logits = torch.tensor([[30.0, 30.0, 1.0], [2.0, -5.0, 0.5], [1.5, 28.0, 3.0]], dtype=torch.float64).requires_grad_()
+    assert_same((lambda x: ops.sinkhorn(x, 20), [logits]), "fused")
+
+
 @every_operation
 @pytest.mark.parametrize("num_sources", [1, 3])
 def test_gradients_of_gradients(name: str, num_sources: int) -> None:
@@ -115,6 +223,16 @@ def test_gradients_of_gradients(name: str, num_sources: int) -> None:
     with forms.forced("fused"):
         assert torch.autograd.gradcheck(function, leaves, atol=1e-6)
         assert torch.autograd.gradgradcheck(function, leaves, atol=1e-6)
+
+
+@every_operation
+def test_transforms_of_functions_see_the_equation(name: str) -> None:
+    function, leaves = operation(name, 3, 4, 6, [torch.float64] * 2)
+    number = len(leaves) - 1
+    with forms.forced("fused"):
+        found = torch.func.grad(lambda x: function(*leaves[:number], x).square().sum())(leaves[number])
+        expected = torch.autograd.grad(function(*leaves).square().sum(), leaves[number])[0]
+    zoo.assert_close(found, expected, 1e-10)
 
 
 @every_operation
@@ -173,6 +291,10 @@ def test_what_is_kept_for_the_backward() -> None:
         # What a layer projects; what it mixes is kept by attention in any case.
         ZooCase("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
     }
+    for variant, logits in (("hc", 24), ("mhc", 24), ("mhc_lite", 2 * 4 + math.factorial(4))):
+        # Four streams and what is added to them; what is weighed, by logits and weights.
+        case = Case("hyper_connections", {"variant": variant})
+        allowed[case] = 2 * LAYERS * (5 * one_source + TOKENS * (24 + 2 * logits) * 4)
     for case, sources_and_weights in allowed.items():
         assert kept(case) - residual <= 1.1 * sources_and_weights + 0.001 * residual, str(case)
 

@@ -254,9 +254,10 @@ def test_scores_along_depth_do_not_depend_on_the_position() -> None:
             turned = [first * cos(angle) - second * sin(angle), second * cos(angle) + first * sin(angle)]
             return torch.cat(turned, dim=-1)
 
-        entries = mixer.depth_kv(state, AttentionCall(sites[2], stream, stream, rotate(q), k, k, rotate))
-        assert entries.k.shape == (1, 2, 1, 2, 6)
+        call = AttentionCall(sites[2], stream, stream, rotate(q), k, k, rotate)
+        keys, _ = mixer.depth_kv(mixer.mix_kv(state, call)[0], call).each()
+        assert [key.shape for key in keys] == [(1, 2, 1, 6)] * 2
         # The attention's key has its RoPE already, and is left as it is; the MLP's is turned with the query.
-        assert torch.equal(entries.k[..., 0, :], k)
-        scores.append((rotate(q)[:, ::2] * entries.k[..., 1, :]).sum(-1))
+        assert keys[0] is k
+        scores.append((rotate(q)[:, ::2] * keys[1]).sum(-1))
     zoo.assert_close(scores[0], scores[1], 1e-12)

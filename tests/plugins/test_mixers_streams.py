@@ -21,9 +21,10 @@ from mixerzoo import (
     ModelConfig,
     load_checkpoint,
     load_registry,
+    ops,
     save_checkpoint,
 )
-from mixerzoo_plugins.hyper_connections import MAX_LITE_STREAMS, mean_of_permutations, product_of_swaps, sinkhorn
+from mixerzoo_plugins.hyper_connections import MAX_LITE_STREAMS, mean_of_permutations, product_of_swaps
 from naive import hyper_connections as naive
 from zoo import assert_close, some_tokens
 
@@ -148,7 +149,7 @@ def test_sinkhorn_is_doubly_stochastic_as_far_as_the_logits_allow(
     logits = std * torch.randn(500, num_streams, num_streams, generator=generator, dtype=torch.float64)
     # The clamp acts on what is 27 below the greatest; within that the bound is a theorem.
     logits = logits[(logits.amax((-2, -1)) - logits.amin((-2, -1))) < 27]
-    matrix = sinkhorn(logits, iterations)
+    matrix = ops.sinkhorn(logits, iterations)
     assert (matrix >= 0).all()
     assert_close(matrix.sum(-2), torch.ones(len(logits), num_streams), 1e-14)
     # Birkhoff: dividing the rows of a matrix, or its columns, brings the sums of the others closer to each other by
@@ -165,8 +166,8 @@ def test_sinkhorn_is_doubly_stochastic_as_far_as_the_logits_allow(
 
 def test_sinkhorn_of_extreme_logits_is_finite() -> None:
     logits = torch.tensor([[1e4, -1e4], [1e4, 1e4]])
-    assert sinkhorn(logits, 20).isfinite().all()
-    assert_close(sinkhorn(torch.zeros(3, 3), 1), torch.full((3, 3), 1 / 3), 1e-6)
+    assert ops.sinkhorn(logits, 20).isfinite().all()
+    assert_close(ops.sinkhorn(torch.zeros(3, 3), 1), torch.full((3, 3), 1 / 3), 1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])

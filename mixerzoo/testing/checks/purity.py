@@ -139,10 +139,14 @@ def _assert_expected(call: Call, hidden: tuple[int, ...], width: int | None) -> 
     elif call.name == "depth_kv" and result is not None:
         assert isinstance(result, DepthEntries), f"{call} returned {_described(result)}, expected DepthEntries or None"
         q = call.arguments[1].q
-        for name, new in zip(("k", "v"), result, strict=True):
-            assert isinstance(new, Tensor), f"{call}: {name} is {_described(new)}, expected a tensor"
-            wanted = (q.size(0), new.size(1), q.size(2), result.k.size(-2), new.size(-1))
-            _assert_like(new, wanted, f"{call}: {name} [B, G, T, N, d]")
+        for name, given in zip(("k", "v"), result, strict=True):
+            assert isinstance(given, Tensor | tuple), f"{call}: {name} is {_described(given)}, expected tensors"
+        keys, values = result.each()
+        assert len(keys) == len(values), f"{call}: {len(keys)} keys and {len(values)} values, expected as many"
+        for name, entries in (("k", keys), ("v", values)):
+            for new in entries:
+                assert isinstance(new, Tensor), f"{call}: {name} has {_described(new)}, expected a tensor"
+                _assert_like(new, (q.size(0), new.size(1), q.size(2), new.size(-1)), f"{call}: {name} [B, G, T, d]")
     elif call.name == "fuse_kv":
         assert isinstance(result, tuple), f"{call} returned {_described(result)}, expected k and v"
         assert len(result) == 2, f"{call} returned {len(result)} things, expected k and v"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from mixerzoo import Mixer, hookimpl
 from mixerzoo_plugins.hyper_connections.krom_hc import KromHC
 from mixerzoo_plugins.hyper_connections.krom_hc import product_of_swaps as product_of_swaps
-from mixerzoo_plugins.hyper_connections.mhc import sinkhorn as sinkhorn
 from mixerzoo_plugins.hyper_connections.mhc_lite import MAX_LITE_STREAMS as MAX_LITE_STREAMS
 from mixerzoo_plugins.hyper_connections.mhc_lite import mean_of_permutations as mean_of_permutations
 from mixerzoo_plugins.hyper_connections.mixer import HyperConnections

@@ -49,10 +49,3 @@ class Connection(nn.Module, ABC):
     @abstractmethod
     def flops(self) -> int:
         """Operations per token to make the weights."""
-
-
-def normed_product(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """W·x / rms(x) [..., rows] of x [..., size] and W [rows, size], in float32 (float64 for float64)."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    # Divided after the product, so that no normed copy of the streams is made.
-    return (exact @ weight.to(exact.dtype).T) * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)

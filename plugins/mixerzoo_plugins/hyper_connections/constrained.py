@@ -8,7 +8,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from mixerzoo_plugins.hyper_connections.connection import Connection, WriteWeights, normed_product
+from mixerzoo import ops
+from mixerzoo_plugins.hyper_connections.connection import Connection, WriteWeights
 
 
 class ConstrainedConnection(Connection):
@@ -76,4 +77,4 @@ class ConstrainedConnection(Connection):
 
     def _logits(self, streams: Tensor, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` of W z, [B, T, last − first]."""
-        return normed_product(streams.flatten(-2), self.projection[first:last] * self.norm, self.eps)
+        return ops.normed_product(streams.flatten(-2), self.projection[first:last], self.eps, self.norm)

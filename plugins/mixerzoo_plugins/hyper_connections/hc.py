@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixerzoo_plugins.hyper_connections.connection import Connection, WriteWeights, normed_product
+from mixerzoo import ops
+from mixerzoo_plugins.hyper_connections.connection import Connection, WriteWeights
 
 
 class FreeConnection(Connection):
@@ -44,14 +45,14 @@ class FreeConnection(Connection):
     def read_weights(self, streams: Tensor) -> Tensor:
         if not self.dynamic:
             return self.pre
-        moved = normed_product(streams, self.projection[:1], self.eps).tanh().squeeze(-1)
+        moved = ops.normed_product(streams, self.projection[:1], self.eps).tanh().squeeze(-1)
         return self.pre + self.scale_mix * moved
 
     def write_weights(self, streams: Tensor) -> WriteWeights:
         static = self.mix.view(len(self.pre), -1)
         if not self.dynamic:
             return WriteWeights(static, self.post)
-        moved = normed_product(streams, self.projection[1:], self.eps).tanh()
+        moved = ops.normed_product(streams, self.projection[1:], self.eps).tanh()
         # Stream j's parts in the new streams stand in its row; they are column j of the matrix.
         mix = static + self.scale_mix * moved[..., 1:].transpose(-1, -2)
         return WriteWeights(mix, self.post + self.scale_post * moved[..., 0])

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mixerzoo import ops
 from mixerzoo_plugins.hyper_connections.constrained import ConstrainedConnection
 
 
@@ -35,26 +36,7 @@ class SinkhornConnection(ConstrainedConnection):
         return (self.num_streams, self.num_streams)
 
     def matrix(self, logits: Tensor) -> Tensor:
-        return sinkhorn(logits, self.iterations)
+        return ops.sinkhorn(logits, self.iterations)
 
     def flops(self) -> int:
         return super().flops() + 4 * self.num_streams**2 * (1 + self.iterations) * self.mixes
-
-
-def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
-    """A nearly doubly stochastic matrix: exp, then rows and columns divided by their sums in turn.
-
-    Columns come last, so they sum to 1 up to rounding; rows do as far as the iterations have converged.
-
-    Args:
-        logits: [..., n, n], float32 or float64.
-        iterations: passes over rows and columns.
-
-    Returns:
-        [..., n, n].
-    """
-    matrix = (logits - logits.amax((-2, -1), keepdim=True)).exp().clamp(min=1e-12)
-    for _ in range(iterations):
-        matrix = matrix / matrix.sum(-1, keepdim=True)
-        matrix = matrix / matrix.sum(-2, keepdim=True)
-    return matrix

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mixerzoo import AttentionCall, Context, DecoderShape, Mixer, MixerConfig, MixingWeights, ParameterRole, Site
+from mixerzoo import AttentionCall, Context, DecoderShape, Mixer, MixerConfig, MixingWeights, ParameterRole, Site, ops
 from mixerzoo_plugins.hyper_connections.connection import Connection
 from mixerzoo_plugins.hyper_connections.constrained import ConstrainedConnection
 
@@ -62,15 +62,14 @@ class StreamMixer(Mixer[ConfigT]):
         return x.unsqueeze(-2).expand(*x.shape[:-1], self.num_streams, -1)
 
     def read(self, state: Tensor, site: Site) -> Tensor:
-        return _weighted_sum(self._connection(site).read_weights(state), state)
+        return ops.stream_read(state, self._connection(site).read_weights(state))
 
     def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
         weights = self._connection(site).write_weights(state)
-        mixed = state if weights.mix is None else _mix(weights.mix, state)
-        return torch.addcmul(mixed, weights.post.to(state.dtype).unsqueeze(-1), y.unsqueeze(-2))
+        return ops.stream_write(state, weights.mix, weights.post, y)
 
     def finish(self, state: Tensor) -> Tensor:
-        return _weighted_sum(self._head_weights(state), state) if self.has_head else state.sum(-2)
+        return ops.stream_read(state, self._head_weights(state)) if self.has_head else state.sum(-2)
 
     def mixing_weights(self, state: Tensor, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
         if call is not None:
@@ -101,22 +100,3 @@ class StreamMixer(Mixer[ConfigT]):
         connection = self.connections[site.number]
         assert isinstance(connection, Connection)
         return connection
-
-
-def _weighted_sum(weights: Tensor, streams: Tensor) -> Tensor:
-    """Σ_i weights_i·S_i [B, T, D] of weights [..., n] and streams [B, T, n, D]."""
-    weights = weights.to(streams.dtype).unsqueeze(-1)
-    total = weights[..., 0, :] * streams[..., 0, :]
-    for i in range(1, streams.size(-2)):
-        total = torch.addcmul(total, weights[..., i, :], streams[..., i, :])
-    return total
-
-
-def _mix(matrix: Tensor, streams: Tensor) -> Tensor:
-    """Σ_j matrix_ij·S_j [B, T, n, D] of a matrix [..., n, n] and streams [B, T, n, D]."""
-    # Not a product of matrices: autocast would round the streams to half precision.
-    columns = matrix.to(streams.dtype).unsqueeze(-1)
-    total = columns[..., 0, :] * streams[..., :1, :]
-    for j in range(1, streams.size(-2)):
-        total = torch.addcmul(total, columns[..., j, :], streams[..., j : j + 1, :])
-    return total

@@ -1,0 +1,106 @@
+"""Products of a matrix with RMS-normed vectors, of which no normed copy is made.
+
+Letters in shapes: D size of a vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixerzoo.ops import forms
+
+#: Products of matrices are the vendor's, on CUDA too. Compiled, the equation is fused and recomputed.
+POLICY = forms.Policy(few=0, compiled=False, always=True)
+
+
+def normed_product(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None = None) -> Tensor:
+    """W·(γ ⊙ x / √(mean(x²) + eps)), exactly, also under autocast.
+
+    Args:
+        x: [..., D].
+        weight: W [rows, D].
+        eps: of the norm.
+        gain: γ [D] of the norm; None: 1.
+
+    Returns:
+        [..., rows] in float32 (float64 for float64).
+    """
+    if forms.choose([x], POLICY, [weight]) == "naive":
+        return _naive(x, weight, eps, gain)
+    out, _ = _op(x, weight, eps, gain)
+    return out  # type: ignore[no-any-return]
+
+
+def _naive(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> Tensor:
+    exact = x.to(forms.exact_dtype(x))
+    with forms.no_autocast(x):
+        # Divided after the product, so that no normed copy is made.
+        product = exact @ _matrix(weight, gain, exact.dtype).mT
+    return product * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+
+
+def _matrix(weight: Tensor, gain: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) if gain is None else weight.to(dtype) * gain.to(dtype)
+
+
+@torch.library.custom_op("mixerzoo::normed_product", mutates_args=())
+def _op(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The product, and 1 / rms [..., 1]."""
+    exact = forms.exact_dtype(x)
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square()
+    inverse_rms = torch.rsqrt(square / x.size(-1) + eps)
+    with forms.no_autocast(x):
+        product = x.to(exact) @ _matrix(weight, gain, exact).mT
+    return product.mul_(inverse_rms), inverse_rms
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+    exact = forms.exact_dtype(x)
+    rows = x.shape[:-1]
+    return x.new_empty((*rows, weight.size(0)), dtype=exact), x.new_empty((*rows, 1), dtype=exact)
+
+
+@torch.library.custom_op("mixerzoo::normed_product_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, out: Tensor, inverse_rms: Tensor
+) -> list[Tensor]:
+    """Gradients of x and of W, then that of the gain if there is one."""
+    exact = x.to(grad.dtype)
+    scaled = grad * inverse_rms
+    with forms.no_autocast(x):
+        of_x = scaled @ _matrix(weight, gain, grad.dtype)
+        of_matrix = scaled.flatten(0, -2).mT @ exact.flatten(0, -2)
+    shrink = (grad * out).sum(-1, keepdim=True) * inverse_rms.square() / -x.size(-1)
+    of_x = of_x.addcmul_(shrink, exact).to(x.dtype)
+    if gain is None:
+        return [of_x, of_matrix.to(weight.dtype)]
+    of_gain = (of_matrix * weight.to(grad.dtype)).sum(0).to(gain.dtype)
+    return [of_x, (of_matrix * gain.to(grad.dtype)).to(weight.dtype), of_gain]
+
+
+@_backward_op.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, out: Tensor, inverse_rms: Tensor) -> list[Tensor]:
+    return [like.new_empty(like.shape) for like in (x, weight, gain) if like is not None]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, ctx.eps, gain = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weight, *output, *([] if gain is None else [gain]))
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+    x, weight, out, inverse_rms, *gains = ctx.saved_tensors
+    gain = gains[0] if gains else None
+    if torch.is_grad_enabled():
+        found = forms.gradients(_naive(x, weight, ctx.eps, gain), [x, weight, *gains], grad)
+    else:
+        found = _backward_op(grad, x, weight, gain, out, inverse_rms)
+    return found[0], found[1], None, found[2] if gains else None
+
+
+_op.register_autograd(_backward, setup_context=_keep)
