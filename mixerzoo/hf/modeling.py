@@ -30,6 +30,7 @@ from mixerzoo.hf.keywords import (
     find_past,
     split_loss_keywords,
 )
+from mixerzoo.hf.loss import goes_without_logits, loss_without_logits
 from mixerzoo.hf.pretrained import MixerZooPreTrainedModel, draw
 from mixerzoo.mixer import AttentionInputs, Context, Site
 from mixerzoo.model import KeysAndValues, Run, Stack, earlier
@@ -249,6 +250,7 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | PagedAttentionCache | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where there are labels.
@@ -263,11 +265,15 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             use_cache: as there.
             logits_to_keep: compute those of so many last positions, or of these positions; 0: all.
             cache: as there.
+            skip_logits: give the loss alone. The logits are then computed a part at a time and not kept, where the loss
+                is the usual one and the head a plain product. Default: give them, as transformers' own models do.
             kwargs: for the loss and the attention function.
 
         Raises:
             MixerError: as there; or something is for a loss, and there are no labels.
         """
+        if skip_logits and labels is None:
+            raise MixerError("skip_logits: without labels the logits are all there is; pass labels")
         for_loss, kwargs = split_loss_keywords(kwargs, self.loss_function, labels=labels is not None)
         outputs = self.model(
             input_ids=input_ids,
@@ -280,13 +286,16 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
+        hidden, logits, loss = outputs.last_hidden_state[:, kept], None, None
+        if skip_logits and labels is not None and goes_without_logits(self.lm_head, self.loss_function):
+            loss = loss_without_logits(hidden, self.lm_head.weight, labels, **for_loss)
+        else:
+            logits = self.lm_head(hidden)
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=None if skip_logits else logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **{PAST: getattr(outputs, PAST)},

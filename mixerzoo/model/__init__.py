@@ -11,6 +11,7 @@ from mixerzoo.model.devices import DTYPES, find_device, find_dtype
 from mixerzoo.model.initial import initialise_mixer, materialize
 from mixerzoo.model.latent_attention import LatentAttention
 from mixerzoo.model.layer import Layer
+from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy
 from mixerzoo.model.norm import RMSNorm, compute_dtype
 from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
 from mixerzoo.model.rope import SCALINGS, Rotary
@@ -20,6 +21,7 @@ from mixerzoo.model.tail import earlier
 
 __all__ = [
     "DTYPES",
+    "IGNORED",
     "SCALINGS",
     "Attention",
     "BackendName",
@@ -39,6 +41,7 @@ __all__ = [
     "apply_lr_factors",
     "attention_with_depth",
     "check_backend",
+    "chunk_tokens",
     "compute_dtype",
     "decay_parameter_names",
     "earlier",
@@ -47,6 +50,7 @@ __all__ = [
     "flops_per_token",
     "initialise_mixer",
     "left_out",
+    "linear_cross_entropy",
     "materialize",
     "parameter_roles",
     "remix",

@@ -28,8 +28,9 @@ from mixerzoo.model.backends import (
 )
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import ModelConfig
-from mixerzoo.model.inputs import check_inputs
+from mixerzoo.model.inputs import check_inputs, check_targets
 from mixerzoo.model.latent_attention import LatentAttention
+from mixerzoo.model.loss import linear_cross_entropy, token_losses
 from mixerzoo.model.past import KeysAndValues, Past, Run
 from mixerzoo.model.rope import Rotary
 from mixerzoo.model.stack import Stack
@@ -313,6 +314,33 @@ class Decoder(nn.Module):
         hidden = self.model(tokens, cache, left_padding=left_padding, documents=documents, last_only=last_only)
         logits: Tensor = self.lm_head(hidden)
         return logits
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of the next tokens; their logits are computed a part at a time and not kept.
+
+        In float32, or float64 for float64 weights. Its gradients are computed with it, so it can be differentiated
+        once.
+
+        Args:
+            tokens: int64 [B, T].
+            targets: int64 [B, T], the token after each; −100 for one that does not count.
+            documents: as in `forward`.
+
+        Raises:
+            InputError: tokens, targets or documents of a wrong shape, type or range.
+        """
+        return linear_cross_entropy(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
+
+    def token_losses(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """Cross-entropy [B, T] of each next token, without gradients; arguments and errors as in `loss`."""
+        with torch.no_grad():
+            return token_losses(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
+
+    def _hidden(self, tokens: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
+        check_inputs(tokens, self.shape.vocab_size, cached=False, left_padding=None, documents=documents)
+        check_targets(targets, tokens, self.shape.vocab_size)
+        hidden: Tensor = self.model(tokens, documents=documents)
+        return hidden
 
     def new_cache(
         self,

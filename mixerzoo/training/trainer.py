@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
@@ -71,8 +70,7 @@ class NextTokenLoss(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of labels [B, T] (already shifted) given input_ids [B, T]."""
-        logits = self.decoder(input_ids)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())}
+        return {"loss": self.decoder.loss(input_ids, labels)}
 
 
 class SeededOrder(Sampler[int]):
