@@ -272,8 +272,6 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         Raises:
             MixerError: as there; or something is for a loss, and there are no labels.
         """
-        if skip_logits and labels is None:
-            raise MixerError("skip_logits: without labels the logits are all there is; pass labels")
         for_loss, kwargs = split_loss_keywords(kwargs, self.loss_function, labels=labels is not None)
         outputs = self.model(
             input_ids=input_ids,
@@ -287,19 +285,30 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden, logits, loss = outputs.last_hidden_state[:, kept], None, None
-        if skip_logits and labels is not None and goes_without_logits(self.lm_head, self.loss_function):
-            loss = loss_without_logits(hidden, self.lm_head.weight, labels, **for_loss)
+        if skip_logits:
+            loss = self._loss_alone(hidden, labels, for_loss)
         else:
             logits = self.lm_head(hidden)
-            if labels is not None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
+        if labels is not None and logits is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=None if skip_logits else logits,
+            logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **{PAST: getattr(outputs, PAST)},
         )
+
+    def _loss_alone(self, hidden: Tensor, labels: Tensor | None, options: dict[str, Any]) -> Tensor:
+        """The loss, of logits that nobody asked for."""
+        if labels is None:
+            raise MixerError("skip_logits: without labels the logits are all there is; pass labels")
+        if goes_without_logits(self.lm_head, self.loss_function):
+            return loss_without_logits(hidden, self.lm_head.weight, labels, **options)
+        loss: Tensor = self.loss_function(
+            logits=self.lm_head(hidden), labels=labels, vocab_size=self.config.vocab_size, **options
+        )
+        return loss
 
     def _get_static_cache_init_shape(self) -> None:
         """No shape in advance: steps may share a slot or keep one half of it, so what comes first sizes a layer."""
