@@ -14,6 +14,7 @@ from mixerzoo.model.layer import Layer
 from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy
 from mixerzoo.model.norm import RMSNorm, compute_dtype
 from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
+from mixerzoo.model.regions import Compiled
 from mixerzoo.model.rope import SCALINGS, Rotary
 from mixerzoo.model.stack import Stack
 from mixerzoo.model.swap_mixer import left_out, remix
@@ -25,6 +26,7 @@ __all__ = [
     "SCALINGS",
     "Attention",
     "BackendName",
+    "Compiled",
     "Decoder",
     "KVCache",
     "KeysAndValues",

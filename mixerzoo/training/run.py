@@ -74,7 +74,7 @@ def train(
     recipe = to_recipe(recipe)
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
-    _say(reporter, notices(compiled=recipe.train.compile))
+    _say(reporter, notices(compiled=recipe.train.compile != "off"))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
     check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)

@@ -123,6 +123,7 @@ class MixerZooTrainer(Trainer):
         self.run = run
         self._saving_into: Path | None = None
         decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
+        decoder.model.compile_training(recipe.train.compile)
         super().__init__(
             model=NextTokenLoss(decoder),
             args=training_arguments(recipe, directory),
@@ -380,7 +381,6 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bf16",
-        torch_compile=train.compile,
         seed=recipe.seed,
         logging_steps=train.log_interval,
         logging_nan_inf_filter=False,
