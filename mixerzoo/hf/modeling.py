@@ -30,6 +30,7 @@ from mixerzoo.hf.keywords import (
     find_past,
     split_loss_keywords,
 )
+from mixerzoo.hf.loss import goes_without_logits, loss_without_logits
 from mixerzoo.hf.pretrained import MixerZooPreTrainedModel, draw
 from mixerzoo.mixer import AttentionInputs, Context, Site
 from mixerzoo.model import KeysAndValues, Run, Stack, earlier
@@ -249,6 +250,7 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | PagedAttentionCache | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where there are labels.
@@ -263,6 +265,8 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             use_cache: as there.
             logits_to_keep: compute those of so many last positions, or of these positions; 0: all.
             cache: as there.
+            skip_logits: give the loss alone. The logits are then computed a part at a time and not kept, where the loss
+                is the usual one and the head a plain product. Default: give them, as transformers' own models do.
             kwargs: for the loss and the attention function.
 
         Raises:
@@ -280,9 +284,12 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
+        hidden, logits, loss = outputs.last_hidden_state[:, kept], None, None
+        if skip_logits:
+            loss = self._loss_alone(hidden, labels, for_loss)
+        else:
+            logits = self.lm_head(hidden)
+        if labels is not None and logits is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -291,6 +298,17 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             **{PAST: getattr(outputs, PAST)},
         )
+
+    def _loss_alone(self, hidden: Tensor, labels: Tensor | None, options: dict[str, Any]) -> Tensor:
+        """The loss, of logits that nobody asked for."""
+        if labels is None:
+            raise MixerError("skip_logits: without labels the logits are all there is; pass labels")
+        if goes_without_logits(self.lm_head, self.loss_function):
+            return loss_without_logits(hidden, self.lm_head.weight, labels, **options)
+        loss: Tensor = self.loss_function(
+            logits=self.lm_head(hidden), labels=labels, vocab_size=self.config.vocab_size, **options
+        )
+        return loss
 
     def _get_static_cache_init_shape(self) -> None:
         """No shape in advance: steps may share a slot or keep one half of it, so what comes first sizes a layer."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from mixerzoo.data import TokenFile
 from mixerzoo.errors import DataError
@@ -109,9 +108,7 @@ def score(
     for batch in _batches(mine, len(tokens), sequence_length, batch_size):
         inputs, targets = _windows(tokens, batch, sequence_length, start_token)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = decoder(inputs.to(device))
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        nll = F.cross_entropy(logits.flatten(0, 1).to(exact), targets.to(device).flatten(), reduction="none")
+            nll = decoder.token_losses(inputs.to(device), targets.to(device))
         sums[0] += nll.double().sum()
         sums[1] += targets.numel()
         done += len(batch)

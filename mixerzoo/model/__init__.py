@@ -11,8 +11,10 @@ from mixerzoo.model.devices import DTYPES, find_device, find_dtype
 from mixerzoo.model.initial import initialise_mixer, materialize
 from mixerzoo.model.latent_attention import LatentAttention
 from mixerzoo.model.layer import Layer
+from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy
 from mixerzoo.model.norm import RMSNorm, compute_dtype
 from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
+from mixerzoo.model.regions import Compiled
 from mixerzoo.model.rope import SCALINGS, Rotary
 from mixerzoo.model.stack import Stack
 from mixerzoo.model.swap_mixer import left_out, remix
@@ -20,9 +22,11 @@ from mixerzoo.model.tail import earlier
 
 __all__ = [
     "DTYPES",
+    "IGNORED",
     "SCALINGS",
     "Attention",
     "BackendName",
+    "Compiled",
     "Decoder",
     "KVCache",
     "KeysAndValues",
@@ -38,6 +42,7 @@ __all__ = [
     "Turn",
     "apply_lr_factors",
     "check_backend",
+    "chunk_tokens",
     "compute_dtype",
     "decay_parameter_names",
     "earlier",
@@ -47,6 +52,7 @@ __all__ = [
     "forward_flops",
     "initialise_mixer",
     "left_out",
+    "linear_cross_entropy",
     "materialize",
     "parameter_roles",
     "remix",

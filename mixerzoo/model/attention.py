@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixerzoo.mixer import AttentionInputs, State
 from mixerzoo.model.config import ModelConfig
 from mixerzoo.model.norm import RMSNorm
-from mixerzoo.model.past import KeysAndValues, Past, Turn
+from mixerzoo.model.past import HeadNorms, KeysAndValues, Past, Turn
 from mixerzoo.model.rope import Rotary
 
 
@@ -51,7 +51,19 @@ class Attention(nn.Module):
             The mixer's state, the output [B, T, D], and what the slots hold that the step wrote.
         """
         q, k, v = self.project(x, turn.owns_k, turn.owns_v)
-        state, q, k, v, depth = turn.mix(self, x, q, k, v)
+        return self.attended(x, q, k, v, turn, self)
+
+    def attended(
+        self,
+        x: Tensor | AttentionInputs,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        turn: Turn[Past],
+        norms: HeadNorms,
+    ) -> tuple[State, Tensor, KeysAndValues]:
+        """What `forward` gives, of projected heads; ``norms`` are what they lack of head norm and RoPE."""
+        state, q, k, v, depth = turn.mix(norms, x, q, k, v)
         own = turn.store(k, v)
         keys, values = turn.attended(own, q.dtype)
         heads = turn.run.past.attend(turn.site.step, q, keys, values, self.scaling, depth)

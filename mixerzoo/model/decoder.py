@@ -6,6 +6,7 @@ Letters in shapes: B batch, T tokens of this call, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,57 +16,25 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixerzoo.errors import CacheError, MixerError
-from mixerzoo.mixer import Context, DepthEntries, Mixer, MixerConfig, Plan
+from mixerzoo.mixer import Context, Mixer, MixerConfig, Plan, State
 from mixerzoo.model.attention import Attention
 from mixerzoo.model.backends import (
     AttentionMask,
     BackendName,
     Visibility,
-    attention_weights,
-    backend_function,
     make_mask,
 )
 from mixerzoo.model.cache import KVCache
+from mixerzoo.model.cached_past import CachedPast
 from mixerzoo.model.config import ModelConfig
-from mixerzoo.model.inputs import check_inputs
+from mixerzoo.model.inputs import check_inputs, check_targets
 from mixerzoo.model.latent_attention import LatentAttention
-from mixerzoo.model.past import KeysAndValues, Past, Run
+from mixerzoo.model.loss import linear_cross_entropy, token_losses
+from mixerzoo.model.past import KeysAndValues, Run
+from mixerzoo.model.regions import Compiled, Regions
 from mixerzoo.model.rope import Rotary
 from mixerzoo.model.stack import Stack
 from mixerzoo.model.tail import earlier
-from mixerzoo.ops import attention_with_depth
-
-
-class CachedPast(Past):
-    """A `KVCache`, or nothing, and an attention backend over it.
-
-    Args:
-        plan: whose windows the masks have.
-        cache: what came before; None where nothing did and nothing is kept.
-        masks: by window.
-        backend: computes attention.
-    """
-
-    def __init__(
-        self, plan: Plan, cache: KVCache | None, masks: dict[int | None, AttentionMask], backend: BackendName
-    ) -> None:
-        self.plan, self.cache, self.masks, self.backend = plan, cache, masks, backend
-        self.stores = cache is not None
-
-    def store(self, slot: int | None, k: Tensor | None, v: Tensor | None) -> KeysAndValues:
-        if self.cache is None or slot is None:
-            return KeysAndValues(k, v)
-        return KeysAndValues(*self.cache.append(slot, k, v))
-
-    def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
-        mask = self.masks[self.plan.window(step)]
-        if depth is not None:
-            causal = mask.dense is None and mask.visibility.causal_only
-            return attention_with_depth(q, k, v, mask.dense, scale, *depth.each(), causal=causal)
-        return backend_function(self.backend)(q, k, v, mask, scale)
-
-    def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        return attention_weights(q, k, self.masks[self.plan.window(step)], scale)
 
 
 class _NewTokens(NamedTuple):
@@ -106,6 +75,8 @@ class Backbone(Stack):
             lambda _, has_k, has_v: LatentAttention(config, has_k) if latent else Attention(config, has_k, has_v),
         )
         self.activation_checkpointing = False
+        self._regions: Regions | None = None
+        self._whole: Callable[..., Tensor] | None = None
         self._is_sequential = self.plan.is_sequential
         self._backend: BackendName = config.attention_backend
         if "depth_kv" in self.plan.hooks and self._backend != "eager":
@@ -127,6 +98,28 @@ class Backbone(Stack):
                 f"mixer {self.mixer.name!r} lets steps write one slot in turn, which cannot be computed again in the "
                 "backward; set train.activation_checkpointing to false"
             )
+        if self._whole is not None and cache is None and torch.is_grad_enabled():
+            return self._whole(tokens, None, left_padding, documents, last_only)
+        return self._forward(tokens, cache, left_padding, documents, last_only)
+
+    def compile_training(self, mode: Compiled) -> None:
+        """Have `torch.compile` run the forwards that have gradients and no cache, and their backwards.
+
+        Args:
+            mode: ``layers`` compiles what repeats once for all layers; ``whole`` all of it as one graph, which takes
+                longer with each layer; ``off`` nothing.
+        """
+        self._regions = Regions(self.plan, self.mixer) if mode == "layers" else None
+        self._whole = torch.compile(self._forward, fullgraph=True) if mode == "whole" else None
+
+    def _forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None,
+        left_padding: Tensor | None,
+        documents: Tensor | None,
+        last_only: bool,
+    ) -> Tensor:
         new = self._new_tokens(tokens, cache, left_padding, documents)
         if not self._is_sequential or tokens.size(1) == 1:
             return self._steps(new, cache, left_padding, documents, last_only=last_only)
@@ -154,8 +147,12 @@ class Backbone(Stack):
         held: dict[int, KeysAndValues] = {}
         for step, number in enumerate(self.plan.order):
             layer, reads = self.layers[number], self.reads(step, held, stores=cache is not None)
+            run_layer: Callable[..., tuple[State, KeysAndValues]] = layer
+            if self._regions is not None and cache is None and torch.is_grad_enabled():
+                run_layer = partial(self._regions.step, layer)
             # Non-re-entrant: the re-entrant variant loses the gradients of tensors inside the state.
-            run_layer = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+            if recompute:
+                run_layer = partial(checkpoint, run_layer, use_reentrant=False)
             state, written = run_layer(state, step, reads, run)
             if self.lends(step):
                 held[step] = written
@@ -316,6 +313,33 @@ class Decoder(nn.Module):
         hidden = self.model(tokens, cache, left_padding=left_padding, documents=documents, last_only=last_only)
         logits: Tensor = self.lm_head(hidden)
         return logits
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of the next tokens; their logits are computed a part at a time and not kept.
+
+        In float32, or float64 for float64 weights. Its gradients are computed with it, so it can be differentiated
+        once.
+
+        Args:
+            tokens: int64 [B, T].
+            targets: int64 [B, T], the token after each; −100 for one that does not count.
+            documents: as in `forward`.
+
+        Raises:
+            InputError: tokens, targets or documents of a wrong shape, type or range.
+        """
+        return linear_cross_entropy(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
+
+    def token_losses(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """Cross-entropy [B, T] of each next token, without gradients; arguments and errors as in `loss`."""
+        with torch.no_grad():
+            return token_losses(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
+
+    def _hidden(self, tokens: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
+        check_inputs(tokens, self.shape.vocab_size, cached=False, left_padding=None, documents=documents)
+        check_targets(targets, tokens, self.shape.vocab_size)
+        hidden: Tensor = self.model(tokens, documents=documents)
+        return hidden
 
     def new_cache(
         self,

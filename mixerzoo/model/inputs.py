@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.errors import InputError
+from mixerzoo.model.loss import IGNORED
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -57,3 +58,27 @@ def check_inputs(
             )
     if documents is not None and bool((documents[:, 1:] < documents[:, :-1]).any()):
         raise InputError("documents descend within a row; number the documents of a row in ascending order")
+
+
+def check_targets(targets: Tensor, tokens: Tensor, vocab_size: int) -> None:
+    """Refuse targets that are not one a token, and on the CPU those out of range.
+
+    Args:
+        targets: ids [B, T], or −100.
+        tokens: [B, T].
+        vocab_size: V.
+
+    Raises:
+        InputError: says what is wrong and what would be right.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if targets.shape != tokens.shape or targets.dtype != torch.int64:
+        raise InputError(
+            f"targets are {targets.dtype} of shape {list(targets.shape)}; for tokens {list(tokens.shape)} they must be "
+            f"int64 {list(tokens.shape)}"
+        )
+    if targets.device.type == "cpu":
+        counted = targets[targets != IGNORED]
+        if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= vocab_size):
+            raise InputError(f"targets range from {counted.min()} to {counted.max()}; the vocabulary has {vocab_size}")

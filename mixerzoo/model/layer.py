@@ -69,16 +69,23 @@ class Layer(nn.Module):
         mixer = run.mixer
         site = Site(step, run.plan.order[step], "attention")
         stream = mixer.read(state, site)
-        x = (
-            AttentionInputs(*(self.input_layernorm(part) for part in stream))
-            if isinstance(stream, AttentionInputs)
-            else self.input_layernorm(stream)
-        )
-        state, y, written, *_ = self.self_attn(x, Turn(site, state, stream, reads, run))
+        state, y, written, *_ = self.self_attn(self.normed(stream), Turn(site, state, stream, reads, run))
         state = mixer.write(state, site, y)
 
         site = site._replace(branch="mlp")
         stream = mixer.read(state, site)
         if isinstance(stream, AttentionInputs):
             raise MixerError(f"mixer {mixer.name!r} returned AttentionInputs at an MLP site")
-        return mixer.write(state, site, self.mlp(self.post_attention_layernorm(stream))), written
+        return mixer.write(state, site, self.feed(stream)), written
+
+    def normed(self, stream: Tensor | AttentionInputs) -> Tensor | AttentionInputs:
+        """What attention's projections are given of what the mixer let it read, [B, T, D] each."""
+        if isinstance(stream, AttentionInputs):
+            return AttentionInputs(*(self.input_layernorm(part) for part in stream))
+        x: Tensor = self.input_layernorm(stream)
+        return x
+
+    def feed(self, stream: Tensor) -> Tensor:
+        """The output of the MLP with its norm, [B, T, D] → [B, T, D]."""
+        y: Tensor = self.mlp(self.post_attention_layernorm(stream))
+        return y

@@ -7,15 +7,22 @@ G key/value heads, d head_dim.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from mixerzoo.mixer import AttentionCall, AttentionInputs, DepthEntries, Mixer, Plan, Site, State
 from mixerzoo.model.rope import Rotary
 
-if TYPE_CHECKING:
-    from mixerzoo.model.attention import Attention
+
+class HeadNorms(Protocol):
+    """Head norm and RoPE, of heads [B, H or G, T, d]."""
+
+    def query(self, q: Tensor, rotary: Rotary) -> Tensor:
+        """Queries from projected ones."""
+
+    def key(self, k: Tensor, rotary: Rotary) -> Tensor:
+        """Keys from projected ones."""
 
 
 class KeysAndValues(NamedTuple):
@@ -110,12 +117,12 @@ class Turn(NamedTuple, Generic[PastT_co]):
         return AttentionCall(self.site, self.stream, x, q, k, v, self.run.rotary.rotate)
 
     def mix(
-        self, attention: Attention, x: Tensor | AttentionInputs, q: Tensor, k: Tensor | None, v: Tensor | None
+        self, norms: HeadNorms, x: Tensor | AttentionInputs, q: Tensor, k: Tensor | None, v: Tensor | None
     ) -> tuple[State, Tensor, Tensor | None, Tensor | None, DepthEntries | None]:
         """Projected heads made into what is attended to and stored: head norms, RoPE, the mixer's hooks.
 
         Args:
-            attention: whose norms.
+            norms: of the heads.
             x: normed inputs.
             q: projected queries [B, H, T, d].
             k: projected keys [B, G, T, d], or None where the step has none.
@@ -125,11 +132,11 @@ class Turn(NamedTuple, Generic[PastT_co]):
             The mixer's state, q, k, v, and the entries that join the softmax.
         """
         mixer, hooks, rotary, state = self.run.mixer, self.run.plan.hooks, self.run.rotary, self.state
-        q = attention.query(q, rotary)
+        q = norms.query(q, rotary)
         if k is not None and v is not None and "mix_raw_kv" in hooks:
             state, k, v = mixer.mix_raw_kv(state, self.call(x, q, k, v))
         if k is not None:
-            k = attention.key(k, rotary)
+            k = norms.key(k, rotary)
         if k is not None and v is not None and "mix_kv" in hooks:
             state, k, v = mixer.mix_kv(state, self.call(x, q, k, v))
         depth = mixer.depth_kv(state, self.call(x, q, k, v)) if "depth_kv" in hooks else None

@@ -16,7 +16,7 @@ from mixerzoo.data import DataConfig, PreparedData, TokenWindows, default_cache_
 from mixerzoo.data.config import BYTES_VOCAB_SIZE, BpeTokenizer
 from mixerzoo.errors import RecipeError
 from mixerzoo.files import write_text
-from mixerzoo.model import Decoder
+from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
 from mixerzoo.recipe.building import build
 from mixerzoo.recipe.recipe import Recipe
@@ -37,7 +37,7 @@ class TrainingMemory:
         optimizer: the two means of AdamW.
         activations: what one forward keeps for its backward; an estimate from the shapes, which knows neither the
             kernels that run nor what a mixer keeps within a step.
-        logits: the part of the activations that is certain: the scores of one batch and their gradient.
+        logits: the part of the activations that is certain: the scores of as many tokens as the loss takes at a time.
     """
 
     weights: int
@@ -74,7 +74,8 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
     steps = shape.num_steps
     kept = shape.hidden_size * steps + step if train.activation_checkpointing else step * steps
     kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
-    logits = 2 * tokens * shape.vocab_size * torch.float32.itemsize
+    # The scores and their log-probabilities.
+    logits = 2 * chunk_tokens(tokens, shape.vocab_size) * shape.vocab_size * torch.float32.itemsize
     return TrainingMemory(weights, weights, 2 * weights, tokens * kept + logits, logits)
 
 
@@ -108,7 +109,7 @@ def check_size(recipe: Recipe) -> list[str]:
     if need.least > free:
         raise RecipeError(
             f"training needs at least {gib(need.least)} (weights {gib(need.weights)}, gradients "
-            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, logits of a batch {gib(need.logits)}), and "
+            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, logits {gib(need.logits)}), and "
             f"{where} has {gib(free)} free; make the model, train.batch_size or data.sequence_length smaller"
         )
     if need.total > free:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mixerzoo.data.config import DataConfig
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import MixerChoice
-from mixerzoo.model import ModelConfig
+from mixerzoo.model import Compiled, ModelConfig
 from mixerzoo.yaml_text import to_yaml
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -25,6 +25,13 @@ _LEAST = 1e-30
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 # YAML gives lists; a frozen model holds tuples.
 _Trackers = Annotated[tuple[Tracker, ...], Field(strict=False)]
+
+
+def _mode(given: Any) -> Any:
+    return {True: "layers", False: "off"}[given] if isinstance(given, bool) else given
+
+
+_Compile = Annotated[Compiled, BeforeValidator(_mode, json_schema_input_type=Compiled | bool)]
 
 
 class TrainConfig(BaseModel):
@@ -52,7 +59,11 @@ class TrainConfig(BaseModel):
     )
     max_grad_norm: float = Field(1.0, ge=0, le=1e30, description="Clip the gradient to this norm; 0 does not clip.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast; weights stay float32.")
-    compile: bool = Field(False, description="Run the forward and backward through torch.compile.")
+    compile: _Compile = Field(
+        "off",
+        description="Whether torch.compile runs the steps: what repeats once for all layers (true is that too), all as "
+        "one whole graph, or off (false).",
+    )
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward.")
     log_interval: int = Field(10, ge=1, le=_MAX_STEPS, description="Steps between lines of metrics.jsonl.")
     checkpoint_interval: int | None = Field(

@@ -36,7 +36,7 @@ class Records:
     """
 
     def __init__(self, recipe: Recipe, decoder: Decoder, device: torch.device, processes: int) -> None:
-        self.stopwatch = Stopwatch(compiled=recipe.train.compile)
+        self.stopwatch = Stopwatch(compiled=recipe.train.compile != "off")
         self._seed, self._device, self._processes = recipe.seed, device, processes
         self._tokens_per_step = tokens_of_run(recipe, processes) // recipe.train.steps
         self._flops_per_token = _FORWARDS_PER_STEP * flops_per_token(decoder, recipe.data.sequence_length)

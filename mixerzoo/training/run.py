@@ -77,7 +77,7 @@ def train(
     recipe = to_recipe(recipe)
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
-    _say(reporter, notices(compiled=recipe.train.compile))
+    _say(reporter, notices(compiled=recipe.train.compile != "off"))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     _say(reporter, _check_possible(recipe))
     run = RunDirectory(Path(directory).resolve())

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
@@ -71,8 +70,7 @@ class NextTokenLoss(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of labels [B, T] (already shifted) given input_ids [B, T]."""
-        logits = self.decoder(input_ids)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())}
+        return {"loss": self.decoder.loss(input_ids, labels)}
 
 
 class SeededOrder(Sampler[int]):
@@ -125,6 +123,7 @@ class MixerZooTrainer(Trainer):
         self.run = run
         self._saving_into: Path | None = None
         decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
+        decoder.model.compile_training(recipe.train.compile)
         super().__init__(
             model=NextTokenLoss(decoder),
             args=training_arguments(recipe, directory),
@@ -382,7 +381,6 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bf16",
-        torch_compile=train.compile,
         seed=recipe.seed,
         logging_steps=train.log_interval,
         logging_nan_inf_filter=False,

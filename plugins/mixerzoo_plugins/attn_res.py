@@ -266,7 +266,9 @@ class AttnRes(Mixer[Config]):
 
     def _weights(self, state: State, done: int) -> MixingWeights:
         sources = self._attended(state)
-        return MixingWeights(self._query(done).weights(sources), tuple(source.value for source in sources), self._sources(done))
+        return MixingWeights(
+            self._query(done).weights(sources), tuple(source.value for source in sources), self._sources(done)
+        )
 
     def _sources(self, done: int) -> tuple[Site | None, ...]:
         sites = self.shape.sites()

@@ -433,6 +433,25 @@ def test_loss_and_kept_logits() -> None:
     assert torch.equal(model(tokens, return_dict=False)[0], out.logits)
 
 
+def test_loss_without_logits() -> None:
+    model, tokens = fresh(DEPTH)[1], some_tokens(2, 6)
+    labels = tokens.clone()
+    labels[:, :2] = -100
+    options: list[dict[str, Any]] = [{}, {"num_items_in_batch": 5}, {"shift_labels": tokens.roll(-1, 1)}]
+    for given in options:
+        expected, found = (model(tokens, labels=labels, skip_logits=skip, **given) for skip in (False, True))
+        assert expected.logits is not None
+        assert found.logits is None
+        assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+        gradients = [torch.autograd.grad(out.loss, model.lm_head.weight)[0] for out in (found, expected)]
+        assert_close(*gradients, 1e-6)
+    # A loss of one's own is given the logits, whether they are handed out or not.
+    model.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.sum()
+    assert model(tokens, labels=labels, skip_logits=True).logits is None
+    with pytest.raises(MixerError, match="skip_logits: without labels"):
+        model(tokens, skip_logits=True)
+
+
 @torch.no_grad()
 def test_hidden_states_are_what_attention_reads_and_attentions_its_weights() -> None:
     decoder, tokens = zoo.shared(ZooCase("residual")), some_tokens(2, 5)

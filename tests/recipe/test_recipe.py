@@ -533,3 +533,15 @@ def test_every_option_is_described() -> None:
     for part in objects:
         for name, option in part["properties"].items():
             assert option.get("description"), f"{part.get('title')}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("true", "layers"), ("false", "off"), ("layers", "layers"), ("whole", "whole"), ("off", "off")]
+)
+def test_what_is_compiled(tmp_path, given, read):
+    assert load_recipe(write(tmp_path), [f"train.compile={given}"]).train.compile == read
+
+
+def test_what_cannot_be_compiled(tmp_path):
+    with pytest.raises(RecipeError, match="'layer' is none of layers, whole, off"):
+        load_recipe(write(tmp_path), ["train.compile=layer"])

@@ -456,3 +456,19 @@ def test_evaluation_on_other_data_is_refused(finished, tmp_path):
     (copy / "run.json").write_text(json.dumps(run | {"data_fingerprint": "0"}))
     with pytest.raises(RunError, match="data changed"):
         evaluate_run(copy)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("mode", ["layers", pytest.param("whole", marks=pytest.mark.slow)])
+def test_a_run_that_is_compiled_learns_what_another_does(mode, finished, tmp_path, monkeypatch):
+    compiler, compiled = torch.compile, []
+
+    def light(function, **options):
+        compiled.append(function.__name__)
+        return compiler(function, **options, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", light)
+    result = train(tiny_recipe(f"train.compile={mode}"), tmp_path / mode)
+    assert compiled == (["_layer", "_attention", "_heads", "_feed"] if mode == "layers" else ["_forward"])
+    expected = json.loads((finished / "result.json").read_text())
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6)

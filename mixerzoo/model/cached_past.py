@@ -1,0 +1,48 @@
+"""What came before, as our own decoder has it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mixerzoo.mixer import DepthEntries, Plan
+from mixerzoo.model.backends import (
+    AttentionMask,
+    BackendName,
+    attention_weights,
+    backend_function,
+)
+from mixerzoo.model.cache import KVCache
+from mixerzoo.model.past import KeysAndValues, Past
+from mixerzoo.ops import attention_with_depth
+
+
+class CachedPast(Past):
+    """A `KVCache`, or nothing, and an attention backend over it.
+
+    Args:
+        plan: whose windows the masks have.
+        cache: what came before; None where nothing did and nothing is kept.
+        masks: by window.
+        backend: computes attention.
+    """
+
+    def __init__(
+        self, plan: Plan, cache: KVCache | None, masks: dict[int | None, AttentionMask], backend: BackendName
+    ) -> None:
+        self.plan, self.cache, self.masks, self.backend = plan, cache, masks, backend
+        self.stores = cache is not None
+
+    def store(self, slot: int | None, k: Tensor | None, v: Tensor | None) -> KeysAndValues:
+        if self.cache is None or slot is None:
+            return KeysAndValues(k, v)
+        return KeysAndValues(*self.cache.append(slot, k, v))
+
+    def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
+        mask = self.masks[self.plan.window(step)]
+        if depth is not None:
+            causal = mask.dense is None and mask.visibility.causal_only
+            return attention_with_depth(q, k, v, mask.dense, scale, *depth.each(), causal=causal)
+        return backend_function(self.backend)(q, k, v, mask, scale)
+
+    def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        return attention_weights(q, k, self.masks[self.plan.window(step)], scale)

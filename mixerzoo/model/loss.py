@@ -1,0 +1,196 @@
+"""Cross-entropy of a head's predictions without its logits: they are computed chunk by chunk and dropped.
+
+`torch.nn.functional.linear_cross_entropy` (PyTorch 2.13) is not used: its loss of bfloat16 is a bfloat16, that of
+float32 errs by more than that of the logits does, and it takes no part in autocast.
+Letters in shapes: N tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Scores of a chunk below which none is made smaller: a product of few rows is slow.
+_SMALLEST = 2**24
+#: Chunks at most, where they are no smaller than that: each adds to the whole gradient of the head.
+_MOST_CHUNKS = 8
+#: The target of a token that is not counted.
+IGNORED = -100
+
+Reduction = Literal["mean", "sum"]
+
+
+def chunk_tokens(num_tokens: int, vocab_size: int) -> int:
+    """Tokens whose logits are there at a time.
+
+    Args:
+        num_tokens: N.
+        vocab_size: V.
+    """
+    return max(1, min(num_tokens, max(_SMALLEST // vocab_size, -(-num_tokens // _MOST_CHUNKS))))
+
+
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, in float32 or wider; without gradients.
+
+    Args:
+        hidden: [..., D].
+        weight: of the head, [V, D]. The product is computed in the autocast dtype where there is one.
+        targets: int64 [...].
+
+    Returns:
+        As `targets`.
+    """
+    with torch.no_grad():
+        dtype = _compute_dtype(hidden)
+        rows, wanted = hidden.reshape(-1, hidden.size(-1)).to(dtype), targets.reshape(-1)
+        weight = weight.to(dtype)
+        losses = [
+            _log_probabilities(rows[part], weight).gather(1, wanted[part, None]).neg_()[:, 0]
+            for part in _parts(len(wanted), len(weight))
+        ]
+        return torch.cat(losses).view(targets.shape)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, reduction: Reduction = "mean", ignore_index: int = IGNORED
+) -> Tensor:
+    """The same as ``cross_entropy(linear(hidden, weight).float(), targets)``, in float64 for float64.
+
+    Gradients are computed in the forward, where the logits are. They can be used once, and not be differentiated.
+
+    Args:
+        hidden: [..., D].
+        weight: of the head, [V, D]. The product is computed in the autocast dtype where there is one.
+        targets: int64 [...].
+        reduction: over all targets that count.
+        ignore_index: of targets that do not.
+
+    Returns:
+        A scalar.
+    """
+    rows, wanted = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
+    counted = wanted != ignore_index
+    dtype = _compute_dtype(hidden)
+    share = counted.to(torch.promote_types(dtype, torch.float32))
+    if reduction == "mean":
+        share = share / counted.sum()
+    run = _op_loss if torch.compiler.is_compiling() else _ChunkedLoss.apply
+    loss: Tensor = run(rows, weight, torch.where(counted, wanted, 0), share, dtype)
+    return loss
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    if hidden.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return hidden.dtype
+
+
+def _parts(num_tokens: int, vocab_size: int) -> Iterator[slice]:
+    size = chunk_tokens(num_tokens, vocab_size)
+    return (slice(start, start + size) for start in range(0, num_tokens, size))
+
+
+def _log_probabilities(rows: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast(rows.device.type, enabled=False):
+        logits = rows @ weight.t()
+    return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _sum_and_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The losses of all tokens, each times its share, and the gradients by hidden [N, D] and weight [V, D]."""
+    rows, head, exact = hidden.to(dtype), weight.to(dtype), share.dtype
+    losses = torch.empty_like(share)
+    of_hidden = torch.empty_like(hidden) if needs[0] else None
+    # Summed up in the precision of the loss, whatever that of the products is.
+    of_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs[1] else None
+    for part in _parts(len(targets), len(weight)):
+        scores = _log_probabilities(rows[part], head)
+        losses[part] = scores.gather(1, targets[part, None])[:, 0]
+        if not any(needs):
+            continue
+        # By the logits: the probabilities, but for 1 less at the target.
+        scores.exp_().scatter_add_(1, targets[part, None], scores.new_full((len(scores), 1), -1.0))
+        by_logits = scores.mul_(share[part, None]).to(dtype)
+        with torch.autocast(rows.device.type, enabled=False):
+            if of_hidden is not None:
+                of_hidden[part] = by_logits @ head
+            if of_weight is not None and of_weight.dtype == dtype:
+                of_weight.addmm_(by_logits.t(), rows[part])
+            elif of_weight is not None:
+                of_weight += by_logits.t() @ rows[part]
+    of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+    return losses.mul_(share).sum().neg_(), of_hidden, of_weight
+
+
+def _times(found: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
+    """A product that does not round the factor to a shorter dtype first."""
+    if found.dtype.itemsize < factor.dtype.itemsize:
+        return (found.to(factor.dtype) * factor).to(found.dtype)
+    return torch.mul(found, factor, out=out)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The loss; its gradients are those of the forward, times what comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype) -> Tensor:
+        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        loss, of_hidden, of_weight = _sum_and_gradients(hidden, weight, targets, share, dtype, needs)
+        ctx.gradients = of_hidden, of_weight
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were used before; compute the loss again")
+        # In place: beside a head's gradient there is seldom room for another.
+        of_hidden, of_weight = (None if found is None else _times(found, grad, out=found) for found in ctx.gradients)
+        ctx.gradients = None
+        return of_hidden, of_weight, None, None, None
+
+
+@torch.library.custom_op("mixerzoo::linear_cross_entropy", mutates_args=())
+def _op(
+    hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype, graph: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One node of a compiled graph; without a graph of gradients these are empty."""
+    loss, *found = _sum_and_gradients(hidden, weight, targets, share, dtype, (graph, graph))
+    of_hidden, of_weight = (hidden.new_empty(0) if each is None else each for each in found)
+    return loss, of_hidden, of_weight
+
+
+@_op.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype, graph: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = share.new_empty(())
+    none = hidden.new_empty(0)
+    return loss, torch.empty_like(hidden) if graph else none, torch.empty_like(weight) if graph else none
+
+
+def _op_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _op_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor, Tensor, None, None, None, None]:
+    of_hidden, of_weight = (_times(found, grad) for found in ctx.saved_tensors)
+    return of_hidden, of_weight, None, None, None, None
+
+
+_op.register_autograd(_op_backward, setup_context=_op_keep)
+
+
+def _op_loss(hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype) -> Tensor:
+    graph = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss: Tensor = _op(hidden, weight, targets, share, dtype, graph)[0]
+    return loss
