@@ -1,15 +1,61 @@
-"""Sphinx configuration: ``pip install ".[docs]" && sphinx-build -W docs site``."""
+"""Sphinx configuration: ``pip install ".[docs]" && sphinx-build -W docs site``.
 
+The build needs no network. With ``-t online`` names of Python, PyTorch and transformers become links to their own pages.
+"""
+
+import sys
+from pathlib import Path
 from typing import Any
 
 from pygments.lexers.data import YamlLexer
 
+from mixerzoo import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
 project = "mixerzoo"
-extensions = ["myst_parser"]
+version = release = __version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_design",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+    "mixer_pages",
+]
+exclude_patterns = ["example-plugin", "_extensions"]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+bibtex_bibfiles = ["references.bib"]
+
+# A name in backticks is one of Python's where there is one of that name, and else code.
+default_role = "py:obj"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "exclude-members": "model_config"}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+if tags.has("online"):  # type: ignore[name-defined]  # noqa: F821  Sphinx puts it here
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
+    }
+
 html_theme = "furo"
 html_title = "mixerzoo"
-myst_heading_anchors = 3
-exclude_patterns = ["example-plugin"]
+html_static_path = ["_static", "../mixerzoo/describe/mixer_page.css"]
+html_css_files = ["mixer_page.css", "site.css"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#1d4ed8", "color-brand-content": "#1d4ed8"},
+    "dark_css_variables": {"color-brand-primary": "#7cacf8", "color-brand-content": "#8ab4f8"},
+}
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
 
 
 def setup(app: Any) -> None:

@@ -40,9 +40,6 @@ OverridesArgument = Annotated[
 #: Plain JSON in place of tables.
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
-#: The letters of the cards' formulas.
-LETTERS = "D hidden size, L layers, H query heads, G key/value heads, d head_dim, e bytes per number"
-
 #: An option's device.
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="E.g. cpu or cuda:1; default: a GPU where there is one.")

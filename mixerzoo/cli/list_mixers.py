@@ -13,32 +13,17 @@ from mixerzoo.errors import MixerError, PluginError, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mixerzoo.mixer import DecoderShape, Mixer, MixerEntry, Registry
+    from mixerzoo.describe import Figures
+    from mixerzoo.mixer import MixerEntry, Registry
 
 #: The baseline, listed first.
 BASELINE = "residual"
-#: Tokens in the caches that are compared.
-TOKENS = 4096
 #: Columns of a terminal from which family and origin have columns of their own.
 WIDE = 110
 #: Length up to which an origin stays on one line in its own column.
 _UNBROKEN = 28
 #: Columns of a narrow terminal that words and figures need.
 _REST = 52
-
-
-class Figures(NamedTuple):
-    """What a mixer costs on the compared decoder, with default options.
-
-    Attributes:
-        parameters: that it adds.
-        cache_relative: bytes of the cache over residual's.
-        in_flight_relative: bytes in flight per token over those of one hidden state.
-    """
-
-    parameters: int
-    cache_relative: float
-    in_flight_relative: float
 
 
 class Row(NamedTuple):
@@ -100,11 +85,12 @@ def _sorted(registry: Registry) -> list[MixerEntry]:
 
 
 def _row(entry: MixerEntry) -> Row:
+    from mixerzoo.describe import COMPARED, figures, with_defaults
     from mixerzoo.mixer import guarded, one_line
 
     try:
         with guarded(entry.plugin, "being compared"):
-            return Row(entry, _figures(entry.mixer))
+            return Row(entry, figures(with_defaults(entry.mixer, COMPARED)))
     except KeyboardInterrupt:
         raise
     except MixerError as error:
@@ -113,57 +99,8 @@ def _row(entry: MixerEntry) -> Row:
         return Row(entry, None, one_line(error), visible("".join(traceback.format_exception(error))))
 
 
-def _figures(mixer_class: type[Mixer]) -> Figures:
-    """A mixer's figures.
-
-    Raises:
-        MixerError: an option has no default, or the mixer does not take the compared decoder.
-        Exception: whatever a faulty mixer raises.
-    """
-    import torch
-    from pydantic import ValidationError
-
-    from mixerzoo.mixer import Plan
-    from mixerzoo.validation import problems
-
-    shape = _compared()
-    try:
-        config = mixer_class.Config()
-    except ValidationError as error:
-        raise MixerError("; ".join(problem.message for problem in problems(error, mixer_class.Config, {}))) from error
-    with torch.device("meta"):
-        mixer = mixer_class(config, shape)
-    plan = mixer.plan()
-    if not isinstance(plan, Plan):
-        raise PluginError(f"plan() returned {plan!r}, which is not a mixerzoo.Plan")
-    in_flight = mixer.in_flight_bytes(torch.bfloat16)
-    if type(in_flight) is not int:
-        raise PluginError(f"in_flight_bytes() returned {in_flight!r}, which is not a whole number")
-    return Figures(
-        sum(parameter.numel() for parameter in mixer.parameters()),
-        plan.elements(shape, TOKENS) / Plan.plain(shape.order).elements(shape, TOKENS),
-        in_flight / (shape.hidden_size * torch.bfloat16.itemsize),
-    )
-
-
 def _failing(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.details]
-
-
-def _compared() -> DecoderShape:
-    """A decoder of 24 layers and about 350 million parameters."""
-    from mixerzoo.mixer import DecoderShape
-
-    return DecoderShape(
-        hidden_size=1024,
-        num_layers=24,
-        num_heads=16,
-        num_kv_heads=16,
-        head_dim=64,
-        order=tuple(range(24)),
-        norm_eps=1e-5,
-        vocab_size=50304,
-    )
 
 
 def _to_dict(registry: Registry, rows: list[Row]) -> dict[str, Any]:
@@ -210,6 +147,8 @@ def _to_dict(registry: Registry, rows: list[Row]) -> dict[str, Any]:
 def _print(registry: Registry, rows: list[Row]) -> None:
     from rich.text import Text
 
+    from mixerzoo.describe import COMPARED, TOKENS, short
+
     out = console()
     wide = out.width >= WIDE
     columns = ("Mixer", "Acts on", "Parameters", "Cache", "In flight")
@@ -229,7 +168,7 @@ def _print(registry: Registry, rows: list[Row]) -> None:
         cells = ("", "", "")
         if figures is not None:
             parameters, cache, in_flight = figures
-            cells = (_short(parameters), f"{cache:.2g}×", f"{in_flight:.3g}×")
+            cells = (short(parameters), f"{cache:.2g}×", f"{in_flight:.3g}×")
         origin = _origin(entry)
         below = (card.paper,) if wide else (card.family, card.paper, origin)
         title = Text.assemble((entry.mixer.name, "bold"), *((f"\n{line}", "dim") for line in below if line))
@@ -240,7 +179,7 @@ def _print(registry: Registry, rows: list[Row]) -> None:
         if not wide:
             listing.add_section()
     out.print(listing)
-    shape = _compared()
+    shape = COMPARED
     out.print(
         f"\nWith default options on {shape.num_layers} layers of hidden size {shape.hidden_size}: parameters that the "
         f"mixer adds; bytes of the cache at {TOKENS:,} tokens over residual's; bytes in flight per token over those of "
@@ -274,11 +213,3 @@ def _print_wrong(out: Console, registry: Registry, rows: list[Row]) -> None:
 def _origin(entry: MixerEntry) -> str:
     """The distribution that a mixer comes from, with its version."""
     return f"{entry.distribution} {entry.version}"
-
-
-def _short(number: int) -> str:
-    """A count in at most five characters: 0, 768, 98.3K, 1.2M."""
-    for unit, size in (("M", 1_000_000), ("K", 1000)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)

@@ -6,28 +6,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import LETTERS, JsonOption, console, print_json, table
-from mixerzoo.errors import MixerError, PluginError
+from mixerzoo.cli.common import JsonOption, console, print_json, table
+from mixerzoo.errors import MixerError, MixerzooError, PluginError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mixerzoo.cli.options import Option
+    from mixerzoo.describe import Option
     from mixerzoo.mixer import MixerEntry
 
 
 def command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A mixer; `mixerzoo list` shows them.")],
     as_json: JsonOption = False,
+    as_html: Annotated[
+        bool,
+        typer.Option("--html", help="Print a page with who reads whom as a drawing; one file that needs nothing else."),
+    ] = False,
 ) -> None:
     """Show a mixer's card, its options, and what to put in a recipe."""
     from mixerzoo.mixer import load_registry
 
+    if as_html and as_json:
+        raise MixerzooError("--html and --json are two outputs; ask for one")
     entry = load_registry().get(name)
-    if as_json:
+    if as_html:
+        typer.echo(_page(entry))
+    elif as_json:
         print_json(_to_dict(entry))
     else:
         _print(entry)
+
+
+def _page(entry: MixerEntry) -> str:
+    """All that is known of a mixer as HTML.
+
+    Raises:
+        PluginError: the mixer fails.
+    """
+    from mixerzoo.describe import mixer_page
+    from mixerzoo.mixer import guarded, one_line
+
+    try:
+        with guarded(entry.plugin, "making its page"):
+            return mixer_page(entry)
+    except Exception as error:  # a mixer may fail in any way; the message names its plugin
+        raise PluginError(
+            f"{entry.plugin}: the page of mixer {entry.mixer.name!r} cannot be made: {one_line(error)}"
+        ) from error
 
 
 def _options(entry: MixerEntry) -> tuple[list[Option], str]:
@@ -36,7 +62,7 @@ def _options(entry: MixerEntry) -> tuple[list[Option], str]:
     Raises:
         PluginError: they cannot be told from its ``Config``.
     """
-    from mixerzoo.cli.options import options, snippet
+    from mixerzoo.describe import options, snippet
     from mixerzoo.mixer import guarded, one_line
 
     try:
@@ -103,6 +129,7 @@ def _print(entry: MixerEntry) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
+    from mixerzoo.describe import LETTERS
     from mixerzoo.yaml_text import one_line
 
     card = entry.mixer.card

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 import mixerzoo
 from mixerzoo.cli import COMMANDS, app, schema
 from mixerzoo.cli.common import print_error
-from mixerzoo.cli.options import options, snippet
+from mixerzoo.describe import options, snippet
 from mixerzoo.data import TextTokenizer
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer.registry import Registry
