@@ -293,7 +293,7 @@ def test_what_is_kept_for_the_backward() -> None:
     }
     for variant, logits in (("hc", 24), ("mhc", 24), ("mhc_lite", 2 * 4 + math.factorial(4))):
         # Four streams and what is added to them; what is weighed, by logits and weights.
-        case = Case("hyper_connections", {"variant": variant})
+        case = ZooCase("hyper_connections", {"variant": variant})
         allowed[case] = 2 * LAYERS * (5 * one_source + TOKENS * (24 + 2 * logits) * 4)
     for case, sources_and_weights in allowed.items():
         assert kept(case) - residual <= 1.1 * sources_and_weights + 0.001 * residual, str(case)
