@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def run_check(
     refusals: list[str] = []
     drawn: list[Case] = []
     others: list[Case] = []
-    trial = _Trial(check, mixer, reference, until=started + SECONDS[profile])
+    trial = _Trial(check, mixer, reference, SECONDS[profile])
     message, code = None, ""
     try:
         with suppress(Unsatisfiable):
@@ -102,21 +102,24 @@ class _Trial:
         check: the check.
         mixer: under test.
         reference: of the mixer.
-        until: when no further case is begun, on the monotonic clock.
+        limit: seconds, of the clock and of the processor, after which no further case is begun: a busy machine cuts
+            nothing that an idle one would not, nor do many threads.
         failing: the case that failed last, and how: of those that Hypothesis runs the smallest.
         cut: cases that were not begun.
+        begun: on both clocks.
     """
 
     check: Check
     mixer: type[Mixer]
     reference: Reference | None
-    until: float
+    limit: float
     failing: tuple[Case, Exception] | None = None
     cut: int = 0
+    begun: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
 
     def hold(self, case: Case) -> None:
         """Run the check on a case, in time."""
-        if time.monotonic() > self.until:
+        if min(time.monotonic() - self.begun[0], time.process_time() - self.begun[1]) > self.limit:
             self.cut += 1
             return
         if (error := _error_of(self.check, self.mixer, case, self.reference)) is not None:

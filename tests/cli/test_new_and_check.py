@@ -121,7 +121,7 @@ def test_list_says_where_they_come_from(place: Place) -> None:
     assert all(f"{distribution} 0.1.0" in output for distribution in PLUGINS.values())
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("name", ["recall", pytest.param("learned_gain", marks=pytest.mark.slow)])
 def test_check_passes(place: Place, name: str) -> None:
     reference = ("--reference", f"tests.naive_{name}:REFERENCE")
     code, output, errors = place.run("-m", "mixerzoo", "check", name, *reference, cwd=place.folder / name)
@@ -136,7 +136,7 @@ def test_check_passes(place: Place, name: str) -> None:
     assert f"{name} ({PLUGINS[name]} 0.1.0): {len(passing)} passed, 3 skipped, in " in output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("name", ["learned_gain", pytest.param("recall", marks=pytest.mark.slow)])
 def test_their_own_tests_pass(place: Place, name: str) -> None:
     code, output, errors = place.run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=place.folder / name)
     assert code == 0, output + errors
@@ -157,7 +157,7 @@ def test_they_train_from_their_recipe(place: Place, name: str) -> None:
     shutil.rmtree(place.folder / "runs")
 
 
-#: mixer, text in its module, what a mistake makes of it, and the checks that must catch it.
+#: mixer, text in its module, what a mistake makes of it, and the checks that must catch it. Two are in CI.
 TWINS = [
     ("recall", "b * state.embedding", "b * state.embedding.mean(1, keepdim=True)", ["causality", "cached_decoding"]),
     ("recall", "return 3 * self.shape", "return 30 * self.shape", ["flops"]),
@@ -170,7 +170,13 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "right", "wrong", "caught_by"), TWINS, ids=[twin[2] for twin in TWINS])
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "caught_by"),
+    [
+        pytest.param(*twin, id=twin[2], marks=() if number in (0, 6) else pytest.mark.slow)
+        for number, twin in enumerate(TWINS)
+    ],
+)
 def test_a_broken_twin_is_caught_by_name(
     place: Place, tmp_path: Path, name: str, right: str, wrong: str, caught_by: Sequence[str]
 ) -> None:

@@ -168,7 +168,14 @@ def test_packed_documents_do_not_see_one_another(case: ZooCase, lengths: list[li
 # Backends.
 
 
-@every_case
+#: In CI with every backend; the others are slow ones.
+ANY_BACKEND = (
+    *(case for case in zoo.PLAIN_CASES if case.mixer in ("residual", "depth_attention", "mudd", "yoco", "moda", "cla")),
+    *(case for case in zoo.ADHOC_CASES if case.mixer == "planned"),
+)
+
+
+@zoo.parametrized(zoo.CASES, ANY_BACKEND)
 @pytest.mark.parametrize("backend", ["eager", "flex"])
 @torch.no_grad()
 def test_backends_agree(case: ZooCase, backend: str) -> None:

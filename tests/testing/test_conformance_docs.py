@@ -112,6 +112,7 @@ def test_what_the_tutorial_breaks_fails_as_it_says(tmp_path, monkeypatch) -> Non
     assert snippet in console
 
 
+@pytest.mark.slow
 def test_the_tutorial_s_other_method_is_known_by_its_reference_alone(tmp_path, monkeypatch) -> None:
     mixer = broken(1, tmp_path, monkeypatch)
     reference = imported("naive_recall", PLUGIN / "tests" / "naive_recall.py", monkeypatch).REFERENCE

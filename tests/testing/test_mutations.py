@@ -8,6 +8,7 @@ from mutate_mixers import MODULES, SURVIVORS
 from mutations import mutants
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", sorted({module for module, _, _ in SURVIVORS}))
 def test_what_is_explained_is_a_mutant_still(module: str) -> None:
     found = {mutant.key for mutant in mutants(module)}
