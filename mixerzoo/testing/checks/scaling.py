@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from mixerzoo.mixer import Mixer
 from mixerzoo.testing.case import Case
@@ -51,6 +49,10 @@ def shards(mixer: type[Mixer], case: Case) -> None:
 
 
 def _sharded(rank: int, mixer: type[Mixer], case: Case, directory: str) -> None:
+    # They take longer to import than the kit, and no other check needs them.
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
     torch.set_num_threads(1)
     # It warns of changing keys and values in place, which clause 3.2 forbids.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
