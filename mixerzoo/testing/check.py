@@ -32,7 +32,7 @@ EXAMPLES: dict[Profile, dict[Cost, int]] = {
     "thorough": {"cheap": 300, "deadly": 300, "fair": 100, "dear": 20, "slow": 3, "once": 1},
 }
 
-#: Seconds after which a check is cut: no further case is begun, and the result says so.
+#: CPU seconds after which a check is cut: no further case is begun, and the result says so.
 SECONDS: dict[Profile, float] = {"quick": 30.0, "thorough": 3600.0}
 
 #: How many of the cases that are not drawn (see `ordinary_cases`) a check gets, in either profile; None: all.

@@ -74,7 +74,7 @@ def run_check(
     refusals: list[str] = []
     drawn: list[Case] = []
     others: list[Case] = []
-    trial = _Trial(check, mixer, reference, until=started + SECONDS[profile])
+    trial = _Trial(check, mixer, reference, until=time.process_time() + SECONDS[profile])
     message, code = None, ""
     try:
         with suppress(Unsatisfiable):
@@ -102,7 +102,7 @@ class _Trial:
         check: the check.
         mixer: under test.
         reference: of the mixer.
-        until: when no further case is begun, on the monotonic clock.
+        until: when no further case is begun, in CPU seconds of the process: what else runs there changes no verdict.
         failing: the case that failed last, and how: of those that Hypothesis runs the smallest.
         cut: cases that were not begun.
     """
@@ -116,7 +116,7 @@ class _Trial:
 
     def hold(self, case: Case) -> None:
         """Run the check on a case, in time."""
-        if time.monotonic() > self.until:
+        if time.process_time() > self.until:
             self.cut += 1
             return
         if (error := _error_of(self.check, self.mixer, case, self.reference)) is not None:

@@ -38,7 +38,7 @@ def test_every_check_is_a_clause_and_every_clause_a_check() -> None:
 
 def test_clauses_are_numbered_in_order_without_gaps_under_their_chapter() -> None:
     assert clauses() == sorted(clauses(), key=key)
-    for chapter in re.split(r"^### ", CONFORMANCE, flags=re.MULTILINE)[1:]:
+    for chapter in re.split(r"^### ", CONFORMANCE.partition("## Profiles")[0], flags=re.MULTILINE)[1:]:
         number = chapter.partition(".")[0]
         rows = re.findall(r"^\| (\d+\.\d+) \|", chapter, re.MULTILINE)
         assert rows == [f"{number}.{i + 1}" for i in range(len(rows))]
