@@ -32,7 +32,7 @@ EXAMPLES: dict[Profile, dict[Cost, int]] = {
     "thorough": {"cheap": 300, "deadly": 300, "fair": 100, "dear": 20, "slow": 3, "once": 1},
 }
 
-#: Seconds after which a check is cut: no further case is begun, and the result says so.
+#: CPU seconds after which a check is cut: no further case is begun, and the result says so.
 SECONDS: dict[Profile, float] = {"quick": 30.0, "thorough": 3600.0}
 
 #: How many of the cases that are not drawn (see `ordinary_cases`) a check gets, in either profile; None: all.
@@ -61,6 +61,8 @@ class Check:
         cost: how often it can be run.
         needs: what a `Reference` must give, one of these at least, for the check to run; empty: it needs none.
         named: whether its cases are those that the reference names; none is drawn.
+        sees: dtypes and modes in which it runs, in words.
+        blind: what it cannot see.
         large: in which ways the large cases are large on which it runs.
     """
 
@@ -72,6 +74,13 @@ class Check:
     needs: tuple[str, ...] = ()
     large: tuple[Large, ...] = ()
     named: bool = False
+    sees: str = ""
+    blind: str = ""
+
+    @property
+    def sizes(self) -> str:
+        """The sizes of its cases, in words; docs/conformance.md says what these mean."""
+        return ", ".join(["named" if self.named else "one" if self.cost == "once" else "small", *self.large])
 
     def lacks(self, reference: Reference | None) -> str | None:
         """Why the check cannot run with this reference, or None if it can."""
@@ -126,6 +135,9 @@ def clause(
 ) -> Callable[[Body], Body]:
     """Register a function as the check of a clause.
 
+    The first line of its docstring is the summary; one that begins with ``Sees:`` and one with ``Blind:`` say what it
+    sees and what it cannot see.
+
     Args:
         number: of the clause.
         cost: how often it can be run.
@@ -136,8 +148,13 @@ def clause(
     sizes = large if large is not None else ("rows", "long") if cost == "cheap" else ()
 
     def register(body: Body) -> Body:
-        summary = (body.__doc__ or "").strip().splitlines()[0]
-        CHECKS[body.__name__] = Check(body.__name__, number, summary, body, cost, needs, sizes, named)
+        summary, *others = [line.strip() for line in (body.__doc__ or "").strip().splitlines()]
+        sees, blind = (
+            next(line.removeprefix(key).strip().rstrip(".") for line in others if line.startswith(key))
+            for key in ("Sees:", "Blind:")
+        )
+        check = Check(body.__name__, number, summary, body, cost, needs, sizes, named, sees, blind)
+        CHECKS[body.__name__] = check
         for name in sorted(CHECKS, key=lambda name: [int(part) for part in CHECKS[name].clause.split(".")]):
             CHECKS[name] = CHECKS.pop(name)
         return body

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import zoo
 from mixerzoo import Mixer
 from mixerzoo.testing import CHECKS, Result, checks_for, failure_text, run_check
 from mixerzoo.testing.runner import EXAMPLES
@@ -37,7 +38,7 @@ def test_every_check_is_a_clause_and_every_clause_a_check() -> None:
 
 def test_clauses_are_numbered_in_order_without_gaps_under_their_chapter() -> None:
     assert clauses() == sorted(clauses(), key=key)
-    for chapter in re.split(r"^### ", CONFORMANCE, flags=re.MULTILINE)[1:]:
+    for chapter in re.split(r"^### ", CONFORMANCE.partition("## Profiles")[0], flags=re.MULTILINE)[1:]:
         number = chapter.partition(".")[0]
         rows = re.findall(r"^\| (\d+\.\d+) \|", chapter, re.MULTILINE)
         assert rows == [f"{number}.{i + 1}" for i in range(len(rows))]
@@ -47,8 +48,30 @@ def test_clauses_are_numbered_in_order_without_gaps_under_their_chapter() -> Non
 def test_every_number_that_a_page_cites_is_a_clause() -> None:
     numbers = {check.clause for check in CHECKS.values()}
     assert set(re.findall(r"\((\d+\.\d)\)", TUTORIAL)) <= numbers
-    cited = CONFORMANCE.split("## Profiles", 1)[1].split("## A naive", 1)[0]
+    cited = CONFORMANCE.split("## Profiles", 1)[1].split("## What a clause", 1)[0]
     assert set(re.findall(r"\b\d+\.\d+\b", cited)) == {c.clause for c in CHECKS.values() if c.cost != "cheap"}
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The rows of the first table after a heading, cell by cell."""
+    table = CONFORMANCE.split(f"{heading}\n", 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
+    return [line.strip("| ").split(" | ") for line in table.splitlines()[1:]]
+
+
+def test_the_page_says_of_every_clause_what_it_costs_sees_and_cannot_see() -> None:
+    found = rows("## What a clause costs and sees")
+    assert [[number, *words] for number, _, *words in found] == [
+        [check.clause, check.sizes, check.sees, check.blind] for check in CHECKS.values()
+    ]
+    quick = {check.clause for check in checks_for(Mixer)}
+    assert {number for number, seconds, *_ in found if re.fullmatch(r"\d+\.\d", seconds)} == quick
+
+
+def test_no_built_in_mixer_costs_more_than_the_page_may_say() -> None:
+    found = {name.strip("`"): float(seconds) for name, seconds in rows("## What a mixer costs")}
+    assert found.keys() <= set(zoo.REGISTERED)
+    assert found["depth_attention"] <= 70
+    assert max(found.values()) <= 90
 
 
 @pytest.mark.parametrize("profile", EXAMPLES)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 import zoo
-from mixerzoo import Mixer, MixerConfig
+from mixerzoo import DecoderShape, Mixer, MixerConfig
 from mixerzoo.errors import MixerzooError
 from mixerzoo.testing import (
     CHECKS,
@@ -23,6 +23,7 @@ from mixerzoo.testing import (
     run_check,
 )
 from mixerzoo.testing.check import SECONDS
+from mixerzoo.testing.ordinary import is_served
 from mixerzoo_plugins.denseformer import DenseFormer
 from mixerzoo_plugins.residual import Residual
 from wrong import decoding, precision
@@ -113,6 +114,25 @@ def test_the_cases_that_a_reference_names_are_one_by_one_and_can_be_cut(monkeypa
     monkeypatch.setitem(SECONDS, "quick", -1.0)
     result = run_check(check, DenseFormer, reference=few)
     assert (result.ran, result.cut) == (0, 2)
+
+
+class Asked(Residual):
+    """Refuses two layers, and counts how often it is asked."""
+
+    name = "asked"
+    times = 0
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        type(self).times += 1
+        if shape.num_steps == 2:
+            raise MixerzooError("not two")
+
+
+def test_whether_a_mixer_serves_a_decoder_is_asked_once() -> None:
+    assert [is_served(Asked, Case(MODEL)) for _ in range(2)] == [False, False]
+    assert [is_served(Asked, Case({**MODEL, "num_layers": layers})) for layers in (3, 3)] == [True, True]
+    assert Asked.times == 2
 
 
 def test_cases_are_counted() -> None:

@@ -17,7 +17,11 @@ from mixerzoo.testing.observe import Calls, largest_state, observed, state_bytes
 @clause("4.1")
 @torch.no_grad()
 def kv_bytes(mixer: type[Mixer], case: Case) -> None:
-    """Cache bytes measured are those of the plan and of the card's formula."""
+    """Cache bytes measured are those of the plan and of the card's formula.
+
+    Sees: float32; fixed storage.
+    Blind: the card's formula with latent attention.
+    """
     assert_kv_bytes(case.decoder(mixer, dtype=torch.float32), case)
 
 
@@ -41,7 +45,11 @@ def assert_kv_bytes(decoder: Decoder, case: Case) -> None:
 @clause("4.2")
 @torch.no_grad()
 def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
-    """The state never takes more bytes per token than declared, and at its peak at least half of that."""
+    """The state never takes more bytes per token than declared, and at its peak at least half of that.
+
+    Sees: float32, bf16; without gradients.
+    Blind: peaks within a call, what autograd keeps, and a factor of two (10.2).
+    """
     assert_in_flight_bytes(case.decoder(mixer, dtype=torch.float32), case)
 
 
@@ -70,7 +78,11 @@ def _counted(calls: Calls, case: Case) -> str:
 
 @clause("4.3", large=())
 def parameters(mixer: type[Mixer], case: Case) -> None:
-    """The mixer owns its parameters and leaves the decoder's alone."""
+    """The mixer owns its parameters and leaves the decoder's alone.
+
+    Sees: built, not run.
+    Blind: tensors hidden in lists that are neither parameters nor buffers.
+    """
     assert_parameters(case.decoder(mixer))
 
 
@@ -92,7 +104,11 @@ def assert_parameters(decoder: Decoder) -> None:
 @clause("4.4")
 @torch.no_grad()
 def flops(mixer: type[Mixer], case: Case) -> None:
-    """The FLOPs declared are those counted in the mixer's calls, up to conventions (a factor of two and a bit)."""
+    """The FLOPs declared are those counted in the mixer's calls, up to conventions (a factor of two and a bit).
+
+    Sees: float32; without gradients.
+    Blind: a factor of two (10.2), and kernels that PyTorch does not show.
+    """
     assert_flops(case.decoder(mixer, dtype=torch.float32), case)
 
 
@@ -110,7 +126,11 @@ def assert_flops(decoder: Decoder, case: Case) -> None:
 
 @clause("4.5", large=("rows", "long", "deep"))
 def sources(mixer: type[Mixer], case: Case) -> None:
-    """The sources that a mixer names for pictures are sites of the decoder that come no later than the reader."""
+    """The sources that a mixer names for pictures are sites of the decoder that come no later than the reader.
+
+    Sees: built, not run.
+    Blind: wrong sources that come early enough (10.2).
+    """
     decoder = case.decoder(mixer)
     order = {site: number for number, site in enumerate(decoder.shape.sites())}
     for site in decoder.shape.sites():
@@ -121,7 +141,11 @@ def sources(mixer: type[Mixer], case: Case) -> None:
 
 @clause("4.6", large=())
 def card(mixer: type[Mixer], case: Case) -> None:
-    """The card says what it must: title, summary, equation, where it acts, costs."""
+    """The card says what it must: title, summary, equation, where it acts, costs.
+
+    Sees: built, not run.
+    Blind: whether the words are true.
+    """
     said = mixer.card
     for name in ("title", "summary", "equation", "acts_on", "parameters", "kv_bytes", "in_flight_bytes"):
         assert str(getattr(said, name)).strip(), f"the card's {name} is empty"

@@ -22,7 +22,11 @@ from mixerzoo.testing.drawn_options import choices, few_values
 @clause("4.8", cost="dear", large=("long", "deep", "wide"))
 @torch.no_grad()
 def accounts_at_size(mixer: type[Mixer], case: Case) -> None:
-    """Cache bytes, bytes in flight, FLOPs and parameters are those declared in deep, wide and long decoders too."""
+    """Cache bytes, bytes in flight, FLOPs and parameters are those declared in deep, wide and long decoders too.
+
+    Sees: float32, bf16; without gradients.
+    Blind: accounts that go wrong beyond these sizes.
+    """
     decoder = case.decoder(mixer, dtype=torch.float32)
     assert_parameters(decoder)
     for account in (assert_kv_bytes, assert_flops, assert_in_flight_bytes):
@@ -32,7 +36,11 @@ def accounts_at_size(mixer: type[Mixer], case: Case) -> None:
 @clause("4.9", cost="once")
 @torch.no_grad()
 def options_matter(mixer: type[Mixer], case: Case) -> None:
-    """Two values of an option, of a few that are tried, make two mixers, or one of them is refused."""
+    """Two values of an option, of a few that are tried, make two mixers, or one of them is refused.
+
+    Sees: float64; 20 layers, and 10 that run twice.
+    Blind: options that matter only beside two others, or in training.
+    """
     for name in mixer.Config.model_fields:
         values = few_values(mixer.Config, name)
         groups = [values]
@@ -95,7 +103,11 @@ def _print(mixer: type[Mixer], options: Mapping[str, Any]) -> list[Any] | None:
 
 @clause("5.3", cost="once")
 def neutral_words(mixer: type[Mixer], case: Case) -> None:
-    """Where the card says in words that the decoder is a plain one, it says so as data that 5.1 tries, and else not."""
+    """Where the card says in words that the decoder is a plain one, it says so as data that 5.1 tries, and else not.
+
+    Sees: the card.
+    Blind: whether words and data mean the same.
+    """
     words, settings = mixer.card.neutral.strip(), mixer.card.neutral_settings
     assert settings or not words, f"the card says it is neutral {words!r}, and neutral_settings says nowhere"
     assert words or not settings, "the card's neutral_settings are not said in words in neutral"
@@ -104,7 +116,11 @@ def neutral_words(mixer: type[Mixer], case: Case) -> None:
 @clause("3.13", large=())
 @torch.no_grad()
 def seeds_matter(mixer: type[Mixer], case: Case) -> None:
-    """Initial values that are random are others with another seed."""
+    """Initial values that are random are others with another seed.
+
+    Sees: initial values of two seeds.
+    Blind: random values of fewer than four entries.
+    """
     decoders = [replace(case, seed=seed).decoder(mixer, perturbed=False) for seed in (case.seed, case.seed + 1)]
     ours, others = (dict(decoder.mixer.named_parameters()) for decoder in decoders)
     for name, value in ours.items():

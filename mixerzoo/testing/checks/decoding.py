@@ -19,7 +19,11 @@ def _decode(decoder: Decoder, case: Case, tokens: Tensor, cache: KVCache) -> Ten
 @clause("2.1", large=("rows", "long", "deep", "wide", "far"))
 @torch.no_grad()
 def cached_decoding(mixer: type[Mixer], case: Case) -> None:
-    """Decoding in any chunking through a growing cache equals the full forward without one."""
+    """Decoding in any chunking through a growing cache equals the full forward without one.
+
+    Sees: float64; growing cache.
+    Blind: what rounding makes of decoding in bf16.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     cache = decoder.new_cache(case.batch_size)
@@ -30,7 +34,11 @@ def cached_decoding(mixer: type[Mixer], case: Case) -> None:
 @clause("2.2", large=("rows", "long", "deep", "far"))
 @torch.no_grad()
 def fixed_cache(mixer: type[Mixer], case: Case) -> None:
-    """Fixed storage decodes like growing storage."""
+    """Fixed storage decodes like growing storage.
+
+    Sees: float64; fixed storage.
+    Blind: storage far longer than the text, and CUDA graphs.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     cache = decoder.new_cache(case.batch_size, max_length=case.num_tokens + case.pick % 3)
@@ -40,7 +48,11 @@ def fixed_cache(mixer: type[Mixer], case: Case) -> None:
 @clause("2.3")
 @torch.no_grad()
 def crop(mixer: type[Mixer], case: Case) -> None:
-    """After a rollback, decoding goes on as if the dropped tokens had never been (speculative decoding)."""
+    """After a rollback, decoding goes on as if the dropped tokens had never been (speculative decoding).
+
+    Sees: float64; growing and fixed cache.
+    Blind: several rollbacks in turn.
+    """
     decoder = case.decoder(mixer)
     tokens, rejected = case.tokens(), case.tokens(draw=1)
     keep = case.pick % case.num_tokens
@@ -54,7 +66,11 @@ def crop(mixer: type[Mixer], case: Case) -> None:
 @clause("2.4")
 @torch.no_grad()
 def reorder(mixer: type[Mixer], case: Case) -> None:
-    """After its rows are reordered, the cache continues each row's own past (beam search)."""
+    """After its rows are reordered, the cache continues each row's own past (beam search).
+
+    Sees: float64; growing cache.
+    Blind: several reorders in turn, and fixed storage.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     split = case.pick % case.num_tokens
@@ -71,7 +87,11 @@ def reorder(mixer: type[Mixer], case: Case) -> None:
 @clause("2.5")
 @torch.no_grad()
 def copy_and_reset(mixer: type[Mixer], case: Case) -> None:
-    """Copies of a cache go separate ways (prefix reuse), and a reset cache is as good as new."""
+    """Copies of a cache go separate ways (prefix reuse), and a reset cache is as good as new.
+
+    Sees: float64; growing and fixed cache.
+    Blind: copies of copies.
+    """
     decoder = case.decoder(mixer)
     tokens, other = case.tokens(), case.tokens(draw=1)
     split = case.pick % case.num_tokens
@@ -90,7 +110,11 @@ def copy_and_reset(mixer: type[Mixer], case: Case) -> None:
 @clause("2.6", large=("rows", "long", "deep", "far"))
 @torch.no_grad()
 def last_token(mixer: type[Mixer], case: Case) -> None:
-    """Where only the last token's logits are asked for, they and the cache are those of the full forward."""
+    """Where only the last token's logits are asked for, they and the cache are those of the full forward.
+
+    Sees: float64; forward and growing cache.
+    Blind: padded and packed rows.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     with observed(decoder.mixer) as calls:

@@ -15,7 +15,11 @@ from mixerzoo.testing.check import assert_close, assert_same, clause
 @clause("5.1", large=("rows", "long", "deep"))
 @torch.no_grad()
 def neutral_settings(mixer: type[Mixer], case: Case) -> None:
-    """At each neutral setting of the card the logits equal the residual decoder's."""
+    """At each neutral setting of the card the logits equal the residual decoder's.
+
+    Sees: float64; without gradients.
+    Blind: settings that the card does not name, and gradients.
+    """
     for setting in mixer.card.neutral_settings:
         changes: dict[str, Any] = {} if setting.num_steps is None else {"num_layers": setting.num_steps, "loop": {}}
         if setting.up_to_norm_eps:
@@ -36,7 +40,11 @@ def neutral_settings(mixer: type[Mixer], case: Case) -> None:
 @clause("5.2")
 @torch.no_grad()
 def skeleton_untouched(mixer: type[Mixer], case: Case) -> None:
-    """With one seed, every weight outside the mixer starts as in the residual decoder."""
+    """With one seed, every weight outside the mixer starts as in the residual decoder.
+
+    Sees: float64; initial values.
+    Blind: weights that are changed after the start.
+    """
     residual = load_registry().get("residual").mixer
     ours = dict(case.decoder(mixer, perturbed=False).named_parameters())
     plain = dict(replace(case, options={}).decoder(residual, perturbed=False).named_parameters())

@@ -37,7 +37,11 @@ def _gradients(decoder: Decoder, case: Case) -> dict[str, Tensor | None]:
 
 @clause("6.1", large=("rows", "long", "deep"))
 def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
-    """Every parameter gets a gradient other than zero; one of the mixer's from the depth on that its role says."""
+    """Every parameter gets a gradient other than zero; one of the mixer's from the depth on that its role says.
+
+    Sees: float64; backward; six tokens.
+    Blind: entries of a parameter that get none where others do.
+    """
     case = replace(case, chunks=(6,))
     decoder = case.decoder(mixer)
     depths = {f"model.mixer.{name}": role.from_depth for name, role in parameter_roles(decoder.mixer).items()}
@@ -63,7 +67,11 @@ def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
 
 @clause("6.2", large=("rows", "long", "deep"))
 def gradients_are_derivatives(mixer: type[Mixer], case: Case) -> None:
-    """Gradients agree with finite differences, so nothing is detached that should not be."""
+    """Gradients agree with finite differences, so nothing is detached that should not be.
+
+    Sees: float64; backward; one direction for all.
+    Blind: errors below 1e-4, and narrower dtypes.
+    """
     decoder = case.decoder(mixer)
     gradients = _gradients(decoder, case)
     directions = {}
@@ -95,7 +103,11 @@ def _loss_beside(decoder: Decoder, case: Case, directions: Mapping[str, Tensor],
 
 @clause("6.3", large=("rows", "long", "deep"))
 def activation_checkpointing(mixer: type[Mixer], case: Case) -> None:
-    """Recomputing each layer in the backward gives the same gradients."""
+    """Recomputing each layer in the backward gives the same gradients.
+
+    Sees: float64; backward.
+    Blind: recomputation of less than a layer.
+    """
     decoder = case.decoder(mixer)
     expected = {n: None if g is None else g.clone() for n, g in _gradients(decoder, case).items()}
     decoder.model.activation_checkpointing = True
@@ -109,7 +121,11 @@ def activation_checkpointing(mixer: type[Mixer], case: Case) -> None:
 @clause("6.4")
 @torch.no_grad()
 def decay_by_role(mixer: type[Mixer], case: Case) -> None:
-    """No weight decays that starts at a chosen value, and every role is that of a parameter."""
+    """No weight decays that starts at a chosen value, and every role is that of a parameter.
+
+    Sees: initial values of 16 seeds.
+    Blind: decay or rates that are unwise in other ways.
+    """
     decoder = case.decoder(mixer, perturbed=False)
     try:
         roles = parameter_roles(decoder.mixer)

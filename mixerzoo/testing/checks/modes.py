@@ -22,7 +22,11 @@ from mixerzoo.testing.observe import Method, observed, tensors_in, wrapped
 
 @clause("3.8", large=("rows", "long", "deep"))
 def gradient_modes(mixer: type[Mixer], case: Case) -> None:
-    """With gradients, without, and in inference mode the bits are the same, and no call changes what it was given."""
+    """With gradients, without, and in inference mode the bits are the same, and no call changes what it was given.
+
+    Sees: float64; gradients, no_grad, inference mode; cached in inference mode.
+    Blind: the same in narrower dtypes.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     results = {}
@@ -49,7 +53,11 @@ def _inference() -> Any:
 @clause("3.9", cost="fair")
 @torch.no_grad()
 def copies(mixer: type[Mixer], case: Case) -> None:
-    """A copy, a pickle, a decoder cast and cast back or given other weights has the function of its own weights."""
+    """A copy, a pickle, a decoder cast and cast back or given other weights has the function of its own weights.
+
+    Sees: float64, a cast to float32; evaluation mode.
+    Blind: copies on another device, and caches that were filled before.
+    """
     decoder = case.decoder(mixer).eval()
     tokens = case.tokens()
     expected = decoder(tokens)
@@ -87,7 +95,11 @@ def _pickled(decoder: Decoder) -> Decoder:
 @clause("3.10", cost="fair")
 @torch.no_grad()
 def threads(mixer: type[Mixer], case: Case) -> None:
-    """Two threads that run one decoder at once, each with its own tokens, each get what they would get alone."""
+    """Two threads that run one decoder at once, each with its own tokens, each get what they would get alone.
+
+    Sees: float64; without gradients; turns between calls.
+    Blind: races within one call, and more than two threads.
+    """
     decoder = case.decoder(mixer)
     texts = [case.tokens(draw=number) for number in range(2)]
     expected = [decoder(tokens) for tokens in texts]
@@ -150,7 +162,11 @@ class _Turns:
 @clause("8.7", cost="fair", large=("deep",))
 @torch.no_grad()
 def half_precision(mixer: type[Mixer], case: Case) -> None:
-    """In float16 logits are finite and near those of float64, and autocast leaves nothing behind where it ends."""
+    """In float16 logits are finite and near those of float64, and autocast leaves nothing behind where it ends.
+
+    Sees: float16, and float32 under bf16 autocast.
+    Blind: gradients in float16, and the autocast of GPUs.
+    """
     tokens = case.tokens()
     single = case.decoder(mixer, dtype=torch.float32)
     plain = single(tokens)
@@ -190,7 +206,11 @@ def _fits_float16(decoder: Decoder, tokens: Tensor) -> bool:
 
 @clause("6.5", cost="fair", large=())
 def function_transforms(mixer: type[Mixer], case: Case) -> None:
-    """`torch.func` works as far as it does on a residual decoder: other weights by call, grad, vmap over weights."""
+    """`torch.func` works as far as it does on a residual decoder: other weights by call, grad, vmap over weights.
+
+    Sees: float64; up to six tokens.
+    Blind: forward mode, and what PyTorch cannot do to any decoder.
+    """
     residual = load_registry().get("residual").mixer
     tokens = case.tokens()[:, :6]
     plain = Case(case.model, seed=case.seed, training=case.training).decoder(residual)

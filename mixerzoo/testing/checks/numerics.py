@@ -24,7 +24,11 @@ from mixerzoo.testing.source_line import in_words, line_at_work
 @clause("8.1", large=("rows", "long", "deep", "wide"))
 @torch.no_grad()
 def precisions(mixer: type[Mixer], case: Case) -> None:
-    """float64 is float64 throughout, float32 agrees with it, bf16 does roughly, and bf16 autocast runs."""
+    """float64 is float64 throughout, float32 agrees with it, bf16 does roughly, and bf16 autocast runs.
+
+    Sees: float64, float32, bf16 weights, bf16 autocast; also cached.
+    Blind: errors at one site that the logits drown (8.10).
+    """
     exact = case.decoder(mixer)
     tokens = case.tokens()
     expected = exact(tokens)
@@ -82,7 +86,11 @@ class _NarrowNorms(TorchDispatchMode):
 @clause("8.5")
 @torch.no_grad()
 def wide_norms(mixer: type[Mixer], case: Case) -> None:
-    """With bf16 weights, the mixer's norms and softmaxes are computed in float32 at least."""
+    """With bf16 weights, the mixer's norms and softmaxes are computed in float32 at least.
+
+    Sees: bf16 weights; without gradients.
+    Blind: norms written as sums and products, the backward, and kernels that PyTorch does not show.
+    """
     decoder = case.decoder(mixer, dtype=torch.bfloat16)
 
     def watch(name: str, method: Method) -> Method:
@@ -114,7 +122,11 @@ def _response(decoder: Decoder, tokens: Tensor, step: float) -> Tensor:
 
 @clause("8.2", large=())
 def meta_device(mixer: type[Mixer], case: Case) -> None:
-    """The decoder builds and runs on the meta device."""
+    """The decoder builds and runs on the meta device.
+
+    Sees: float32 on the meta device; with gradients.
+    Blind: caches and other dtypes there (8.8).
+    """
     with torch.device("meta"):
         decoder = Decoder(case.config(), mixer, mixer.Config.model_validate(dict(case.options)))
     logits = decoder(case.tokens().to("meta"))
@@ -125,7 +137,11 @@ def meta_device(mixer: type[Mixer], case: Case) -> None:
 @clause("8.3")
 @torch.no_grad()
 def large_activations(mixer: type[Mixer], case: Case) -> None:
-    """Activations a million times too large give finite logits in float32."""
+    """Activations a million times too large give finite logits in float32.
+
+    Sees: float32; without gradients.
+    Blind: gradients that overflow.
+    """
     decoder = case.decoder(mixer, dtype=torch.float32)
     decoder.model.embed_tokens.weight.mul_(1e6)
     assert decoder(case.tokens()).isfinite().all(), "logits are not finite"
@@ -145,7 +161,11 @@ _EXTREMES = (
 @clause("8.6", cost="once")
 @torch.no_grad()
 def ordinary_decoder(mixer: type[Mixer], case: Case) -> None:
-    """A decoder of four layers and four heads, with grouped or with latent attention, is not refused, and decodes."""
+    """A decoder of four layers and four heads, with grouped or with latent attention, is not refused, and decodes.
+
+    Sees: float64; what is large on the meta device.
+    Blind: refusals of two large sizes together.
+    """
     has_defaults = not any(info.is_required() for info in mixer.Config.model_fields.values())
     refusals = []
     for model in ORDINARY:
@@ -184,7 +204,11 @@ def _assert_serves_large(mixer: type[Mixer], ordinary: Case) -> None:
 @clause("8.4", cost="dear")
 @torch.no_grad()
 def extremes(mixer: type[Mixer], case: Case) -> None:
-    """One layer, one head, one token, many loops, many layers: decoding still equals the full forward."""
+    """One layer, one head, one token, many loops, many layers: decoding still equals the full forward.
+
+    Sees: float64; growing cache.
+    Blind: two extremes at once.
+    """
     built = 0
     for changes in _EXTREMES:
         for chunks in ((1,), case.chunks):

@@ -17,7 +17,11 @@ from mixerzoo.testing.check import assert_same, clause
 
 @clause("7.1", large=())
 def config_round_trip(mixer: type[Mixer], case: Case) -> None:
-    """Options survive a dump to plain values and to JSON, and unknown ones are refused."""
+    """Options survive a dump to plain values and to JSON, and unknown ones are refused.
+
+    Sees: options, not run.
+    Blind: options that only files written elsewhere have.
+    """
     config = mixer.Config.model_validate(dict(case.options))
     assert mixer.Config.model_validate(config.model_dump()) == config, "options changed in a round trip"
     assert mixer.Config.model_validate_json(config.model_dump_json()) == config, "options changed through JSON"
@@ -27,7 +31,11 @@ def config_round_trip(mixer: type[Mixer], case: Case) -> None:
 @clause("7.2")
 @torch.no_grad()
 def state_dict_round_trip(mixer: type[Mixer], case: Case) -> None:
-    """A decoder of other weights that loads the state dict gives the same bits."""
+    """A decoder of other weights that loads the state dict gives the same bits.
+
+    Sees: float64; without gradients.
+    Blind: state dicts of other versions of the mixer.
+    """
     decoder = case.decoder(mixer)
     other = replace(case, seed=case.seed + 1).decoder(mixer)
     other.load_state_dict(decoder.state_dict())
@@ -38,7 +46,11 @@ def state_dict_round_trip(mixer: type[Mixer], case: Case) -> None:
 @clause("7.3", large=())
 @torch.no_grad()
 def checkpoint_round_trip(mixer: type[Mixer], case: Case) -> None:
-    """A checkpoint gives back the same decoder, options included."""
+    """A checkpoint gives back the same decoder, options included.
+
+    Sees: float64; with gradients.
+    Blind: checkpoints of several files, and narrower dtypes.
+    """
     decoder = case.decoder(mixer)
     with tempfile.TemporaryDirectory() as directory, registered(mixer):
         save_checkpoint(decoder, directory)
@@ -50,7 +62,11 @@ def checkpoint_round_trip(mixer: type[Mixer], case: Case) -> None:
 
 @clause("7.4", large=())
 def stock_checkpoints(mixer: type[Mixer], case: Case) -> None:
-    """The checkpoint of a plain decoder is not taken for one of the method's."""
+    """The checkpoint of a plain decoder is not taken for one of the method's.
+
+    Sees: names and shapes of a Llama.
+    Blind: plain checkpoints of other families.
+    """
     config = case.config()
     stock = {
         "model_type": "llama",

@@ -29,7 +29,11 @@ _CALLS = 4
 
 @clause("3.11", cost="dear")
 def process_untouched(mixer: type[Mixer], case: Case) -> None:
-    """Building and running change no global of the process, print nothing, and grow nothing from call to call."""
+    """Building and running change no global of the process, print nothing, and grow nothing from call to call.
+
+    Sees: float64; training step, forward, cache.
+    Blind: files that are written, and what other packages keep.
+    """
     heard = io.StringIO()
     modules = _modules_of(mixer)
     classes = _attributes()
@@ -136,7 +140,11 @@ def _unmarked(before: dict[type, set[str]]) -> list[str]:
 
 @clause("3.12", cost="once")
 def hash_seeds(mixer: type[Mixer], case: Case) -> None:
-    """Weights and logits are the same in two processes that hash differently (PYTHONHASHSEED)."""
+    """Weights and logits are the same in two processes that hash differently (PYTHONHASHSEED).
+
+    Sees: float64; initial values and one forward.
+    Blind: orders that hang on addresses or on the order of files.
+    """
     said = [_in_a_process(mixer, case, str(seed)) for seed in (1, 2)]
     first, second = (_answer(process) for process in said)
     for name, value in first.items():

@@ -21,7 +21,11 @@ from mixerzoo.testing.observe import Call, Method, observed, tensors_in, wrapped
 @clause("3.1")
 @torch.no_grad()
 def repeatable(mixer: type[Mixer], case: Case) -> None:
-    """The same tokens give the same bits again, whatever was computed in between."""
+    """The same tokens give the same bits again, whatever was computed in between.
+
+    Sees: float64; without gradients.
+    Blind: a memory that shows only after many calls.
+    """
     decoder, other = case.decoder(mixer), case.decoder(mixer)
     tokens = case.tokens()
     first = decoder(tokens)
@@ -34,7 +38,11 @@ def repeatable(mixer: type[Mixer], case: Case) -> None:
 @clause("3.2", large=("rows", "long", "deep", "wide"))
 @torch.no_grad()
 def inputs_untouched(mixer: type[Mixer], case: Case) -> None:
-    """No call of the mixer changes a tensor that it was given."""
+    """No call of the mixer changes a tensor that it was given.
+
+    Sees: float64; without gradients; also one cached token.
+    Blind: a change that is undone within the call.
+    """
     decoder = case.decoder(mixer)
     with observed(decoder.mixer) as calls:
         calls.copy_inputs = True
@@ -48,7 +56,11 @@ def inputs_untouched(mixer: type[Mixer], case: Case) -> None:
 @clause("3.3", large=("rows", "long", "deep"))
 @torch.no_grad()
 def nothing_kept(mixer: type[Mixer], case: Case) -> None:
-    """A forward leaves nothing behind on the module, on its class, or on the cache."""
+    """A forward leaves nothing behind on the module, on its class, or on the cache.
+
+    Sees: float64; without gradients; also with a cache.
+    Blind: what is kept in globals and closures (3.11).
+    """
     decoder = case.decoder(mixer)
     cache = decoder.new_cache(case.batch_size)
     cache_names = set(vars(cache))
@@ -66,7 +78,11 @@ def nothing_kept(mixer: type[Mixer], case: Case) -> None:
 @clause("3.4")
 @torch.no_grad()
 def no_chance(mixer: type[Mixer], case: Case) -> None:
-    """Weights and logits do not depend on the global random generator and do not advance it."""
+    """Weights and logits do not depend on the global random generator and do not advance it.
+
+    Sees: float64; building and forward.
+    Blind: chance from the clock, from addresses and from files.
+    """
     python = random.getstate()
     torch.manual_seed(case.seed)
     first = case.decoder(mixer, perturbed=False)
@@ -85,7 +101,11 @@ def no_chance(mixer: type[Mixer], case: Case) -> None:
 @clause("3.5", large=("rows", "long", "deep", "wide"))
 @torch.no_grad()
 def returns(mixer: type[Mixer], case: Case) -> None:
-    """Every call returns what the decoder expects: a state, and tensors of the right shape and dtype."""
+    """Every call returns what the decoder expects: a state, and tensors of the right shape and dtype.
+
+    Sees: bf16 weights; also through a growing cache.
+    Blind: tensors of the right shape with wrong numbers.
+    """
     decoder = case.decoder(mixer, dtype=torch.bfloat16)
     tokens = case.tokens()
     width = None if decoder.plan.tail is None else decoder.plan.tail.width
@@ -99,7 +119,11 @@ def returns(mixer: type[Mixer], case: Case) -> None:
 @clause("3.6")
 @torch.no_grad()
 def train_and_eval(mixer: type[Mixer], case: Case) -> None:
-    """Training mode and evaluation mode give the same bits."""
+    """Training mode and evaluation mode give the same bits.
+
+    Sees: float64; without gradients.
+    Blind: modes that differ in their gradients or through a cache.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     training, evaluating = (decoder.train(mode)(tokens) for mode in (True, False))
@@ -109,7 +133,11 @@ def train_and_eval(mixer: type[Mixer], case: Case) -> None:
 @clause("3.7")
 @torch.no_grad()
 def without_tokens(mixer: type[Mixer], case: Case) -> None:
-    """Where embeddings are passed in place of tokens, the logits are the same, or a MixerError says what is missing."""
+    """Where embeddings are passed in place of tokens, the logits are the same, or a MixerError says what is missing.
+
+    Sees: float64; without a cache.
+    Blind: embeddings that are no rows of the table.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     expected = decoder(tokens)

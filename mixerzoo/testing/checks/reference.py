@@ -24,7 +24,11 @@ from mixerzoo.testing.observe import largest_state, observed
 @clause("10.1", "deadly", needs=("begin",), large=("tall",))
 @torch.no_grad()
 def reference_logits(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """In float64, logits and what the cache stores are those of the naive reference."""
+    """In float64, logits and what the cache stores are those of the naive reference.
+
+    Sees: float64; up to twelve tokens, or one row; growing cache.
+    Blind: mistakes that the reference makes too.
+    """
     _assert_logits(case.decoder(mixer), case, reference)
 
 
@@ -65,7 +69,11 @@ def _assert_logits(decoder: Decoder, case: Case, reference: Reference) -> None:
 
 @clause("10.2", "deadly", needs=("in_flight_bytes", "flops_per_token", "sources"), large=("rows", "deep", "wide"))
 def reference_accounts(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """Bytes in flight, FLOPs and sources are those that the reference counts from the equations."""
+    """Bytes in flight, FLOPs and sources are those that the reference counts from the equations.
+
+    Sees: built, not run.
+    Blind: figures that the reference does not count.
+    """
     _assert_accounts(case.decoder(mixer), reference)
 
 
@@ -97,7 +105,11 @@ def _largest_state(decoder: Decoder) -> str:
 @clause("10.3", "once", needs=("checkpoints",))
 @torch.no_grad()
 def reference_checkpoints(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """Checkpoints of the method's reference implementation are read, and give its logits."""
+    """Checkpoints of the method's reference implementation are read, and give its logits.
+
+    Sees: float64; the author's files.
+    Blind: checkpoints that are not at hand.
+    """
     for directory in reference.checkpoints:
         expected = load_file(directory / "expected.safetensors")
         orders = [name for name in expected if name.startswith("logits.")]
@@ -115,7 +127,11 @@ def reference_checkpoints(mixer: type[Mixer], case: Case, reference: Reference) 
 @clause("10.4", needs=("initial",))
 @torch.no_grad()
 def reference_start(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """Parameters that start at known values start at those."""
+    """Parameters that start at known values start at those.
+
+    Sees: initial values.
+    Blind: those that the reference does not name.
+    """
     ours = case.decoder(mixer, perturbed=False).mixer
     assert reference.initial is not None
     expected, parameters = reference.initial(ours), dict(ours.named_parameters())
@@ -129,7 +145,11 @@ def reference_start(mixer: type[Mixer], case: Case, reference: Reference) -> Non
 @clause("10.5", "once", needs=("cases",), named=True)
 @torch.no_grad()
 def reference_cases(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """On the cases that the author names, 10.1, 10.2, 4.1 and 4.2 hold."""
+    """On the cases that the author names, 10.1, 10.2, 4.1 and 4.2 hold.
+
+    Sees: as 10.1, 10.2, 4.1 and 4.2.
+    Blind: cases that nobody names.
+    """
     decoder = case.decoder(mixer)
     _assert_logits(decoder, case, reference)
     _assert_accounts(decoder, reference)
@@ -139,7 +159,11 @@ def reference_cases(mixer: type[Mixer], case: Case, reference: Reference) -> Non
 
 @clause("10.6", "once", needs=("refused",))
 def reference_refusals(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """What the author says cannot be is refused in words."""
+    """What the author says cannot be is refused in words.
+
+    Sees: options and sizes, not run.
+    Blind: what nobody says cannot be.
+    """
     for named in reference.refused:
         try:
             with torch.device("meta"):

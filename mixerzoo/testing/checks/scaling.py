@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from mixerzoo.mixer import Mixer
 from mixerzoo.testing.case import Case
@@ -20,7 +18,11 @@ from mixerzoo.testing.check import assert_close, clause
 @clause("9.1", cost="dear")
 @torch.no_grad()
 def compiles(mixer: type[Mixer], case: Case) -> None:
-    """`torch.compile(fullgraph=True)` gives the same logits, in the forward and in cached decoding."""
+    """`torch.compile(fullgraph=True)` gives the same logits, in the forward and in cached decoding.
+
+    Sees: float64; up to six tokens; traced, no code generated.
+    Blind: the code that a backend generates, and the backward.
+    """
     decoder = case.decoder(mixer)
     # The rest of a long sequence is the same graph again.
     tokens = case.tokens()[:, :6]
@@ -37,12 +39,20 @@ def compiles(mixer: type[Mixer], case: Case) -> None:
 
 @clause("9.2", cost="slow")
 def shards(mixer: type[Mixer], case: Case) -> None:
-    """`fully_shard` over two processes gives the logits and gradients of one."""
+    """`fully_shard` over two processes gives the logits and gradients of one.
+
+    Sees: float64; two processes on CPUs; backward.
+    Blind: NCCL, mixed precision, and more than one dimension.
+    """
     with tempfile.TemporaryDirectory() as directory:
         mp.spawn(_sharded, args=(mixer, case, directory), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _sharded(rank: int, mixer: type[Mixer], case: Case, directory: str) -> None:
+    # They take longer to import than the kit, and no other check needs them.
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
     torch.set_num_threads(1)
     # It warns of changing keys and values in place, which clause 3.2 forbids.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

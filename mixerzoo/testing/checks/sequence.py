@@ -12,7 +12,11 @@ from mixerzoo.testing.check import assert_close, assert_same, clause
 @clause("1.1", large=("rows", "long", "deep", "wide", "far"))
 @torch.no_grad()
 def causality(mixer: type[Mixer], case: Case) -> None:
-    """A token's logits do not change when later tokens do, in any bit."""
+    """A token's logits do not change when later tokens do, in any bit.
+
+    Sees: float64, bf16 weights, bf16 autocast.
+    Blind: leaks in float16 alone, and in texts longer than the largest.
+    """
     tokens = case.tokens()
     position = case.pick % case.num_tokens
     changed = tokens.clone()
@@ -29,7 +33,11 @@ def causality(mixer: type[Mixer], case: Case) -> None:
 @clause("1.2")
 @torch.no_grad()
 def token_local_mixing(mixer: type[Mixer], case: Case) -> None:
-    """Without attention between tokens, a token's logits do not depend on the other tokens at all."""
+    """Without attention between tokens, a token's logits do not depend on the other tokens at all.
+
+    Sees: float64.
+    Blind: what crosses tokens only where attention crosses them too.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     # Every token its own document: attention sees one token, so anything that crosses comes from the mixer.
@@ -42,7 +50,11 @@ def token_local_mixing(mixer: type[Mixer], case: Case) -> None:
 @clause("1.3")
 @torch.no_grad()
 def rows_independent(mixer: type[Mixer], case: Case) -> None:
-    """Rows of a batch do not see each other, and permuting them permutes the logits."""
+    """Rows of a batch do not see each other, and permuting them permutes the logits.
+
+    Sees: float64.
+    Blind: rows that meet in a cache (2.4).
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     together = decoder(tokens)
@@ -55,7 +67,11 @@ def rows_independent(mixer: type[Mixer], case: Case) -> None:
 @clause("1.4")
 @torch.no_grad()
 def left_padding(mixer: type[Mixer], case: Case) -> None:
-    """Padding on the left leaves the logits of real tokens unchanged, also through the cache."""
+    """Padding on the left leaves the logits of real tokens unchanged, also through the cache.
+
+    Sees: float64; also through a growing cache.
+    Blind: more than three tokens of padding, and fixed storage.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     expected = decoder(tokens)
@@ -76,7 +92,11 @@ def left_padding(mixer: type[Mixer], case: Case) -> None:
 @clause("1.5")
 @torch.no_grad()
 def packed_documents(mixer: type[Mixer], case: Case) -> None:
-    """Documents packed into one row give the logits that each gives alone."""
+    """Documents packed into one row give the logits that each gives alone.
+
+    Sees: float64.
+    Blind: packing in narrower dtypes, and its gradients.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     lengths = torch.tensor(case.chunks)

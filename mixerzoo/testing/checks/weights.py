@@ -14,7 +14,11 @@ from mixerzoo.testing.observe import Call, observed
 @clause("4.7")
 @torch.no_grad()
 def mixing_weights(mixer: type[Mixer], case: Case) -> None:
-    """Weights shown for inspection, applied to their sources, give what the site gets, and know no later token."""
+    """Weights shown for inspection, applied to their sources, give what the site gets, and know no later token.
+
+    Sees: float64; without a cache.
+    Blind: mixers that show no weights, and what `finish` weighs.
+    """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     cut = 1 + case.pick % case.num_tokens
