@@ -76,7 +76,7 @@ def test_commands_run(page, workplace, monkeypatch, tmp_path):
                 continue  # it is large, so CI does without it
             arguments = words[1:]
             if arguments[0] == "compare":
-                arguments.append("--dry-run")  # tests/experiments runs some
+                arguments += [*FAST, "--dry-run"]  # tests/experiments runs some
             if arguments[0] == "train":
                 overrides = [o for o in FAST if o.split("=")[0] not in {w.split("=")[0] for w in words}]
                 if "--resume" in arguments:
