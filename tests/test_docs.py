@@ -76,7 +76,7 @@ def test_commands_run(page, workplace, monkeypatch, tmp_path):
                 continue  # it is large, so CI does without it
             arguments = words[1:]
             if arguments[0] == "compare":
-                arguments.append("--dry-run")  # tests/experiments runs some
+                arguments += [*FAST, "--dry-run"]  # tests/experiments runs some
             if arguments[0] == "bench":
                 arguments += [
                     "--tokens=8",

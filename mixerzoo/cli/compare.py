@@ -99,7 +99,7 @@ def command(
     )
     comparison = read_comparison(recipe, overrides or (), flags, most=None if yes else MOST_CELLS)
     if dry_run:
-        _print_plan(comparison, jobs, as_json=as_json)
+        _print_plan(comparison, jobs, threads, as_json=as_json)
         return
     directory = out if out is not None else Path("comparisons") / Path(recipe).stem
     found = _compare(comparison, directory, jobs, threads, _devices(device))
@@ -167,10 +167,10 @@ def _print_found(found: dict[str, Any], directory: Path) -> None:
     typer.echo(f"Report: {directory / 'report.html'} (and report.md, results.csv, results.json)")
 
 
-def _print_plan(comparison: Comparison, jobs: int, *, as_json: bool) -> None:
-    from mixerzoo.experiments import estimates
+def _print_plan(comparison: Comparison, jobs: int, threads: int | None, *, as_json: bool) -> None:
+    from mixerzoo.experiments import default_threads, estimates
 
-    found = estimates(comparison)
+    found = estimates(comparison, threads or default_threads(jobs))
     seconds = sum(each.seconds for each in found) / jobs
     if as_json:
         rows = [

@@ -1,6 +1,6 @@
 """What trained decoders show: which mixer is worth its cost, and what a mixer learned."""
 
-from mixerzoo.experiments.comparing import compare
+from mixerzoo.experiments.comparing import compare, default_threads
 from mixerzoo.experiments.estimates import Estimate, estimates
 from mixerzoo.experiments.figures import COLUMNS, cell, setting_in_words, summary
 from mixerzoo.experiments.grid import CompareConfig, Comparison
@@ -21,6 +21,7 @@ __all__ = [
     "SiteWeights",
     "cell",
     "compare",
+    "default_threads",
     "estimates",
     "inspect_checkpoint",
     "page",

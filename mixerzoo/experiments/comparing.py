@@ -68,8 +68,7 @@ def compare(
     texts = _Texts(reporter or Reporter())
     fingerprints = {texts.name(recipe): texts.of(recipe).fingerprint for recipe in comparison.variants.values()}
     with place.claimed(comparison):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        chosen = place.begin(comparison, fingerprints, threads, max(1, cores // jobs))
+        chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs))
         work = _Work(comparison, place, Workers(jobs, chosen, devices, command), watcher, texts)
         try:
             work.run()
@@ -77,6 +76,12 @@ def compare(
             found = collect(work.findings())
             write_reports(found, place.path)
     return found
+
+
+def default_threads(jobs: int) -> int:
+    """Threads of each of so many runs at a time: the cores, shared."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
 
 
 class _Texts:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from mixerzoo.describe import Description, describe
-from mixerzoo.experiments.grid import Cell, Comparison
+from mixerzoo.experiments.grid import Cell, Comparison, Variant
+from mixerzoo.recipe import Recipe, build
 
-#: How fast training is beside a plain product of matrices: a guess, for the rest of a step is attention over short
-#: sequences, norms, the optimiser and Python.
-_SHARE_OF_PEAK = 0.4
-#: Seconds of a run in which nothing is trained: imports, the last validation.
-_SECONDS_OF_A_RUN = 12.0
+#: Seconds of a run in which nothing is trained or scored: imports, checkpoints, the report of progress.
+_SECONDS_OF_A_RUN = 8.0
+#: Seconds that measuring one mixer takes, where it can be so short, and after which no more of them are measured.
+_SECONDS_OF_ONE, _SECONDS_OF_ALL = 1.0, 20.0
+#: A training step is as many forwards.
+_FORWARDS_PER_STEP = 3
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,25 @@ class Estimate:
     seconds: float
 
 
-def estimates(comparison: Comparison) -> list[Estimate]:
+def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
     """What every run would take; trials of tuning come first, and runs are shown at the first tuned values.
+
+    Each mixer takes a few steps, to see how fast it is.
 
     Args:
         comparison: what is asked for.
+        threads: of each run.
 
     Raises:
         RecipeError: a vocabulary size is open.
     """
     described = {variant: describe(recipe) for variant, recipe in comparison.variants.items()}
-    speed = product_flops_per_second()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        speeds = _speeds(comparison, described)
+    finally:
+        torch.set_num_threads(before)
     cells = [
         Cell.of(variant, recipe, seed, None, "tune")
         for seed in comparison.tuning_seeds
@@ -62,26 +74,85 @@ def estimates(comparison: Comparison) -> list[Estimate]:
     cells += [
         Cell.of(variant, comparison.variants[variant], seed, None) for seed in comparison.seeds for variant in firsts
     ]
-    return [_estimate(cell, described[cell.variant], speed) for cell in cells]
+    return [_estimate(cell, described[cell.variant], speeds[cell.variant.label]) for cell in cells]
 
 
 def _estimate(cell: Cell, found: Description, speed: float) -> Estimate:
-    flops = 3 * found.costs.flops_per_token * found.training.tokens
-    seconds = flops / (speed * _SHARE_OF_PEAK) + _SECONDS_OF_A_RUN
     costs, training = found.costs, found.training
+    flops = _FORWARDS_PER_STEP * costs.flops_per_token * training.tokens
+    scored = costs.flops_per_token * _validation_tokens(cell.recipe, training.text_tokens)
+    seconds = (flops + scored) / speed + _SECONDS_OF_A_RUN
     return Estimate(cell, costs.parameters, training.tokens, flops, training.memory.total, seconds)
 
 
-def product_flops_per_second(size: int = 512, seconds: float = 0.2) -> float:
-    """How fast this machine multiplies matrices, on a GPU where there is one.
+def _validation_tokens(recipe: Recipe, text_tokens: int | None) -> float:
+    """That all validations of a run score; of a text that was never prepared, those of the final one are not known."""
+    evaluation, fraction = recipe.eval, recipe.data.validation_fraction
+    whole = 0.0 if text_tokens is None else text_tokens * fraction / (1 - fraction)
+    once = whole
+    if evaluation.max_sequences is not None:
+        part = float(evaluation.max_sequences * recipe.data.sequence_length)
+        once = part if text_tokens is None else min(part, whole)
+    times = 0 if evaluation.interval is None else (recipe.train.steps - 1) // evaluation.interval
+    return whole + times * once
+
+
+def _speeds(comparison: Comparison, described: Mapping[Variant, Description]) -> dict[str, float]:
+    """Label → operations a second in training, in the first setting; once it takes too long, the least so far."""
+    began, speeds = time.monotonic(), dict[str, float]()
+    for contender in comparison.contenders:
+        if speeds and time.monotonic() - began > _SECONDS_OF_ALL:
+            speeds[contender.label] = min(speeds.values())
+            continue
+        variant = comparison.variants_of(contender.label, comparison.settings[0])[0]
+        flops = _FORWARDS_PER_STEP * described[variant].costs.flops_per_token
+        speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops)
+    return speeds
+
+
+def tokens_per_second(recipe: Recipe, flops_per_token: float) -> float:
+    """How fast a recipe trains here: forwards and backwards of so few sequences that it takes about a second.
 
     Args:
+        recipe: with the vocabulary size of its model or its tokenizer.
+        flops_per_token: of training, to choose how many sequences.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = recipe.data.vocab_size
+    decoder = build((recipe if size is None else recipe.with_vocab_size(size)).from_scratch(), device=device)
+    decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
+    length = recipe.data.sequence_length
+    fit = product_flops_per_second(device) * _SECONDS_OF_ONE / (2 * flops_per_token * length)
+    tokens = torch.randint(
+        decoder.shape.vocab_size, (max(1, min(recipe.train.batch_size, int(fit))), length), device=device
+    )
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+            logits = decoder(tokens)
+        F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
+        decoder.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    step()  # what is set up once is set up now
+    began, count = time.monotonic(), 0
+    while not count or time.monotonic() - began < _SECONDS_OF_ONE:
+        step()
+        count += 1
+    return count * tokens.numel() / (time.monotonic() - began)
+
+
+def product_flops_per_second(device: str, size: int = 512, seconds: float = 0.1) -> float:
+    """How fast this machine multiplies matrices.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
         size: of the square matrices.
         seconds: how long to measure.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.rand(size, size, device=device)
-    b = (a @ a) @ a  # what is set up once is set up now
+    b = (a @ a) @ a
     began, count = time.monotonic(), 0
     while time.monotonic() - began < seconds:
         b = a @ b / size

@@ -132,9 +132,7 @@ class YamlSource:
             with path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except FileNotFoundError as error:
-            files = map(str, [*path.parent.glob("*.yaml"), *FilePath("recipes").rglob("*.yaml")])
-            near = recipes_at_hand() if path.name == str(path) and not path.suffix else files
-            raise RecipeError(f"{name}: no such file{did_you_mean(str(path), near)}") from error
+            raise RecipeError(f"{name}: no such file{_nearest(path)}") from error
         except (OSError, ValueError) as error:
             # ValueError: a path that no system call takes, such as one with a NUL.
             raise RecipeError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -266,3 +264,12 @@ def shown_path(path: FilePath) -> str:
     # Undecodable bytes of a file name are lone surrogates, which cannot be printed.
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "\\0")
     return text if len(text) <= 4096 else f"{text[:200]}…"
+
+
+def _nearest(path: FilePath) -> str:
+    """What may have been meant by a recipe that is not there: a file nearby, or the name of one at hand."""
+    files = map(str, [*path.parent.glob("*.yaml"), *FilePath("recipes").rglob("*.yaml")])
+    if path.name != str(path) or path.suffix:
+        return did_you_mean(str(path), files)
+    meant = did_you_mean(str(path), recipes_at_hand())
+    return f", and no recipe of that name at hand{meant or '; `mixerzoo recipes` lists them'}"

@@ -155,6 +155,11 @@ def test_script_and_module_are_the_same_program() -> None:
     [
         (["show", "depth_atention"], "no mixer is named 'depth_atention' (did you mean 'depth_attention'?)"),
         (["describe", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (
+            ["train", "quickstrt"],
+            "quickstrt: no such file, and no recipe of that name at hand (did you mean 'quickstart'?)",
+        ),
+        (["train", "zzzzz"], "zzzzz: no such file, and no recipe of that name at hand; `mixerzoo recipes` lists them"),
         (["describe", "RECIPE", "mixer.stide=2"], "mixer.stide: unknown key (did you mean 'stride'?)"),
         (["describe", "RECIPE", "model.num_layers=two"], "model.num_layers: expected a whole number, got 'two'"),
         (["describe", "RECIPE", "model.num_layers"], "expected key.path=value, e.g. train.steps=100"),
