@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,9 +69,9 @@ class LowRank(nn.Module):
         else:
             nn.init.normal_(self.b, std=1 / math.sqrt(self.b.size(1)), generator=generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] → [..., D]."""
-        return F.linear(F.linear(x, self.a), self.b)
+    def forward(self, x: Tensor, scaled: Callable[[Tensor], Tensor] = lambda narrow: narrow) -> Tensor:
+        """[..., D] → [..., D]; ``scaled`` is a factor of what lies between."""
+        return F.linear(scaled(F.linear(x, self.a)), self.b)
 
 
 class Laurel(Mixer[Config]):
@@ -151,22 +152,24 @@ class Laurel(Mixer[Config]):
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         number = site.number
-        x = state.x
-        activations = (x, *state.previous)
+        activations = (state.x, *state.previous)
+        alpha, beta = self._bounded(self.weights[number]).to(state.x.dtype) if self.has_weights else (None, None)
+
+        def scaled(part: Tensor) -> Tensor:
+            # Each part by itself, and where it is narrow: scaled in the end, their sum would be kept for β's gradient.
+            return part if beta is None else beta * part
+
+        x = scaled(state.x)
         if self.has_low_rank:
-            x = x + self.low_rank[number](state.x)
+            x = x + self.low_rank[number](state.x, scaled)
         if self.num_previous:
-            gamma = self.gamma[number]
+            gamma = scaled(self.gamma[number])
             weighed = gamma[0] * activations[0]
             for weight, activation in zip(gamma[1:], activations[1:], strict=True):
                 weighed = torch.addcmul(weighed, weight, activation)
             # The map is linear: one of the sum is the sum of all.
             x = x + (self.previous_map[number](weighed) if self.maps_previous else weighed)
-        if self.has_weights:
-            alpha, beta = self._bounded(self.weights[number]).to(x.dtype)
-            x = torch.addcmul(beta * x, alpha, y)
-        else:
-            x = x + y
+        x = x + y if alpha is None else torch.addcmul(x, alpha, y)
         later = self._num_read(number + 1) - 1 if number + 1 < self.num_sites else 0
         return State(x, activations[: max(0, later)])
 

@@ -108,7 +108,13 @@ class Lime(AttentionMixer[Config]):
 
 def _routed(router: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """[B, G, T, 2d] from sources [B, G, T, 2d]."""
-    return torch.einsum("gn,bntd->bgtd", router, torch.cat(list(sources), dim=1))
+    # One after the other: stacked, a copy of all of them would be kept for every layer that reads them.
+    total: Tensor | None = None
+    for weights, source in zip(router.chunk(len(sources), dim=1), sources, strict=True):
+        each, flat = weights.expand(source.size(0), -1, -1), source.flatten(2)
+        total = torch.bmm(each, flat) if total is None else torch.baddbmm(total, each, flat)
+    assert total is not None
+    return total.view(*sources[0].shape)
 
 
 @hookimpl
