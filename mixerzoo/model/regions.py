@@ -156,10 +156,9 @@ def treats_sites_alike(mixer: Mixer) -> bool:
     Args:
         mixer: is called once, with zeros.
     """
-    parameter = next(mixer.parameters(), None)
-    where = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
-    x, tail, nowhere = torch.zeros(1, 1, mixer.shape.hidden_size, **where), mixer.plan().tail, _Anywhere()
-    earlier = () if tail is None else (torch.zeros(1, 1, tail.width, **where),) * tail.length
+    like = next(mixer.parameters(), torch.zeros(()))
+    x, tail, nowhere = like.new_zeros(1, 1, mixer.shape.hidden_size), mixer.plan().tail, _Anywhere()
+    earlier = () if tail is None else (like.new_zeros(1, 1, tail.width),) * tail.length
     with torch.no_grad():
         state = mixer.start(x, Context(torch.zeros(1, 1, dtype=torch.long, device=x.device), earlier))
         try:
