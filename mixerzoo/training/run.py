@@ -77,7 +77,9 @@ def train(
     _say(reporter, notices(compiled=recipe.train.compile != "off"))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
-    check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
+    where, short = "cuda" if torch.cuda.is_available() else "cpu", recipe.train.precision == "bf16"
+    dtype = torch.bfloat16 if short else torch.float32
+    check_backend(recipe.model.attention_backend, where, training=True, dtype=dtype)
     _say(reporter, check_size(recipe))
     run = RunDirectory(Path(directory).resolve())
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""

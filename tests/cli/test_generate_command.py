@@ -452,7 +452,7 @@ def test_a_pipe_that_nobody_writes_to_is_empty_and_another_is_read(talker: Path,
 def test_compiled_steps_and_prompts_in_parts(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, **options, backend="eager"))
-    options = ("--prompt", "the quick", "--max-new-tokens", "5")
+    options = ("--prompt", "the quick", "--max-new-tokens", "3")
     expected = text_of(talker, *options)
     assert text_of(talker, *options, "--compile", "--prefill-chunk", "2") == expected
     assert "prefill_chunk is 0; it must be" in error_of("x", "--prefill-chunk", "0")

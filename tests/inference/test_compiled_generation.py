@@ -50,8 +50,11 @@ def test_sampling_is_that_of_multinomial() -> None:
 
 
 @pytest.mark.usefixtures("light")
-@pytest.mark.parametrize("case", [DECODER, Case("smear")], ids=str)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [(DECODER, {}), (Case("smear"), {"temperature": 0.7, "top_k": 9, "top_p": 0.9})],
+    ids=["greedy", "sampled"],
+)
 def test_the_same_tokens_of_one_graph(case: Case, options: dict[str, Any]) -> None:
     decoder, prompts = zoo.make(case, num_layers=2), [some_tokens(2, 5, seed=seed) for seed in range(3)]
     padding = torch.tensor([0, 2])
@@ -63,7 +66,8 @@ def test_the_same_tokens_of_one_graph(case: Case, options: dict[str, Any]) -> No
 
 
 @pytest.mark.usefixtures("light")
-def test_a_cache_is_used_again_where_it_is_long_enough_and_free() -> None:
+def test_a_cache_is_used_again_where_it_is_long_enough_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_BLOCK", 16)
     decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(1, 4)
     generate(decoder, prompt, max_new_tokens=3, compile=True)
     cache = steps._idle[decoder]
