@@ -44,7 +44,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if num_new in (1, length):
             return F.scaled_dot_product_attention(q, k, v, is_causal=num_new > 1, scale=scale, enable_gqa=grouped)
         k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1).to(short) for x in (k, v))
-        bias = causal_lower_right(num_new, length)  # type: ignore[no-untyped-call]
+        bias = causal_lower_right(num_new, length)
         return F.scaled_dot_product_attention(q.to(short), k, v, attn_mask=bias, scale=scale)
 
 

@@ -77,8 +77,8 @@ def fused_flex(
 def _compiled(kind: Kind) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention as unfused
 
-    def flex(*tensors: Tensor, **options: Any) -> Any:
-        return unfused(*tensors, **options)
+    def flex(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+        return unfused(q, k, v, **options)
 
     # The compiler counts graphs by code, so each kind has its own.
     code = flex.__code__.replace(co_name=f"flex_{abs(hash(kind))}")

@@ -41,8 +41,11 @@ class Regions:
         self._heads = _compiled(_heads)
         self._feed = _compiled(_feed)
 
-    def step(self, layer: Layer, state: State, step: int, reads: Reads, run: Run[Past]) -> tuple[State, KeysAndValues]:
+    def step(
+        self, layer: nn.Module, state: State, step: int, reads: Reads, run: Run[Past]
+    ) -> tuple[State, KeysAndValues]:
         """As `Layer.forward`."""
+        assert isinstance(layer, Layer)
         first = self.first[step]
         if self.takes_mixer:
             found: tuple[State, KeysAndValues] = self._layer(layer, state, first, reads, run)

@@ -77,9 +77,7 @@ def train(
     _say(reporter, notices(compiled=recipe.train.compile != "off"))
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # A recipe that cannot run must fail before minutes go into its data, and before it replaces a run.
-    where, short = "cuda" if torch.cuda.is_available() else "cpu", recipe.train.precision == "bf16"
-    dtype = torch.bfloat16 if short else torch.float32
-    check_backend(recipe.model.attention_backend, where, training=True, dtype=dtype)
+    _check_backend(recipe)
     _say(reporter, check_size(recipe))
     run = RunDirectory(Path(directory).resolve())
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""
@@ -92,6 +90,12 @@ def train(
         with run.claimed():
             check()  # another process may have begun and ended a run since
             return work.train(resume)
+
+
+def _check_backend(recipe: Recipe) -> None:
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    check_backend(recipe.model.attention_backend, where, training=True, dtype=dtype)
 
 
 def _say(reporter: Reporter, texts: Iterable[str]) -> None:
