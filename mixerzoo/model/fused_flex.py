@@ -61,7 +61,7 @@ def fused_flex(
     with (
         torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS),
         # Two lengths that happen to be equal are two symbols all the same.
-        torch.fx.experimental._config.patch(use_duck_shape=False),
+        torch.fx.experimental._config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
     ):
         try:
             found: Tensor = _compiled(kind)(q, k, v, block_mask=blocks, **options)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Plan, Site, State
 from mixerzoo.model.attention import Attention
