@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mixerzoo.cli.notices import Notices
     from mixerzoo.data import TextFormat
     from mixerzoo.data.chat_template import Message
-    from mixerzoo.model import Decoder
+    from mixerzoo.model import Decoder, KVCache
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Options:
         stop: texts that end a text.
         special_tokens: whether names of special tokens are those tokens, and are shown.
         chat: whether answers to messages are written, which are shown by themselves.
+        compile: as in `mixerzoo.generate`.
+        prefill_chunk: as in `mixerzoo.generate`.
     """
 
     max_new_tokens: int
@@ -41,6 +43,8 @@ class Options:
     stop: tuple[str, ...]
     special_tokens: bool
     chat: bool
+    compile: bool = False
+    prefill_chunk: int | None = None
 
     def samples(self, num_samples: int) -> Iterator[Options]:
         """The same with each of so many seeds, one after the other."""
@@ -60,7 +64,8 @@ class Session:
         self._options = options
         self._device = decoder.lm_head.weight.device
         self._generator = torch.Generator(self._device).manual_seed(options.seed)
-        self._cache = decoder.new_cache(1)
+        # Compiled steps share one cache of fixed length, which begins anew with each text.
+        self._cache = None if options.compile else decoder.new_cache(1)
         self._seen: list[int] = []
 
     def steps(self, prompt: Sequence[int]) -> Iterator[int]:
@@ -70,16 +75,18 @@ class Session:
             prompt: at least one id.
         """
         # The last token of a text has not gone through the decoder.
-        self._keep(min(_alike(self._seen, prompt[:-1]), self._cache.length))
+        begin = 0 if self._cache is None else self._kept(self._cache, _alike(self._seen, prompt[:-1]))
         steps = stream(
             self._decoder,
-            torch.tensor([prompt[self._cache.length :]], device=self._device),
+            torch.tensor([prompt[begin:]], device=self._device),
             generator=self._generator,
             cache=self._cache,
             max_new_tokens=self._options.max_new_tokens,
             temperature=self._options.temperature,
             top_k=self._options.top_k,
             top_p=self._options.top_p,
+            compile=self._options.compile,
+            prefill_chunk=self._options.prefill_chunk,
         )
         self._seen = list(prompt)
         for step in steps:
@@ -87,12 +94,14 @@ class Session:
             self._seen.append(int(step))
             yield self._seen[-1]
 
-    def _keep(self, length: int) -> None:
-        """Forget all but the first tokens; all of them where the cache cannot go back."""
+    def _kept(self, cache: KVCache, alike: int) -> int:
+        """How many tokens are still known, once all but the first ones are forgotten; 0 where it cannot go back."""
+        length = min(alike, cache.length)
         try:
-            self._cache.crop(length)
+            cache.crop(length)
         except CacheError:
-            self._cache = self._decoder.new_cache(1)
+            self._cache, length = self._decoder.new_cache(1), 0
+        return length
 
 
 def _alike(ours: Sequence[int], theirs: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from mixerzoo.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from mixerzoo.cli.chat import Options
+    from mixerzoo.cli.notices import Notices
     from mixerzoo.cli.prompts import Prompt
     from mixerzoo.data import TextFormat
     from mixerzoo.model import Decoder
@@ -67,6 +68,18 @@ _SeedOption = Annotated[int, typer.Option(metavar="S", help="Of sampling; the sa
 _JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON and nothing else; with --jsonl, a line for each prompt.")
 ]
+_CompileOption = Annotated[
+    bool,
+    typer.Option("--compile", help="Run the steps as one compiled graph: a slow first token, and fast ones after it."),
+]
+_PrefillChunkOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Tokens of the prompt to compute at a time; default: as many as keep the mixer's state within half a GiB "
+        "of a residual stream.",
+    ),
+]
 _DtypeOption = Annotated[str | None, typer.Option(help="E.g. bfloat16; default: as the weights are stored.")]
 
 
@@ -85,6 +98,8 @@ def command(
     top_p: _TopPOption = None,
     num_samples: _NumSamplesOption = 1,
     seed: _SeedOption = 0,
+    compile: _CompileOption = False,
+    prefill_chunk: _PrefillChunkOption = None,
     as_json: _JsonOption = False,
     device: DeviceOption = None,
     dtype: _DtypeOption = None,
@@ -96,16 +111,16 @@ def command(
     """
     from mixerzoo import TextFormat, load_checkpoint
     from mixerzoo.cli.chat import Options, converse
-    from mixerzoo.cli.notices import Notices, trained_length
     from mixerzoo.cli.prompts import read_prompts
-    from mixerzoo.data.text_format import NO_TEMPLATE
-    from mixerzoo.inference import check_sampling
+    from mixerzoo.inference import check_chunk, check_sampling
     from mixerzoo.process import full_precision
     from mixerzoo.runs import check_tokenizer, home_of
 
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     _check_numbers(seed, num_samples, dtype)
-    options = Options(max_new_tokens, temperature, top_k, top_p, seed, _stops(stop), special_tokens, chat)
+    check_chunk(prefill_chunk)
+    sampling = (max_new_tokens, temperature, top_k, top_p, seed)
+    options = Options(*sampling, _stops(stop), special_tokens, chat, compile, prefill_chunk)
     if typed := chat and prompt is None and prompt_file is None:
         _check_terminal({"--jsonl": jsonl, "--json": as_json, "--num-samples": num_samples > 1})
     prompts = [] if typed else read_prompts(prompt, prompt_file, jsonl=jsonl, chat=chat)
@@ -114,13 +129,7 @@ def command(
     where = pick_device(device)
     check_tokenizer(directory)
     form = TextFormat.load(home_of(directory))
-    notices = Notices(form, options, trained_length(directory))
-    if chat and form.chat_template is None:
-        raise DataError(f"{directory}: {NO_TEMPLATE}")
-    # Whatever is wrong with a prompt is said before the weights are read.
-    asked = [(prompt, _encoded(form, prompt, options)) for prompt in prompts]
-    notices.names([prompt.conversation if chat else prompt.text for prompt in prompts])
-    notices.length(max((len(ids) for _, ids in asked), default=0))
+    notices, asked = _prepared(directory, form, prompts, options)
     with full_precision():
         decoder = load_checkpoint(directory, dtype, device=where)
         _check_vocabulary(form, decoder, directory)
@@ -130,6 +139,22 @@ def command(
             _print_json(decoder, form, asked, options, num_samples, jsonl)
         else:
             _print_texts(decoder, form, asked, options, num_samples)
+
+
+def _prepared(
+    directory: Path, form: TextFormat, prompts: list[Prompt], options: Options
+) -> tuple[Notices, list[tuple[Prompt, list[int]]]]:
+    """Encode the prompts: whatever is wrong with one is said before the weights are read."""
+    from mixerzoo.cli.notices import Notices, trained_length
+    from mixerzoo.data.text_format import NO_TEMPLATE
+
+    notices = Notices(form, options, trained_length(directory))
+    if options.chat and form.chat_template is None:
+        raise DataError(f"{directory}: {NO_TEMPLATE}")
+    asked = [(prompt, _encoded(form, prompt, options)) for prompt in prompts]
+    notices.names([prompt.conversation if options.chat else prompt.text for prompt in prompts])
+    notices.length(max((len(ids) for _, ids in asked), default=0))
+    return notices, asked
 
 
 def _check_numbers(seed: int, num_samples: int, dtype: str | None) -> None:

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,46 +74,89 @@ def check_seed(seed: int) -> None:
         raise MixerzooError(f"seed is {seed}; it must be from 0 to {MOST_SEED}")
 
 
-def choose(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
-) -> Tensor:
-    """The next token of every row.
+class Sampling(NamedTuple):
+    """How a token is chosen.
 
-    Args:
-        logits: [B, V]; −inf rules a token out.
+    Attributes:
         temperature: 0 takes the most likely token. Towards 0 the distribution is that too, and with growing
             temperature it becomes uniform.
         top_k: draw among the k most likely tokens only; of equally likely ones the first are taken.
         top_p: draw among the fewest tokens whose probability reaches p only.
-        generator: source of randomness on the device of the logits.
+    """
 
-    Returns:
-        int64 [B].
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+    def noise(self, logits_size: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        """What chance there is in the choice of the next token: exponential [B, V]; None where there is none."""
+        if self.temperature == 0:
+            return None
+        empty = torch.empty(logits_size, dtype=torch.float64, device=generator.device)
+        return empty.exponential_(generator=generator)
+
+    def pick(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """The next token of every row, without a look at whether the logits are finite.
+
+        Args:
+            logits: [B, V]; −inf rules a token out.
+            noise: from `noise`.
+
+        Returns:
+            int64 [B].
+        """
+        if noise is None:
+            return logits.argmax(-1)
+        largest, logits = logits.amax(-1, keepdim=True), logits.double()
+        if self.top_k is not None and self.top_k < logits.size(-1):
+            logits = logits.masked_fill(~_first_k(logits, int(self.top_k)), -math.inf)
+        # The largest is 0 before the division, so nothing overflows: e⁰ is one of the terms.
+        probabilities = ((logits - largest) / max(float(self.temperature), _COLDEST)).softmax(-1)
+        if self.top_p is not None and self.top_p < 1:
+            # By logits, which differ even where a high temperature makes the probabilities equal.
+            index = logits.sort(dim=-1, descending=True, stable=True).indices
+            ordered = probabilities.gather(-1, index)
+            before = ordered.cumsum(-1) - ordered
+            ordered = ordered.masked_fill(before >= self.top_p, 0)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
+        # Of exponential times with these rates, the first to come: a draw from the distribution.
+        return (probabilities / noise).argmax(-1)
+
+
+def are_finite(logits: Tensor) -> Tensor:
+    """Whether each row of the logits [B, V] has a largest number: a boolean scalar."""
+    return logits.amax(-1).isfinite().all()
+
+
+def refuse_not_finite(finite: Tensor) -> None:
+    """Refuse to choose.
+
+    Args:
+        finite: of `are_finite`.
 
     Raises:
-        MixerzooError: the logits of a row have no largest number, since one is NaN or infinite or none is possible.
+        MixerzooError: a row has no largest number, since one is NaN or infinite or none is possible.
     """
-    largest = logits.amax(-1, keepdim=True)
-    if not bool(largest.isfinite().all()):
+    if not bool(finite):
         raise MixerzooError(
             "the decoder's logits are not finite, so no token can be chosen: its weights are damaged, or too large for "
             "the dtype (float32 reaches further than float16)"
         )
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.double()
-    if top_k is not None and top_k < logits.size(-1):
-        logits = logits.masked_fill(~_first_k(logits, int(top_k)), -math.inf)
-    # The largest is 0 before the division, so nothing overflows: e⁰ is one of the terms.
-    probabilities = ((logits - largest) / max(float(temperature), _COLDEST)).softmax(-1)
-    if top_p is not None and top_p < 1:
-        # By logits, which differ even where a high temperature makes the probabilities equal.
-        index = logits.sort(dim=-1, descending=True, stable=True).indices
-        ordered = probabilities.gather(-1, index)
-        before = ordered.cumsum(-1) - ordered
-        ordered = ordered.masked_fill(before >= top_p, 0)
-        probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """The next token of every row, int64 [B].
+
+    Args:
+        logits: [B, V]; −inf rules a token out.
+        sampling: how.
+        generator: source of randomness on the device of the logits.
+
+    Raises:
+        MixerzooError: as `refuse_not_finite`.
+    """
+    refuse_not_finite(are_finite(logits))
+    return sampling.pick(logits, sampling.noise(tuple(logits.shape), generator))
 
 
 def _first_k(logits: Tensor, k: int) -> Tensor:

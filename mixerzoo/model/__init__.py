@@ -1,7 +1,8 @@
 """The one decoder: its configuration, layers, attention and its backends, cache, initial weights."""
 
 from mixerzoo.model.attention import Attention
-from mixerzoo.model.backends import BackendName, check_backend
+from mixerzoo.model.available import check_backend
+from mixerzoo.model.backends import BackendName
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.costs import flops_per_token, forward_flops

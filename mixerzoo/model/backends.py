@@ -5,8 +5,6 @@ Shapes: B batch, H query heads, G key/value heads, T query tokens, S key tokens,
 
 from __future__ import annotations
 
-import functools
-import importlib
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
@@ -16,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixerzoo.errors import BackendError
+from mixerzoo.model.flash import flash
+from mixerzoo.model.fused_flex import fused_flex
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-BackendName: TypeAlias = Literal["sdpa", "eager", "flex", "xformers"]
+BackendName: TypeAlias = Literal["sdpa", "eager", "flex", "flash", "xformers"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
@@ -106,6 +106,9 @@ def make_mask(visibility: Visibility, backend: BackendName, hides_nothing: bool)
         hides_nothing: the caller knows that every query sees every key (one new token, no window, no
             padding).
     """
+    if backend == "flash":
+        _check_flash(visibility, hides_nothing)
+        return AttentionMask(visibility)
     if hides_nothing:
         return AttentionMask(visibility)
     if backend == "flex":
@@ -113,6 +116,23 @@ def make_mask(visibility: Visibility, backend: BackendName, hides_nothing: bool)
     if visibility.causal_only and backend != "eager":
         return AttentionMask(visibility)
     return AttentionMask(visibility, visibility.dense())
+
+
+def _check_flash(visibility: Visibility, hides_nothing: bool) -> None:
+    """Refuse what is not causal attention of the last tokens alone."""
+    parts = {
+        "a window": visibility.window,
+        "left padding": visibility.padding,
+        "documents": visibility.documents,
+    }
+    found = [name for name, part in parts.items() if part is not None]
+    if torch.compiler.is_compiling() and not (visibility.square or hides_nothing):
+        found.append("a cache of fixed length in a compiled step")
+    if found:
+        raise BackendError(
+            f"the attention backend 'flash' knows earlier tokens from later ones and nothing of {found[0]}; "
+            "set model.attention_backend to 'sdpa' (or 'flex')"
+        )
 
 
 def _blocks(visibility: Visibility) -> BlockMask:
@@ -183,7 +203,9 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: 
     if torch.compiler.is_compiling():
         out = unfused(q, k, v, **options)
     elif q.is_cuda:
-        out = _fused_flex()(q, k, v, **options)
+        rule = mask.visibility
+        parts = (rule.window, rule.padding is None, rule.documents is None)
+        out = fused_flex(q, k, v, options.pop("block_mask"), parts, **options)
     else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
@@ -191,11 +213,9 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: 
     return out
 
 
-@functools.cache
-def _fused_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention as unfused
-
-    return torch.compile(unfused, dynamic=True)
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """PyTorch's flash attention, on CUDA in bfloat16 or float16; arguments as in `eager_attention`."""
+    return flash(q, k, v, scale)
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
@@ -227,6 +247,7 @@ _FUNCTIONS: dict[BackendName, Backend] = {
     "sdpa": sdpa_attention,
     "eager": eager_attention,
     "flex": flex_attention,
+    "flash": flash_attention,
     "xformers": xformers_attention,
 }
 
@@ -234,36 +255,3 @@ _FUNCTIONS: dict[BackendName, Backend] = {
 def backend_function(name: BackendName) -> Backend:
     """The attention function of a backend."""
     return _FUNCTIONS[name]
-
-
-def check_backend(name: BackendName, device: torch.device | str, *, training: bool = False) -> None:
-    """Refuse a backend that cannot run on a device.
-
-    Args:
-        name: of the backend.
-        device: where the decoder is.
-        training: whether gradients are wanted too.
-
-    Raises:
-        BackendError: says why and what to choose instead.
-    """
-    kind = torch.device(device).type
-    if name == "flex" and training and kind == "cpu":
-        raise BackendError(
-            "the attention backend 'flex' has no backward on a CPU; set model.attention_backend to 'sdpa' (or 'eager')"
-        )
-    if name != "xformers":
-        return
-    if kind not in ("cuda", "meta") or not torch.cuda.is_available():
-        others = "'eager'" if training and kind == "cpu" else "'eager', 'flex'"
-        raise BackendError(
-            "the attention backend 'xformers' needs a CUDA device, and none is in use here; "
-            f"set model.attention_backend to 'sdpa' (or {others})"
-        )
-    try:
-        importlib.import_module("xformers.ops")
-    except ImportError as error:
-        raise BackendError(
-            f"the attention backend 'xformers' is not installed ({error}); "
-            "run `pip install \"mixerzoo[xformers]\"`, or set model.attention_backend to 'sdpa'"
-        ) from error

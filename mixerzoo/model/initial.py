@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mixerzoo.errors import MixerError
-from mixerzoo.model.backends import check_backend
+from mixerzoo.model.available import check_backend
 from mixerzoo.model.decoder import Decoder
 
 

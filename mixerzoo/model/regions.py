@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Plan, Site, State
 from mixerzoo.model.attention import Attention
@@ -41,8 +41,11 @@ class Regions:
         self._heads = _compiled(_heads)
         self._feed = _compiled(_feed)
 
-    def step(self, layer: Layer, state: State, step: int, reads: Reads, run: Run[Past]) -> tuple[State, KeysAndValues]:
+    def step(
+        self, layer: nn.Module, state: State, step: int, reads: Reads, run: Run[Past]
+    ) -> tuple[State, KeysAndValues]:
         """As `Layer.forward`."""
+        assert isinstance(layer, Layer)
         first = self.first[step]
         if self.takes_mixer:
             found: tuple[State, KeysAndValues] = self._layer(layer, state, first, reads, run)
@@ -156,10 +159,9 @@ def treats_sites_alike(mixer: Mixer) -> bool:
     Args:
         mixer: is called once, with zeros.
     """
-    parameter = next(mixer.parameters(), None)
-    where = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
-    x, tail, nowhere = torch.zeros(1, 1, mixer.shape.hidden_size, **where), mixer.plan().tail, _Anywhere()
-    earlier = () if tail is None else (torch.zeros(1, 1, tail.width, **where),) * tail.length
+    like = next(mixer.parameters(), torch.zeros(()))
+    x, tail, nowhere = like.new_zeros(1, 1, mixer.shape.hidden_size), mixer.plan().tail, _Anywhere()
+    earlier = () if tail is None else (like.new_zeros(1, 1, tail.width),) * tail.length
     with torch.no_grad():
         state = mixer.start(x, Context(torch.zeros(1, 1, dtype=torch.long, device=x.device), earlier))
         try:

@@ -96,7 +96,9 @@ def train(
 def _check_possible(recipe: Recipe) -> Iterable[str]:
     """Fail before minutes go into the data of a recipe that cannot run, and before it replaces a run; else notices."""
     check_trackers(recipe)
-    check_backend(recipe.model.attention_backend, "cuda" if torch.cuda.is_available() else "cpu", training=True)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    check_backend(recipe.model.attention_backend, where, training=True, dtype=dtype)
     return check_size(recipe)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
@@ -446,6 +447,15 @@ def test_a_pipe_that_nobody_writes_to_is_empty_and_another_is_read(talker: Path,
     found = text_of(talker, "--prompt-file", f"/dev/fd/{reading}", "--max-new-tokens", "0")
     os.close(reading)
     assert found == "the fox\n"
+
+
+def test_compiled_steps_and_prompts_in_parts(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, **options, backend="eager"))
+    options = ("--prompt", "the quick", "--max-new-tokens", "3")
+    expected = text_of(talker, *options)
+    assert text_of(talker, *options, "--compile", "--prefill-chunk", "2") == expected
+    assert "prefill_chunk is 0; it must be" in error_of("x", "--prefill-chunk", "0")
 
 
 def test_no_chat_template(chained: Path) -> None:

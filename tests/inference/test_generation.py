@@ -16,7 +16,7 @@ from torch import Tensor
 import zoo
 from mixerzoo import Decoder, TextFormat, TextTokenizer, generate, stream
 from mixerzoo.errors import CacheError, MixerzooError
-from mixerzoo.inference.sampling import choose
+from mixerzoo.inference.sampling import Sampling, choose
 from zoo import ZooCase, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
@@ -214,7 +214,8 @@ ROWS = st.lists(st.sampled_from([0.0, -0.0, 1.0, 3.5, -1e4, 1e30, -1e30, 1e-30, 
 
 def chosen(logits: list[float], seed: int = 0, **options: Any) -> int:
     row = torch.tensor([logits])
-    return int(choose(row, **{"temperature": 1.0, "top_k": None, "top_p": None, **options}, generator=seeded(seed)))
+    sampling = Sampling(**{"temperature": 1.0, "top_k": None, "top_p": None, **options})
+    return int(choose(row, sampling, seeded(seed)))
 
 
 @given(logits=ROWS, temperature=st.floats(5e-324, 1e-40), seed=st.integers(0, 9))
@@ -228,7 +229,7 @@ def test_no_temperature_is_too_large(logits: list[float], temperature: float, se
     assume(max(logits) > -math.inf)
     possible = [place for place, value in enumerate(logits) if value > -math.inf]
     rows = torch.tensor([logits]).expand(4000, -1)
-    found = choose(rows, temperature, None, None, seeded(seed))
+    found = choose(rows, Sampling(temperature, None, None), seeded(seed))
     shares = torch.bincount(found, minlength=len(logits)) / 4000
     for place, share in enumerate(shares.tolist()):
         expected = 1 / len(possible) if place in possible else 0
@@ -260,7 +261,7 @@ def test_logits_that_are_not_finite_are_refused(logits: list[float], options: di
 
 def test_one_row_that_is_not_finite_is_enough() -> None:
     with pytest.raises(MixerzooError, match="logits are not finite"):
-        choose(torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), 0.0, None, None, seeded(0))
+        choose(torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), Sampling(0.0, None, None), seeded(0))
 
 
 # Lists and texts.

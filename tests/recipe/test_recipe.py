@@ -171,7 +171,7 @@ def test_what_a_recipe_says_is_what_it_means(tmp_path: Path) -> None:
         (
             "num_layers: 4",
             "num_layers: 4\n  attention_backend: spda",
-            "5: model.attention_backend: 'spda' is none of sdpa, eager, flex, xformers (did you mean 'sdpa'?)",
+            "5: model.attention_backend: 'spda' is none of sdpa, eager, flex, flash, xformers (did you mean 'sdpa'?)",
         ),
         ("learning_rate: 1e-3", "learning_rate: fast", "20: train.learning_rate: expected a number, got 'fast'"),
         ("learning_rate: 1e-3", "learning_rate: 0", "20: train.learning_rate: input should be greater than 0, got 0"),

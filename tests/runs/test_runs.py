@@ -127,7 +127,7 @@ def test_a_run_that_began_and_ended_in_between_is_not_replaced(tmp_path, monkeyp
 # Before the work.
 
 
-@pytest.mark.parametrize("backend", ["flex", "xformers"])
+@pytest.mark.parametrize("backend", ["flex", "flash", "xformers"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="both can train on a GPU")
 def test_a_backend_that_cannot_train_here_is_refused_before_the_old_run_goes(backend, run):
     before = files(run)

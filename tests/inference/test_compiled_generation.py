@@ -1,0 +1,164 @@
+"""Steps as one graph, and prompts in parts: the same tokens, one graph for all steps and calls, bounded memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from mixerzoo import Decoder, ModelConfig, generate, load_registry, stream
+from mixerzoo.errors import CacheError, MixerzooError
+from mixerzoo.inference import steps
+from mixerzoo.inference.sampling import Sampling, choose
+from zoo import Case, some_tokens
+
+DECODER = Case("depth_attention", {"stride": 1})
+
+
+def _forget() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    steps._compiled.cache_clear()
+    steps._idle.clear()
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    logging.getLogger("torch.__trace").disabled = True
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, **options, backend="eager"))
+    _forget()
+    yield
+    _forget()
+
+
+def graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def test_sampling_is_that_of_multinomial() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    for seed in range(20):
+        drawn = choose(logits, Sampling(1.0, None, None), torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        expected = torch.multinomial(logits.double().softmax(-1), 1, generator=generator)[:, 0]
+        assert torch.equal(drawn, expected)
+
+
+@pytest.mark.usefixtures("light")
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [(DECODER, {}), (Case("smear"), {"temperature": 0.7, "top_k": 9, "top_p": 0.9})],
+    ids=["greedy", "sampled"],
+)
+def test_the_same_tokens_of_one_graph(case: Case, options: dict[str, Any]) -> None:
+    decoder, prompts = zoo.make(case, num_layers=2), [some_tokens(2, 5, seed=seed) for seed in range(3)]
+    padding = torch.tensor([0, 2])
+    for prompt in prompts:
+        expected = generate(decoder, prompt, max_new_tokens=6, left_padding=padding, **options)
+        found = generate(decoder, prompt, max_new_tokens=6, left_padding=padding, compile=True, **options)
+        assert torch.equal(found, expected)
+    assert graphs() == 1
+
+
+@pytest.mark.usefixtures("light")
+def test_a_cache_is_used_again_where_it_is_long_enough_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_BLOCK", 16)
+    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(1, 4)
+    generate(decoder, prompt, max_new_tokens=3, compile=True)
+    cache = steps._idle[decoder]
+    addresses = [data.data_ptr() for data in (cache._length, *cache._keys.values(), *cache._values.values())]
+    before = dict(torch._dynamo.utils.counters["stats"])
+    one, other = (stream(decoder, prompt, max_new_tokens=4, compile=True) for _ in range(2))
+    assert [int(a) == int(b) for a, b in zip(one, other, strict=True)] == [True] * 4
+    assert dict(torch._dynamo.utils.counters["stats"]) == before
+    generate(decoder, some_tokens(1, 9), max_new_tokens=3, compile=True)
+    used = steps._idle[decoder]
+    assert addresses == [data.data_ptr() for data in (cache._length, *cache._keys.values(), *cache._values.values())]
+    assert used.max_length == cache.max_length == steps._BLOCK
+    longer = generate(decoder, prompt, max_new_tokens=steps._BLOCK, compile=True)
+    assert longer.size(1) == 4 + steps._BLOCK
+    assert steps._idle[decoder].max_length == 2 * steps._BLOCK
+
+
+@pytest.mark.usefixtures("light")
+def test_caches_of_ones_own() -> None:
+    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(1, 4)
+    cache = decoder.new_cache(1, 9)
+    found = generate(decoder, prompt, max_new_tokens=6, cache=cache, compile=True)
+    assert torch.equal(found, generate(decoder, prompt, max_new_tokens=6))
+    assert cache.length == 9
+    with pytest.raises(CacheError, match=r"4 new tokens after 9 do not fit .* make it at least 13"):
+        generate(decoder, prompt, max_new_tokens=1, cache=cache, compile=True)
+    with pytest.raises(CacheError, match="this one grows"):
+        generate(decoder, prompt, max_new_tokens=1, cache=decoder.new_cache(1), compile=True)
+
+
+@pytest.mark.usefixtures("light")
+def test_logits_that_are_not_finite_are_refused_within_the_graph() -> None:
+    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(1, 4)
+    running = stream(decoder, prompt, max_new_tokens=4, compile=True)
+    next(running)
+    with torch.no_grad():
+        decoder.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(MixerzooError, match="logits are not finite"):
+        next(running)
+
+
+@pytest.mark.slow
+def test_with_the_real_compiler() -> None:
+    logging.getLogger("torch.__trace").disabled = True
+    _forget()
+    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(2, 5)
+    for options in ({}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}):
+        expected = generate(decoder, prompt, max_new_tokens=6, **options)
+        assert torch.equal(generate(decoder, prompt, max_new_tokens=6, compile=True, **options), expected)
+    _forget()
+
+
+# Prompts in parts.
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_prompts_in_parts_give_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, prompt = zoo.make(DECODER), some_tokens(2, 7)
+    expected, lengths, forward = generate(decoder, prompt, max_new_tokens=3), [], decoder.model.forward
+    monkeypatch.setattr(
+        decoder.model,
+        "forward",
+        lambda tokens, *args, **kw: lengths.append(tokens.size(1)) or forward(tokens, *args, **kw),
+    )
+    assert torch.equal(generate(decoder, prompt, max_new_tokens=3, prefill_chunk=chunk), expected)
+    assert lengths == {1: [1] * 9, 3: [3, 3, 1, 1, 1], 100: [7, 1, 1]}[chunk]
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 2.0, True])
+def test_parts_that_are_none(chunk: Any) -> None:
+    with pytest.raises(MixerzooError, match=f"prefill_chunk is {chunk!r}; it must be a whole number of tokens"):
+        generate(zoo.shared(DECODER), some_tokens(1, 2), max_new_tokens=1, prefill_chunk=chunk)
+
+
+@pytest.mark.parametrize("mixer", ["residual", "attn_res", "denseformer", "depth_attention", "hyper_connections"])
+def test_the_default_bounds_what_is_in_flight(mixer: str) -> None:
+    kind = load_registry().get(mixer).mixer
+    config = ModelConfig(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=8,
+    )
+    with torch.device("meta"):
+        decoder = Decoder(config, kind, kind.Config()).to(torch.bfloat16)
+    length = 128 * 1024
+    chunk = steps.default_chunk(decoder, 1, length)
+    of_residual = 2560 * 2
+    assert chunk * (decoder.mixer.in_flight_bytes(torch.bfloat16) - of_residual) <= 2**29
+    assert chunk == length if mixer == "residual" else 1024 < chunk < length
+    assert steps.default_chunk(decoder, 2, length) == (length if mixer == "residual" else chunk // 2)

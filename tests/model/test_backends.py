@@ -1,0 +1,169 @@
+"""Backends that are true: each works where it says so, and nothing else runs in its place."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from mixerzoo.errors import BackendError
+from mixerzoo.model import available, backends, check_backend, flash, fused_flex
+from mixerzoo.model.backends import Visibility, eager_attention, make_mask
+from zoo import Case, assert_close, some_tokens
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(available, "_DEVICE", "cpu")
+    available._check_xformers.cache_clear()
+    yield
+    available._check_xformers.cache_clear()
+
+
+def with_xformers(monkeypatch: pytest.MonkeyPatch, attention: Callable[..., Any]) -> None:
+    """An xformers whose attention is this."""
+    ops = ModuleType("xformers.ops")
+    ops.memory_efficient_attention = attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_xformers_whose_extension_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attention(*operands: Tensor) -> Tensor:
+        raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
+
+    with_xformers(monkeypatch, attention)
+    with pytest.raises(BackendError, match=r"cannot run beside PyTorch .* set model.attention_backend to 'sdpa'"):
+        check_backend("xformers", "cuda", training=True)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_xformers_that_computes_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_xformers(monkeypatch, lambda q, k, v: q)
+    check_backend("xformers", "cuda", training=True)
+
+
+def test_the_extra_pins_the_one_release() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["xformers"] == ["xformers==0.0.35"]
+
+
+# Flash.
+
+
+def test_flash_is_refused_on_the_cpu_and_in_long_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="'flash' needs a CUDA device"):
+        check_backend("flash", "cpu")
+    q = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(BackendError, match=r"not in torch.float32 on cpu"):
+        flash.flash(q, q, q, 1.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    check_backend("flash", "cuda", dtype=torch.bfloat16)
+    with pytest.raises(BackendError, match=r"not in torch.float32; set train.precision to bf16"):
+        check_backend("flash", "cuda", dtype=torch.float32)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    with pytest.raises(BackendError, match="not in this build"):
+        check_backend("flash", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ({"window": 3}, "a window"),
+        ({"padding": torch.zeros(2)}, "left padding"),
+        ({"documents": torch.zeros(2, 4)}, "documents"),
+    ],
+)
+def test_flash_has_no_masks(rule: dict[str, Any], what: str) -> None:
+    tokens = torch.arange(4)
+    plain = Visibility(tokens, tokens, None, None, None, True)
+    assert make_mask(plain, "flash", hides_nothing=False).dense is None
+    with pytest.raises(BackendError, match=f"nothing of {what}; set"):
+        make_mask(plain._replace(**rule), "flash", hides_nothing=False)
+
+
+def test_flash_takes_the_newest_implementation_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    activated: list[str] = []
+    for name, value in {
+        "current_flash_attention_impl": lambda: None,
+        "list_flash_attention_impls": lambda: ["FA3", "FA4"],
+        "activate_flash_attention_impl": activated.append,
+    }.items():
+        monkeypatch.setattr(torch.nn.attention, name, value, raising=False)
+    for installed, expected in (((), None), (("flash_attn_interface",), "FA3"), (tuple(flash._NEWER.values()), "FA4")):
+        flash.activate.cache_clear()
+        monkeypatch.setattr(flash, "_is_installed", lambda module, there=installed: module in there)
+        assert flash.activate() == expected
+    assert activated == ["FA3", "FA4"]
+    flash.activate.cache_clear()
+    monkeypatch.undo()
+    assert not flash._is_installed("no_such_package.no_such_module")
+    assert flash._is_installed("torch.nn.attention")
+
+
+# Flex.
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    logging.getLogger("torch.__trace").disabled = True
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, **options, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    fused_flex._compiled.cache_clear()
+    yield
+    torch._dynamo.reset()
+    fused_flex._compiled.cache_clear()
+
+
+def flex(num_new: int, length: int, window: int | None = None) -> None:
+    """Compare a fused call with attention written out."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, t, 8, generator=generator) for h, t in ((4, num_new), (2, length), (2, length)))
+    square = num_new == length
+    rule = Visibility(torch.arange(length - num_new, length), torch.arange(length), window, None, None, square)
+    mask = make_mask(rule, "flex", hides_nothing=False)
+    parts = (rule.window, True, True)
+    found = fused_flex.fused_flex(q, k, v, mask.blocks, parts, scale=0.5, enable_gqa=True)
+    assert_close(found, eager_attention(q, k, v, make_mask(rule, "eager", hides_nothing=False), 0.5), 1e-5)
+
+
+@pytest.mark.usefixtures("light")
+@torch.no_grad()
+def test_flex_takes_one_graph_for_all_lengths_of_a_kind() -> None:
+    for kind, sizes in enumerate((((5, 5), (8, 8), (2, 7)), ((1, 9), (1, 64)))):
+        for num_new, length in sizes:
+            flex(num_new, length)
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == kind + 1
+
+
+@pytest.mark.usefixtures("light")
+@torch.no_grad()
+def test_flex_that_is_compiled_again_and_again_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Told apart no more, they would share a graph.
+    monkeypatch.setattr(fused_flex, "Kind", lambda *parts: 0)
+    monkeypatch.setattr(fused_flex, "_MOST_GRAPHS", 1)
+    flex(5, 5)
+    with pytest.raises(BackendError, match="compiled anew for every call"):
+        flex(1, 9)
+
+
+def test_every_backend_has_a_function() -> None:
+    assert set(backends._FUNCTIONS) == set(backends.BACKENDS)
+    decoder = zoo.make(Case("residual"))
+    decoder.model._backend = "flash"
+    with pytest.raises(BackendError, match="'flash' computes in"):
+        decoder(some_tokens(1, 3))
