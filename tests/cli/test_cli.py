@@ -23,8 +23,8 @@ from typer.testing import CliRunner, Result
 import mixerzoo
 from mixerzoo.cli import COMMANDS, app, schema
 from mixerzoo.cli.common import print_error
-from mixerzoo.describe import options, snippet
 from mixerzoo.data import TextTokenizer
+from mixerzoo.describe import options, snippet
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer.registry import Registry
 from mixerzoo.recipe.schema import json_schema
