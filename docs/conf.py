@@ -1,6 +1,6 @@
 """Sphinx configuration: ``pip install ".[docs]" && sphinx-build -W docs site``.
 
-The build needs no network. With ``-t online`` names of Python, PyTorch and transformers become links to their own pages.
+The build needs no network. With ``-t online`` names of Python, PyTorch and transformers link to their own pages.
 """
 
 import sys
@@ -48,6 +48,8 @@ if tags.has("online"):  # type: ignore[name-defined]  # noqa: F821  Sphinx puts 
 
 html_theme = "furo"
 html_title = "mixerzoo"
+html_show_copyright = False
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", "../mixerzoo/describe/mixer_page.css"]
 html_css_files = ["mixer_page.css", "site.css"]
 html_theme_options = {

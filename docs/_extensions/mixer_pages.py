@@ -1,7 +1,7 @@
 """What the pages of the site show of mixers, made from the mixers themselves when it is built.
 
-The pages in ``docs/`` are whole without it: a forge shows them as they are. Here they get drawings, figures, equations in
-mathematical type and BibTeX.
+The pages in ``docs/`` are whole without it: a forge shows them as they are. Here they get drawings, figures, BibTeX
+and equations in mathematical type.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import re
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
 from pybtex.database import BibliographyData, parse_file
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+import mixerzoo
 from mixerzoo import DecoderShape, Mixer, load_registry
 from mixerzoo.describe import (
     BASELINE,
@@ -135,9 +137,9 @@ def _gallery(mixers: dict[str, type[Mixer]]) -> str:
 <div class="mixer-cards">
 {cards}
 </div>
-<p class="mixer-small">Drawn with {SMALL} layers and default options. Costs are those on {COMPARED.num_layers} layers of
-hidden size {COMPARED.hidden_size}: parameters that the mixer adds, its cache over residual's, bytes in flight over those
-of one hidden state.</p>"""
+<p class="mixer-small">Drawn with {SMALL} layers and default options. Costs are those on {COMPARED.num_layers} layers
+of hidden size {COMPARED.hidden_size}: parameters that the mixer adds, its cache over residual's, bytes in flight over
+those of one hidden state.</p>"""
 
 
 def _radio(group: str, value: str, words: str, *, checked: bool = False) -> str:
@@ -152,13 +154,12 @@ def _card(mixer: type[Mixer]) -> str:
     chosen = _needed_options(text, mixer)
     drawn = diagram(with_defaults(mixer, _of_depth(SMALL), chosen), standalone=False)
     costs = figures(with_defaults(mixer, COMPARED, chosen))
-    free = " ".join(
-        word
-        for word, holds in (
-            ("parameters", costs.parameters == 0), ("cache", costs.cache_relative < 1), ("flight", costs.in_flight_relative <= 2),
-        )
-        if holds
-    )  # fmt: skip
+    holds = {
+        "parameters": costs.parameters == 0,
+        "cache": costs.cache_relative < 1,
+        "flight": costs.in_flight_relative <= 2,
+    }
+    free = " ".join(word for word, true in holds.items() if true)
     return (
         f'<a class="mixer-card" href="mixers/{mixer.name}.html" data-family="{mixer.card.family}" data-free="{free}">'
         f'<span class="mixer-thumb">{drawn}</span><span class="mixer-words">'
@@ -181,12 +182,29 @@ def _of_depth(layers: int) -> DecoderShape:
     return replace(DRAWN, num_layers=layers, order=tuple(range(layers)))
 
 
+def link_names(app: Sphinx, document: nodes.document) -> None:
+    """Link what is exported, where prose names it, to its docstring: ``Mixer``, ``Plan.order``, ``mixerzoo.build``."""
+    for literal in list(document.findall(nodes.literal)):
+        found = re.fullmatch(r"(mixerzoo\.)?(\w+)((?:\.\w+)*)(?:\(\))?", literal.astext())
+        if found is None or found[2] not in mixerzoo.__all__:
+            continue
+        if isinstance(literal.parent, nodes.reference | nodes.title | addnodes.pending_xref):
+            continue
+        # A plain word is mostly a command or an option.
+        if found[1] or found[2] != found[2].lower() or "_" in found[2]:
+            target = f"mixerzoo.{found[2]}{found[3]}"
+            link = addnodes.pending_xref(
+                "", literal.deepcopy(), refdomain="py", reftype="obj", reftarget=target, refdoc=app.env.docname
+            )
+            literal.replace_self(link)
+
+
 class DiagramDirective(SphinxDirective):
     """``{diagram} NAME``: who reads whom with default options; the content is the caption."""
 
     required_arguments = 1
     has_content = True
-    option_spec = {"layers": directives.positive_int}
+    option_spec: ClassVar = {"layers": directives.positive_int}
 
     def run(self) -> list[nodes.Node]:
         """The drawing as a figure."""
@@ -203,5 +221,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Hook into the reading of pages."""
     assert BASELINE in built_in(), "the built-in mixers are not installed"
     app.connect("source-read", fill)
+    app.connect("doctree-read", link_names)
     app.add_directive("diagram", DiagramDirective)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

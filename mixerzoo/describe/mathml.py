@@ -1,4 +1,4 @@
-"""Equations in plain characters, as cards write them, in mathematical type: MathML, which browsers show by themselves."""
+"""Equations in plain characters, as cards write them, in mathematical type: MathML, which browsers show as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from html import escape
 
 #: At least two letters; a name of an option may hold a low line.
-_WORD = r"[A-Za-z]+(?:[-'’][A-Za-z]+)+|[A-Za-z]{2,}_[A-Za-z]{3,}|[A-Za-z]{2,}"
+_WORD = r"[A-Za-z]+(?:[-'’/][A-Za-z]+)+|[A-Za-z]{2,}_[A-Za-z]{3,}|[A-Za-z]{2,}"
 _TOKEN = re.compile(
     rf"(?P<space>\s+)|(?P<word>{_WORD})|(?P<number>\d+(?:\.\d+)?)|(?P<letter>[^\W\d_][\u0300-\u036f]*)"
     r"|(?P<sign>.[\u0300-\u036f]*)"
@@ -17,14 +17,14 @@ _TOKEN = re.compile(
 _OPERATOR = re.compile(r"[(\[_^·⊙⊗/⌋⌉]|\s?(?:[=←+−<>≤≥∈·⊙⊗×/](?:\s|$))")
 _SENTENCE = re.compile(r"\s[A-Za-z]{2}")
 _OPENING, _CLOSING = "([{⟨⌊⌈", ")]}⟩⌋⌉"
-_LIMITS = "Σ∏"
+_LIMITS = {"Σ": "∑", "Π": "∏"}
 
 
 def mathml(equation: str) -> str:
     """An equation as HTML, a ``div`` for each line.
 
-    ``_`` and ``^`` lower and raise what follows: a letter, a number, a word or what braces hold. Words that stand outside
-    brackets and beside no operator are text, at which a line may break. Whatever else is written stays as it is.
+    ``_`` and ``^`` lower and raise what follows: a letter, a number, a word or what braces hold. Words that stand
+    outside brackets and beside no operator are text, at which a line may break. Whatever else is written stays.
 
     Args:
         equation: in the characters of `MixerCard.equation`.
@@ -165,7 +165,9 @@ class _Line:
 
 
 def _letter(token: str) -> str:
-    """A letter, perhaps with an accent, or a name."""
+    """A letter, perhaps with an accent, or a name; of a sum and a product the large sign."""
+    if token in _LIMITS:
+        return f'<mo movablelimits="false">{_LIMITS[token]}</mo>'
     accents = {"\u0304": "¯", "\u0303": "~", "\u0302": "^"}
     mark = token[-1]
     if mark in accents:

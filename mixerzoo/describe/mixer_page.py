@@ -14,6 +14,7 @@ from mixerzoo.describe.mathml import mathml
 from mixerzoo.describe.options import options, snippet
 from mixerzoo.errors import MixerError
 from mixerzoo.mixer import Mixer, MixerEntry
+from mixerzoo.mixer import one_line as brief
 from mixerzoo.yaml_text import one_line
 
 if TYPE_CHECKING:
@@ -75,17 +76,18 @@ def _seen(mixer_class: type[Mixer], chosen: Mapping[str, Any] | None) -> dict[st
     }
     try:
         drawn = with_defaults(mixer_class, DRAWN, chosen)
+        plan = drawn.plan()
         measured = figures(with_defaults(mixer_class, COMPARED, chosen))
+        return {
+            **seen,
+            "steps": len(plan.order),
+            "diagram": diagram(drawn, standalone=False),
+            "own_kv": plan.needs_own_kv,
+            "figures": measured,
+            "parameters": short(measured.parameters),
+        }
     except MixerError as error:  # it says itself that it does not take such a decoder, or needs options
-        return {**seen, "reason": str(error)}
-    return {
-        **seen,
-        "steps": len(drawn.plan().order),
-        "diagram": diagram(drawn, standalone=False),
-        "own_kv": drawn.plan().needs_own_kv,
-        "figures": measured,
-        "parameters": short(measured.parameters),
-    }
+        return {**seen, "reason": brief(error)}
 
 
 @cache

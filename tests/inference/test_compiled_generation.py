@@ -14,9 +14,9 @@ from mixerzoo import Decoder, ModelConfig, generate, load_registry, stream
 from mixerzoo.errors import CacheError, MixerzooError
 from mixerzoo.inference import steps
 from mixerzoo.inference.sampling import Sampling, choose
-from zoo import Case, some_tokens
+from zoo import ZooCase, some_tokens
 
-DECODER = Case("depth_attention", {"stride": 1})
+DECODER = ZooCase("depth_attention", {"stride": 1})
 
 
 def _forget() -> None:
@@ -52,10 +52,10 @@ def test_sampling_is_that_of_multinomial() -> None:
 @pytest.mark.usefixtures("light")
 @pytest.mark.parametrize(
     ("case", "options"),
-    [(DECODER, {}), (Case("smear"), {"temperature": 0.7, "top_k": 9, "top_p": 0.9})],
+    [(DECODER, {}), (ZooCase("smear"), {"temperature": 0.7, "top_k": 9, "top_p": 0.9})],
     ids=["greedy", "sampled"],
 )
-def test_the_same_tokens_of_one_graph(case: Case, options: dict[str, Any]) -> None:
+def test_the_same_tokens_of_one_graph(case: ZooCase, options: dict[str, Any]) -> None:
     decoder, prompts = zoo.make(case, num_layers=2), [some_tokens(2, 5, seed=seed) for seed in range(3)]
     padding = torch.tensor([0, 2])
     for prompt in prompts:

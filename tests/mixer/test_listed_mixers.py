@@ -157,3 +157,26 @@ def test_list_strict_fails_on_a_broken_plugin(site: SitePackages, monkeypatch: p
     strict = CliRunner().invoke(app, ["list", "--strict"])
     assert strict.exit_code == 2
     assert "plugins that cannot be loaded: broken:broken" in strict.output
+
+
+def test_the_page_of_a_mixer_that_takes_no_such_decoder(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("shy", own("def plan(self):\n    raise MixerError('only for <loops>')"), release="2.5", point="p")
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
+    page = CliRunner().invoke(app, ["show", "own", "--html"])
+    assert page.exit_code == 0
+    assert "From shy 2.5 (shy:p)" in page.stdout
+    assert "Neither drawn nor measured with default options: only for &lt;loops&gt;" in page.stdout
+    assert "<svg" not in page.stdout
+
+
+@pytest.mark.parametrize("body", ["def plan(self):\n    1 / 0", "def sources(self, site):\n    raise SystemExit(3)"])
+def test_a_page_that_cannot_be_made_names_its_mixer(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    site.install("culprit", own(body), point="p")
+    registry = site.registry()
+    monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
+    page = CliRunner().invoke(app, ["show", "own", "--html"])
+    assert (page.exit_code, page.stdout) == (2, "")
+    assert "culprit:p" in page.stderr

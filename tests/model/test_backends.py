@@ -18,7 +18,7 @@ import zoo
 from mixerzoo.errors import BackendError
 from mixerzoo.model import available, backends, check_backend, flash, fused_flex
 from mixerzoo.model.backends import Visibility, eager_attention, make_mask
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_flex_that_is_compiled_again_and_again_is_an_error(monkeypatch: pytest.M
 
 def test_every_backend_has_a_function() -> None:
     assert set(backends._FUNCTIONS) == set(backends.BACKENDS)
-    decoder = zoo.make(Case("residual"))
+    decoder = zoo.make(ZooCase("residual"))
     decoder.model._backend = "flash"
     with pytest.raises(BackendError, match="'flash' computes in"):
         decoder(some_tokens(1, 3))

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import zoo
 from mixerzoo.errors import InputError
 from mixerzoo.model import chunk_tokens, linear_cross_entropy, loss
-from zoo import Case, some_tokens
+from zoo import ZooCase, some_tokens
 
 N, D, V = 37, 12, 50
 
@@ -112,7 +112,7 @@ class Largest(TorchDispatchMode):
 
 def test_a_decoder_s_loss_makes_no_more_than_a_part_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "_SMALLEST", 1)
-    decoder, tokens = zoo.make(Case("denseformer"), vocab_size=500), some_tokens(2, 200)
+    decoder, tokens = zoo.make(ZooCase("denseformer"), vocab_size=500), some_tokens(2, 200)
     decoder(tokens[:, :2])
     with Largest() as largest:
         decoder.loss(tokens, tokens.roll(-1, 1)).backward()
@@ -126,7 +126,7 @@ def test_a_decoder_s_loss_makes_no_more_than_a_part_of_the_logits(monkeypatch: p
 
 
 def test_targets_that_are_none() -> None:
-    decoder, tokens = zoo.make(Case("residual")), some_tokens(2, 4)
+    decoder, tokens = zoo.make(ZooCase("residual")), some_tokens(2, 4)
     with pytest.raises(InputError, match=r"targets are torch.int64 of shape \[2, 3\]"):
         decoder.loss(tokens, tokens[:, 1:])
     with pytest.raises(InputError, match=r"targets range from -1 to"):

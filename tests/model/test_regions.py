@@ -14,7 +14,7 @@ import zoo
 from case import LATENT
 from mixerzoo import Decoder
 from mixerzoo.model import regions
-from zoo import Case, assert_close, some_tokens
+from zoo import ZooCase, assert_close, some_tokens
 
 # The compiler looks at it, and would hide what is said of that where warnings are not errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -65,26 +65,26 @@ def test_what_is_compiled_with_the_layers() -> None:
 
 
 @zoo.parametrized(zoo.PLAIN_CASES, CHOSEN)
-def test_many_layers_take_no_more_graphs_than_few(case: Case) -> None:
+def test_many_layers_take_no_more_graphs_than_few(case: ZooCase) -> None:
     assert check(zoo.make(case, num_layers=6)) <= MOST_GRAPHS
 
 
 @pytest.mark.parametrize(
     ("case", "recompute"),
     [
-        (Case("depth_attention", {"stride": 1}, zoo.LOOPED), True),
-        (Case("residual", {}, LATENT), False),
+        (ZooCase("depth_attention", {"stride": 1}, zoo.LOOPED), True),
+        (ZooCase("residual", {}, LATENT), False),
         (zoo.planned_case((0, 1, 1, 1), (0, 1, 1, 0), 3, 3, None, None), True),
     ],
     ids=str,
 )
-def test_loops_latents_windows_and_recomputation(case: Case, recompute: bool) -> None:
+def test_loops_latents_windows_and_recomputation(case: ZooCase, recompute: bool) -> None:
     fixed = "loop" in case.model or case.mixer == "planned"
     check(zoo.make(case) if fixed else zoo.make(case, num_layers=3), recompute=recompute)
 
 
 def test_only_training_is_compiled() -> None:
-    decoder, tokens = zoo.make(Case("residual")), some_tokens(2, 6)
+    decoder, tokens = zoo.make(ZooCase("residual")), some_tokens(2, 6)
     decoder.model.compile_training("layers")
     with torch.no_grad():
         decoder.loss(tokens, tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,11 +143,3 @@ def test_the_tutorial_s_other_method_is_known_by_its_reference_alone(tmp_path, m
         assert_shown(run_check(CHECKS[name], mixer, reference=reference), console)
     unaided = [check for check in checks_for(mixer) if not check.needs and check.name != "compiles"]
     assert all(run_check(check, mixer).ok for check in unaided)
-
-
-def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    for module in ("sphinx", "myst_parser", "furo"):
-        pytest.importorskip(module, reason="needs the extra `docs`")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", DOCS, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
