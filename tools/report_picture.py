@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from selenium import webdriver
 
-WIDTH, HEIGHT = 1040, 760
+WIDTH, HEIGHT = 1040, 636
 #: Enough for text and lines; a picture of all colours is three times as large.
 COLOURS = 64
 

@@ -91,6 +91,7 @@ def inspect_checkpoint(
     prompt: str | None = None,
     max_windows: int = 8,
     device: torch.device | str = "cpu",
+    depth_loss: bool = True,
 ) -> Inspection:
     """Look at what a trained mixer does with a text.
 
@@ -100,6 +101,7 @@ def inspect_checkpoint(
         prompt: in place of a text: its weights are given per token too.
         max_windows: sequences that are read at most.
         device: where to compute.
+        depth_loss: whether to ask for it; it costs a head a step.
 
     Raises:
         DataError: there are fewer than two tokens, or text and prompt are both given.
@@ -123,16 +125,24 @@ def inspect_checkpoint(
     if len(ids) < 2:
         raise DataError("there is too little text to look at: fewer than two tokens")
     decoder = load_checkpoint(directory, device=device)
-    return _look(decoder, torch.from_numpy(ids), length, max_windows, pieces)
+    return _look(decoder, torch.from_numpy(ids), length, max_windows, pieces, depth_loss=depth_loss)
 
 
 @torch.no_grad()
-def _look(decoder: Decoder, ids: Tensor, length: int, max_windows: int, pieces: tuple[str, ...] | None) -> Inspection:
+def _look(
+    decoder: Decoder,
+    ids: Tensor,
+    length: int,
+    max_windows: int,
+    pieces: tuple[str, ...] | None,
+    *,
+    depth_loss: bool,
+) -> Inspection:
     decoder.eval()
     windows = [part for part in ids.split(length)[:max_windows] if len(part) > 1]
     gathered: dict[_Place, _Gathered] = {}
     losses, scored = [0.0] * decoder.shape.num_steps, 0
-    one_stream = True
+    one_stream = depth_loss
     for window in windows:
         tokens = window[None].to(decoder.lm_head.weight.device)
         with _watched(decoder.mixer) as seen:

@@ -39,9 +39,9 @@ def look(directory: ComparisonDirectory, cells: Sequence[Cell], threads: int) ->
     torch.set_num_threads(threads)
     try:
         with full_precision():
-            found = _in_numbers(inspect_checkpoint(directory.run(cell).path, max_windows=_WINDOWS))
+            found = _in_numbers(inspect_checkpoint(directory.run(cell).path, max_windows=_WINDOWS, depth_loss=False))
     except Exception as error:  # noqa: BLE001  a mixer may fail in any way to say what it does; the report says so
-        found = {"num_tokens": 0, "sites": [], "depth_loss": None, "error": f"{type(error).__name__}: {error}"}
+        found = {"num_tokens": 0, "sites": [], "error": f"{type(error).__name__}: {error}"}
     finally:
         torch.set_num_threads(before)
     record = {"run_id": directory.run(cell).run_id, "directory": cell.place.as_posix(), **found}
@@ -85,5 +85,4 @@ def _in_numbers(found: Inspection) -> dict[str, Any]:
         }
         for site in found.sites
     ]
-    losses = None if found.depth_loss is None else [round(loss, _DIGITS) for loss in found.depth_loss]
-    return {"num_tokens": found.num_tokens, "sites": sites, "depth_loss": losses, "error": None}
+    return {"num_tokens": found.num_tokens, "sites": sites, "error": None}

@@ -100,6 +100,8 @@ class Board:
         self._console.print(Text(text), soft_wrap=True)
 
     def _table(self) -> Group:
+        if not self._total:
+            return Group()  # the text is being prepared
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
         for title in ("run", "step", "loss", "time"):
             table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from mixerzoo import load_checkpoint
 from mixerzoo.experiments import read_comparison
 from mixerzoo.recipe import build
 from runs import QUICKSTART, tiny_recipe
@@ -35,3 +37,9 @@ def test_a_retrofit_takes_its_sizes_from_the_checkpoint(tmp_path, monkeypatch):
     found = read_comparison(FOLDER / "retrofit.yaml", [f"model.init_from={tmp_path / 'run'}"])
     assert {recipe.model.hidden_size for recipe in found.variants.values()} == {32}
     assert [each.label for each in found.contenders] == ["residual", "value_residual", "denseformer", "depth_attention"]
+    tokens = torch.randint(0, 256, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        source = load_checkpoint(tmp_path / "run")(tokens)
+        begins = {variant.label: build(recipe)(tokens) for variant, recipe in found.variants.items()}
+    same = [label for label, logits in begins.items() if torch.equal(logits, source)]
+    assert same == ["residual", "value_residual", "denseformer"]

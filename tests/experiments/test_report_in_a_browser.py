@@ -55,7 +55,7 @@ def made_up() -> dict:
                 "curve": curve,
                 "on_frontier": {"cache": number < 2, "seconds": number < 1},
                 "picture": "0 ● ·",
-                "weights": {"num_tokens": 64, "error": None, "depth_loss": None, "sites": SITES if number else []},
+                "weights": {"num_tokens": 64, "error": None, "sites": SITES if number else []},
                 **{column.key: 1000 * (number + 1) for column in COLUMNS[2:]},
             }
         )
