@@ -78,12 +78,8 @@ def test_commands_run(page, workplace, monkeypatch, tmp_path):
             if arguments[0] == "compare":
                 arguments += [*FAST, "--dry-run"]  # tests/experiments runs some
             if arguments[0] == "bench":
-                arguments += [
-                    "--tokens=8",
-                    "--rounds=1",
-                    "--overwrite",
-                    *(o for o in OVERRIDES if o.startswith("model.")),
-                ]
+                sizes = [override for override in FAST if override.startswith("model.")]
+                arguments += [*sizes, "model.num_kv_heads=2", "--tokens=8", "--rounds=1"]
             if arguments[0] == "train":
                 overrides = [o for o in FAST if o.split("=")[0] not in {w.split("=")[0] for w in words}]
                 if "--resume" in arguments:
