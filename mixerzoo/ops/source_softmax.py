@@ -101,22 +101,24 @@ def _backward_op(
     sources: list[Tensor],
     inverse_rms: list[Tensor],
     query: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     weights: Tensor,
-    kernel: bool,
 ) -> list[Tensor]:
-    """Gradients of the sources, of their inverse rms, of the query [D] and of the last score [1]."""
-    if kernel:
+    """Gradients of the sources, of their inverse rms, of the query [D] and of the last score [1].
+
+    The kernel reads ``out``; without it the sources are gone over twice.
+    """
+    if out is not None:
         from mixerzoo.ops import kernels
 
         return kernels.source_softmax_backward(grad, sources, inverse_rms, query, out, weights)
     exact = forms.exact_dtype(grad)
     grad, query_exact = grad.to(exact), query.to(exact)
-    # The mean over sources of the gradients of the weights.
-    mean = (grad * out).sum(-1)
+    of_weights = [(grad * x).sum(-1) for x in sources]
+    mean = sum(weights[..., n] * found for n, found in enumerate(of_weights))
     of_sources, of_rms, of_query = [], [], torch.zeros_like(query_exact)
     for n, (x, r) in enumerate(zip(sources, inverse_rms, strict=True)):
-        of_score = weights[..., n] * ((grad * x).sum(-1) - mean)
+        of_score = weights[..., n] * (of_weights[n] - mean)
         scaled = of_score * r
         of_x = torch.addcmul(weights[..., n : n + 1] * grad, scaled.unsqueeze(-1), query_exact)
         of_sources.append(of_x.to(x.dtype).contiguous())
@@ -132,9 +134,8 @@ def _(
     sources: list[Tensor],
     inverse_rms: list[Tensor],
     query: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     weights: Tensor,
-    kernel: bool,
 ) -> list[Tensor]:
     return [
         *(x.new_empty(x.shape) for x in (*sources, *inverse_rms)),
@@ -147,20 +148,23 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     sources, inverse_rms, query, bias, ctx.kernel = inputs
     ctx.num_sources, ctx.has_bias = len(sources), bias is not None
     ctx.mark_non_differentiable(output[1])
-    # What comes out is kept by what reads it (a norm) in any case.
-    ctx.save_for_backward(*sources, *inverse_rms, query, *output, *([] if bias is None else [bias]))
+    out, weights = output
+    ctx.save_for_backward(
+        *sources, *inverse_rms, query, weights, *([out] if ctx.kernel else []), *([] if bias is None else [bias])
+    )
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor | None, None]:
     n = ctx.num_sources
     saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
     sources, inverse_rms = list(saved[:n]), list(saved[n : 2 * n])
-    query, result, weights, *bias = saved[2 * n :]
+    query, weights, *others = saved[2 * n :]
+    result, bias = (others[0], others[1:]) if ctx.kernel else (None, others)
     if torch.is_grad_enabled():
         out, _ = _naive(sources, inverse_rms, query, bias[0] if bias else None)
         found = forms.gradients(out, [*sources, *inverse_rms, query, *bias], grad)
     else:
-        found = _backward_op(grad, sources, inverse_rms, query, result, weights, ctx.kernel)
+        found = _backward_op(grad, sources, inverse_rms, query, result, weights)
     of_bias = found[2 * n + 1].to(bias[0].dtype) if bias and found[2 * n + 1] is not None else None
     return found[:n], found[n : 2 * n], found[2 * n], of_bias, None
 

@@ -156,6 +156,11 @@ class AttnRes(Mixer[Config]):
         self.num_sublayers = 2 * shape.num_steps
         #: Numbers of sublayers after which the running sum becomes a finished source.
         self.closing = _closing(config, self.num_sublayers)
+        #: By number of sublayers done: how many reads from there on see the same finished sources, up to `AHEAD`.
+        self.num_prepared = [
+            min(AHEAD, *(end - done for end in (*self.closing, self.num_sublayers + 1) if end > done))
+            for done in range(self.num_sublayers + 1)
+        ]
         #: By number of sublayers done before the read; the last is the final read. Before the first sublayer
         #: there is the embedding and nothing to weigh.
         self.queries = nn.ModuleDict(
@@ -180,7 +185,7 @@ class AttnRes(Mixer[Config]):
         running = y if state.running is None else state.running + y
         done = site.number + 1
         if done not in self.closing:
-            prepared = Prepared(*(each[1:] for each in state.prepared))
+            prepared = Prepared(state.prepared.values[1:], state.prepared.log_sums[1:])
             return State(state.finished, running, prepared if prepared.values else self._prepare(state.finished, done))
         finished = (*state.finished, self._source(running))
         return State(finished, running if self.keeps_stream else None, self._prepare(finished, done))
@@ -247,11 +252,11 @@ class AttnRes(Mixer[Config]):
 
         Not for training, whose backward would have to keep it, and not where there is nothing to share.
         """
-        until = min((closed for closed in self.closing if closed > done), default=self.num_sublayers + 1)
-        numbers = range(done, min(until, done + AHEAD))
-        if torch.is_grad_enabled() or len(finished) < 2 or len(numbers) < 2:
+        count = self.num_prepared[done]
+        if torch.is_grad_enabled() or len(finished) < 2 or count < 2:
             return Prepared()
-        queries = torch.stack([query.query * query.gain for query in map(self._query, numbers)])
+        together = [self._query(number) for number in range(done, done + count)]
+        queries = torch.stack([query.query * query.gain for query in together])
         values, inverse_rms = zip(*finished, strict=True)
         return Prepared(*ops.source_reads(values, inverse_rms, queries))
 

@@ -291,6 +291,9 @@ def test_what_is_kept_for_the_backward() -> None:
         # What a layer projects; what it mixes is kept by attention in any case.
         ZooCase("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
     }
+    # What its entries are, attention keeps in any case.
+    allowed[Case("moda", {"mlp": False})] = 0
+    allowed[Case("delta_attn_res")] = allowed[Case("attn_res")]
     for variant, logits in (("hc", 24), ("mhc", 24), ("mhc_lite", 2 * 4 + math.factorial(4))):
         # Four streams and what is added to them; what is weighed, by logits and weights.
         case = ZooCase("hyper_connections", {"variant": variant})
