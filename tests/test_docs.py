@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
+import types
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 import mixerzoo
+import mixerzoo.testing
 from mixerzoo.cli import COMMANDS, app
 from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
 from mixerzoo.experiments import CompareConfig, read_comparison
@@ -27,7 +31,13 @@ from runs import OVERRIDES, tiny_recipe
 
 ROOT = Path(__file__).parent.parent
 MIXER_PAGES = sorted((ROOT / "docs" / "mixers").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *MIXER_PAGES]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "api").glob("*.md")),
+    *MIXER_PAGES,
+]
 #: The project's own mixers, and not what else happens to be installed.
 MIXERS = {e.mixer.name: e.mixer for e in mixerzoo.load_registry().entries.values() if e.distribution == "mixerzoo"}
 #: So that the commands of a page run in seconds; they change sizes, not what is done.
@@ -199,3 +209,63 @@ def test_the_table_of_results_has_every_small_recipe_and_all_beat_the_bigram_yar
     bigram, _ = results.pop("bigram"), results.pop("xz")
     assert set(results) == {path.stem for path in (ROOT / "recipes" / "small").glob("*.yaml")}
     assert max(results.values()) < bigram
+
+
+@pytest.mark.parametrize("module", [mixerzoo, mixerzoo.ops, mixerzoo.testing], ids=lambda module: module.__name__)
+def test_the_reference_has_every_public_name_once(module):
+    listed = []
+    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
+        for block in re.findall(r"^\.\. currentmodule:: (\S+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            if block[0] == module.__name__:
+                listed += re.findall(r"^\.\. [\w:]+:: (\w+)$", block[1], re.MULTILINE)
+    # `ops` is a page of its own.
+    assert sorted(listed) == sorted(set(module.__all__) - {"ops"})
+
+
+def undocumented(module):
+    """Public classes and functions of a module, and public methods of those classes, without a docstring."""
+    found = []
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not (inspect.isclass(value) or inspect.isroutine(value)) or value is Any:
+            continue
+        members = vars(value).items() if inspect.isclass(value) else ()
+        own = [
+            (f"{name}.{key}", member.fget if isinstance(member, property) else getattr(value, key))
+            for key, member in members
+            if not key.startswith("_") and (isinstance(member, property) or inspect.isroutine(getattr(value, key)))
+        ]
+        found += [label for label, each in [(name, value), *own] if not inspect.getdoc(each)]
+    return found
+
+
+@pytest.mark.parametrize("module", [mixerzoo, mixerzoo.ops, mixerzoo.testing], ids=lambda module: module.__name__)
+def test_every_public_name_has_a_docstring(module):
+    assert undocumented(module) == []
+
+
+def test_what_is_undocumented_is_found():
+    class Some:
+        """A class."""
+
+        def method(self):
+            pass
+
+        @property
+        def size(self):
+            pass
+
+    module = types.SimpleNamespace(__all__=["Some", "f"], Some=Some, f=lambda: 0)
+    assert undocumented(module) == ["Some.method", "Some.size", "f"]
+
+
+def test_the_bibliography_has_every_paper_of_a_card_and_nothing_that_no_page_names():
+    text = (ROOT / "docs" / "references.bib").read_text()
+    papers = re.findall(r"eprint = \{([\d.]+)\}|url = \{https://(github\S+)\}", text)
+    listed = {number or address for number, address in papers}
+    pages = "".join(page.read_text() for page in MIXER_PAGES)
+    assert {mixer.card.paper.removeprefix("arXiv ") for mixer in MIXERS.values() if mixer.card.paper} <= listed
+    assert all(paper in pages for paper in listed)
+    for number in re.findall(r"eprint = \{(\S+)\}", text):
+        assert f"https://arxiv.org/abs/{number}" in text
+        assert f"year = {{20{number[:2]}}}" in text.partition(f"eprint = {{{number}}}")[0].rpartition("@misc")[2]

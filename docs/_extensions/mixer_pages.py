@@ -153,6 +153,8 @@ def _card(mixer: type[Mixer]) -> str:
     text = (DOCS / "mixers" / f"{mixer.name}.md").read_text(encoding="utf-8")
     chosen = _needed_options(text, mixer)
     drawn = diagram(with_defaults(mixer, _of_depth(SMALL), chosen), standalone=False)
+    # Without its words and margins, which nobody could read at that size.
+    drawn = re.sub(r'viewBox="0 0 360 (\d+)"', lambda found: f'viewBox="46 8 268 {int(found[1]) - 36}"', drawn)
     costs = figures(with_defaults(mixer, COMPARED, chosen))
     holds = {
         "parameters": costs.parameters == 0,
