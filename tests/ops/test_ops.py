@@ -292,8 +292,8 @@ def test_what_is_kept_for_the_backward() -> None:
         ZooCase("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
     }
     # What its entries are, attention keeps in any case.
-    allowed[Case("moda", {"mlp": False})] = 0
-    allowed[Case("delta_attn_res")] = allowed[Case("attn_res")]
+    allowed[ZooCase("moda", {"mlp": False})] = 0
+    allowed[ZooCase("delta_attn_res")] = allowed[ZooCase("attn_res")]
     for variant, logits in (("hc", 24), ("mhc", 24), ("mhc_lite", 2 * 4 + math.factorial(4))):
         # Four streams and what is added to them; what is weighed, by logits and weights.
         case = ZooCase("hyper_connections", {"variant": variant})
