@@ -263,7 +263,8 @@ def _print(entry: MixerEntry, results: Sequence[Result], elapsed: float) -> None
     for result in results:
         if result.cut:
             left_out = f"{result.cut} of its {result.ran + result.cut} cases"
-            out.print(f"\n{result.check.clause} {result.check.name} took too long: {left_out} were left out.")
+            words = f"{result.check.clause} {result.check.name} took too long: {left_out} were left out."
+            out.print(f"\n{words}", soft_wrap=True)
     ran, refused = sum(result.ran for result in results), sum(result.refused for result in results)
     if refused:
         out.print(f"\n{ran} cases ran; {refused} more were drawn, and refused by the mixer.", soft_wrap=True)

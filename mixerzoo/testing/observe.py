@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from mixerzoo.mixer import AttentionCall, Mixer, Site
+from mixerzoo.model import Decoder
 
 CALLS = ("tail", "start", "read", "mix_raw_kv", "mix_kv", "fuse_kv", "value_weights", "depth_kv", "write", "finish")
 #: Those that return a state, alone or with keys and values.
@@ -111,6 +112,20 @@ def observed(mixer: Mixer, inspect: Callable[[Call], None] | None = None) -> Ite
 
     with wrapped(mixer, watch):
         yield calls
+
+
+def largest_passed(decoder: Decoder, tokens: Tensor) -> float:
+    """The largest entry of all that sublayers and the head read and give, logits included.
+
+    Args:
+        decoder: of any dtype.
+        tokens: [B, T].
+    """
+    with observed(decoder.mixer) as calls:
+        logits = decoder(tokens)
+    passed = [call.result for call in calls.made if call.name in ("read", "finish")]
+    passed += [call.arguments[-1] for call in calls.made if call.name == "write"]
+    return max(float(tensor.abs().max()) for tensor in (logits, *tensors_in(tuple(passed))))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

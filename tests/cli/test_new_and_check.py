@@ -24,6 +24,7 @@ from mixerzoo.cli import app
 from mixerzoo.mixer.registry import load_registry
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.testing import CHECKS, checks_for
+from mixerzoo.testing.check import SECONDS
 
 ROOT = Path(__file__).parents[2]
 #: mixer → its distribution.
@@ -297,6 +298,14 @@ def test_check_prints_json() -> None:
         ("4.6", "card", "passed"),
     ]
     assert found["results"][0]["demands"] == CHECKS["causality"].summary
+
+
+def test_check_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SECONDS, "quick", -1.0)
+    result = run("check", "residual", "--only", "4.6")
+    assert "4.6 card took too long: 18 of its 18 cases were left out." in result.stdout
+    result = run("check", "residual", "--only", "4.6", "--json")
+    assert [(r["check"], r["cases"], r["cut"]) for r in json.loads(result.stdout)["results"]] == [("card", 0, 18)]
 
 
 def test_check_holds_options_fixed() -> None:

@@ -20,6 +20,7 @@ from mixerzoo.testing import (
     failure_text,
     failures_text,
     parametrize_with_checks,
+    rerun,
     run_check,
 )
 from mixerzoo.testing.check import SECONDS
@@ -114,6 +115,11 @@ def test_the_cases_that_a_reference_names_are_one_by_one_and_can_be_cut(monkeypa
     monkeypatch.setitem(SECONDS, "quick", -1.0)
     result = run_check(check, DenseFormer, reference=few)
     assert (result.ran, result.cut) == (0, 2)
+
+
+def test_a_stream_that_the_noise_on_its_weights_makes_overflow_is_not_blamed() -> None:
+    deep = {**MODEL, "num_layers": 66, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    rerun("precisions", zoo.mixer_class("laurel"), Case(deep, batch_size=1, chunks=(2, 1), pick=1))
 
 
 class Asked(Residual):

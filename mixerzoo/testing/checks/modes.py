@@ -17,7 +17,7 @@ from mixerzoo.mixer import Mixer, load_registry
 from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case, perturb
 from mixerzoo.testing.check import assert_close, assert_same, clause
-from mixerzoo.testing.observe import Method, observed, tensors_in, wrapped
+from mixerzoo.testing.observe import Method, largest_passed, observed, tensors_in, wrapped
 
 
 @clause("3.8", large=("rows", "long", "deep"))
@@ -197,11 +197,7 @@ def half_precision(mixer: type[Mixer], case: Case) -> None:
 
 def _fits_float16(decoder: Decoder, tokens: Tensor) -> bool:
     """Whether all that sublayers and the head read and give is far from the end of float16."""
-    with observed(decoder.mixer) as calls:
-        logits = decoder(tokens)
-    passed = [call.result for call in calls.made if call.name in ("read", "finish")]
-    passed += [call.arguments[-1] for call in calls.made if call.name == "write"]
-    return all(float(tensor.abs().max()) < 1e4 for tensor in (logits, *tensors_in(tuple(passed))))
+    return largest_passed(decoder, tokens) < 1e4
 
 
 @clause("6.5", cost="fair", large=())

@@ -16,9 +16,12 @@ from mixerzoo.testing.case import VOCAB_SIZE, Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.checks.decoding import cached_decoding
 from mixerzoo.testing.checks.sequence import causality
-from mixerzoo.testing.observe import Method, tensors_in, wrapped
+from mixerzoo.testing.observe import Method, largest_passed, tensors_in, wrapped
 from mixerzoo.testing.ordinary import ORDINARY
 from mixerzoo.testing.source_line import in_words, line_at_work
+
+#: Above it, squares in a norm overflow in float32.
+_BEARABLE = 1e18
 
 
 @clause("8.1", large=("rows", "long", "deep", "wide"))
@@ -38,6 +41,9 @@ def precisions(mixer: type[Mixer], case: Case) -> None:
     single = case.decoder(mixer, dtype=torch.float32)
     logits = single(tokens)
     assert logits.dtype == torch.float32, f"float32 weights give {logits.dtype}"
+    if largest_passed(exact, tokens) > _BEARABLE:
+        # With noise on its weights the stream of a deep decoder may grow without bound, in any dtype.
+        return
     assert_close(logits.double(), expected, "float32 against float64", tolerance=2e-3)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = single(tokens)
