@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError
-from mixerzoo.experiments import comparing, runner
+from mixerzoo.experiments import Flags, comparing, read_comparison, runner
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
 from runs import OVERRIDES, QUICKSTART, tiny_recipe
@@ -194,6 +195,18 @@ def test_a_dry_run_lists_and_runs_nothing(tmp_path):
     assert [run["run"] for run in runs] == ["residual, seed 0", "unet, seed 0", "residual, seed 1", "unet, seed 1"]
     assert all(run["tokens"] == 2 * 2 * 32 and run["flops"] > 0 and run["seconds_estimate"] > 0 for run in runs)
     assert not (tmp_path / "new").exists()
+
+
+def test_an_estimate_counts_steps_and_validations(monkeypatch):
+    module = import_module("mixerzoo.experiments.estimates")
+    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops: 100.0)
+    # A text that was never prepared, so that the size of its final validation is not known.
+    found = read_comparison(
+        QUICKSTART, [*TINY, "data.source.max_bytes=210001", "eval.interval=1"], Flags(mixers="residual", seeds="1")
+    )
+    (estimate,) = module.estimates(found, 1)
+    trained, scored = 2 * 2 * 32, 5 * 32
+    assert estimate.seconds - module._SECONDS_OF_A_RUN == pytest.approx((trained + scored / 3) / 100)
 
 
 def test_the_report_has_every_figure_and_needs_nothing_else(done):

@@ -6,6 +6,7 @@ import pytest
 
 from mixerzoo.errors import RecipeError, RunError
 from mixerzoo.experiments import Flags, read_comparison
+from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell
 from runs import QUICKSTART
 
@@ -55,6 +56,9 @@ def test_no_two_runs_share_a_directory(tmp_path):
     found = read_comparison(written(tmp_path, SECTION))
     cells = [Cell.of(v, r, seed, steps) for v, r in found.variants.items() for seed in (3, 4) for steps in (None, 9)]
     assert len({cell.place for cell in cells}) == len(set(cells)) == len(cells)
+    names = {ComparisonDirectory(tmp_path / "first").name_of(cell) for cell in cells}
+    assert len(names) == len(cells)
+    assert all(name.startswith("first/") for name in names)
     assert all(cell.recipe.train.steps in (400, 9) for cell in cells)
 
 
