@@ -224,7 +224,7 @@ def _mib(size: int | None) -> str:
 
 _LEGEND = """\
 ratio      to residual in the same round, median over rounds
-+ AdamW    that ratio with the optimiser's step, which the milliseconds leave out
++ AdamW    the ratio with the optimiser's step, which is not in the ms
 of floor   what the arithmetic or the memory would take at the device's best
 first      the first time, with compilation; of decoding, of 16 tokens
 kept       by autograd from forward to backward, eagerly, without parameters
