@@ -10,7 +10,7 @@ from mixerzoo.ops.normed_product import normed_product
 from mixerzoo.ops.sinkhorn import sinkhorn
 from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weights
 from mixerzoo.ops.streams import stream_read, stream_write
-from mixerzoo.ops.two_phase import join_source, source_reads
+from mixerzoo.ops.two_phase import join_source, reads_at_once, source_reads
 from mixerzoo.ops.unit_rms import unit_rms
 from mixerzoo.ops.weighted_sum import weighted_sum
 
@@ -21,6 +21,7 @@ __all__ = [
     "inverse_rms",
     "join_source",
     "normed_product",
+    "reads_at_once",
     "sinkhorn",
     "source_reads",
     "source_softmax",

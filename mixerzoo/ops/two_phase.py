@@ -16,6 +16,16 @@ from mixerzoo.ops import forms
 from mixerzoo.ops.source_softmax import dot
 
 
+def reads_at_once(source: Tensor) -> bool:
+    """Whether sources like this one [..., D] are worth two phases: large ones, for inference, not compiled.
+
+    Small ones are read by the equation, so that their bits do not depend on whether gradients are wanted.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or forms.forced_form() == "naive":
+        return False
+    return source.numel() >= forms.SMALLEST
+
+
 def source_reads(
     sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], queries: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -74,7 +74,7 @@ class State(NamedTuple):
     Attributes:
         finished: sources that do not change any more.
         running: the sum of the open block (kimi, None before its first output) or of everything so far (snapshot).
-        prepared: reads of the finished sources, in inference; empty where a read looks at them itself.
+        prepared: reads of the finished sources, of long prompts; empty where a read looks at them itself.
     """
 
     finished: tuple[Source, ...]
@@ -125,8 +125,8 @@ class AttnRes(Mixer[Config]):
         parameters="2L·2·D (snapshot: 2L·(2·D + 1))",
         kv_bytes="2·L·G·d·e",
         in_flight_bytes=(
-            "Full (2L+1)·(D·e + 4); blocks (blocks + 1)·(D·e + 4) + D·e, and in inference up to 4·(D·e + 4) of "
-            "prepared reads"
+            "Full (2L+1)·(D·e + 4); blocks (blocks + 1)·(D·e + 4) + D·e, and for long prompts up to 4·(D·e + 4) of "
+            "prepared reads, which the figures leave out"
         ),
         neutral=(
             "kimi, block_size 1, at initialisation (w = 0): the uniform mean, equal to the residual sum up to "
@@ -253,7 +253,7 @@ class AttnRes(Mixer[Config]):
         Not for training, whose backward would have to keep it, and not where there is nothing to share.
         """
         count = self.num_prepared[done]
-        if torch.is_grad_enabled() or len(finished) < 2 or count < 2:
+        if len(finished) < 2 or count < 2 or not ops.reads_at_once(finished[0].value):
             return Prepared()
         together = [self._query(number) for number in range(done, done + count)]
         queries = torch.stack([query.query * query.gain for query in together])

@@ -196,6 +196,21 @@ def test_attention_without_a_kernel_is_the_equation(name: str, **drawn: Any) -> 
         assert_same(operation(name, **drawn), "fused")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{"block_size": 3}, {"block_size": 7}, {"dialect": "snapshot", "block_size": 4}], ids=str
+)
+def test_attention_residuals_read_ahead_give_the_same(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = zoo.make(Case("attn_res", options), num_layers=6)
+    tokens = zoo.some_tokens(2, 5)
+    expected = decoder(tokens)
+    reads = mock.Mock(wraps=ops.source_reads)
+    monkeypatch.setattr(forms, "SMALLEST", 0)
+    monkeypatch.setattr(ops, "source_reads", reads)
+    zoo.assert_close(decoder(tokens), expected, 1e-12)
+    assert reads.call_count
+
+
 @given(**{**DRAWN, "dtypes": st.just([torch.float64] * 2)}, num_queries=st.integers(1, 5), biased=st.booleans())
 @settings(max_examples=10)
 def test_two_phases_are_one_softmax(num_queries: int, biased: bool, num_sources: int, **drawn: Any) -> None:

@@ -218,20 +218,13 @@ def ends(mixer: Mixer, done: int) -> list[int]:
 
 
 def in_flight_bytes(mixer: Mixer, dtype: torch.dtype) -> int:
-    """Finished sources, each with its inverse norm, the running sum where it is not one of them, and prepared reads.
-
-    Of two and more finished sources up to four reads are prepared at once, in a block of memory that stays until the
-    last of them is over.
-    """
+    """Finished sources, each with its inverse norm, and the running sum where it is not one of them."""
     hidden, scalar = mixer.shape.hidden_size * dtype.itemsize, max(4, dtype.itemsize)
     most = 0
     for done in range(2 * mixer.shape.num_steps + 1):
         finished = len(range(0, done + 1, block(mixer)))
         running = done % block(mixer) != 0
-        start = done - done % block(mixer) % 4
-        prepared = min(4, start - start % block(mixer) + block(mixer) - start, 2 * mixer.shape.num_steps + 1 - start)
-        reads = prepared if finished > 1 and prepared > 1 else 0
-        most = max(most, (finished + reads) * (hidden + scalar) + running * hidden)
+        most = max(most, finished * (hidden + scalar) + running * hidden)
     return most
 
 
