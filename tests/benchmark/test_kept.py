@@ -21,7 +21,7 @@ MODEL = ModelConfig(
     hidden_size=WIDTH, intermediate_size=256, num_layers=LAYERS, num_heads=4, num_kv_heads=2, vocab_size=32
 )
 #: What keeps more than its distinct sources, for now; one that no longer does is taken out.
-BEYOND = {"dca", "delta_attn_res", "hyper_connections", "krom_hc", "moda", "mudd"}
+BEYOND = {"dca", "hyper_connections", "krom_hc", "moda", "mudd"}
 #: Every layer's attention and MLP, the embedding, and of the weights one for each pair of source and reader.
 SOURCES = 2 * LAYERS + 1
 ALLOWED = 1.1 * (SOURCES + SOURCES * (SOURCES + 1) / 2 / WIDTH) / LAYERS
