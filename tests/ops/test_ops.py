@@ -201,7 +201,7 @@ def test_attention_without_a_kernel_is_the_equation(name: str, **drawn: Any) -> 
     "options", [{"block_size": 3}, {"block_size": 7}, {"dialect": "snapshot", "block_size": 4}], ids=str
 )
 def test_attention_residuals_read_ahead_give_the_same(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = zoo.make(Case("attn_res", options), num_layers=6)
+    decoder = zoo.make(ZooCase("attn_res", options), num_layers=6)
     tokens = zoo.some_tokens(2, 5)
     expected = decoder(tokens)
     reads = mock.Mock(wraps=ops.source_reads)
