@@ -168,7 +168,8 @@ def test_everything_is_measured(dtype):
     assert found["models"][1]["logits_difference"] < (1e-5 if dtype == "float32" else 5e-2)
     assert found["models"][1]["parameters"] == base["parameters"]
     kept = {model["label"]: model["kept_bytes"] for model in found["models"]}
-    assert kept["transformers Qwen3"] == kept["residual"] < kept["denseformer dilation=2"]
+    # Theirs keeps the logits.
+    assert kept["residual"] < min(kept["transformers Qwen3"], kept["denseformer dilation=2"])
 
 
 def test_the_page_names_every_key():
