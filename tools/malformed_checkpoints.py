@@ -1,7 +1,7 @@
 """Runs the commands on malformed checkpoints, and prints a line of JSON for each run.
 
 ``python tools/malformed_checkpoints.py DIR`` runs them all. A run is right where it ends with exit code 2 and words,
-or where it is accepted and the case's rule says that it may be: see `Case`. `test_malformed_checkpoints` judges, and
+or where it is accepted and the case's rule says that it may be: see `Malformed`. `test_malformed_checkpoints` judges, and
 starts the script again after a case that ends the process.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
-from malformed_cases import COMMANDS, Case, cases
+from malformed_cases import COMMANDS, Malformed, cases
 
 #: Seconds after which a run counts as hanging.
 PATIENCE = 60
@@ -29,7 +29,7 @@ def make_bases(directory: Path) -> None:
     import torch
 
     import zoo
-    from case import Case as ZooCase
+    from case import ZooCase
     from mixerzoo import TextTokenizer, save_checkpoint
     from stock import stock_model
 
@@ -80,7 +80,7 @@ def answer(command: str, place: Path, directory: Path) -> str:
     return result.stdout.replace(str(directory), "")
 
 
-def run(case: Case, command: str, bases: Path, directory: Path) -> dict[str, Any]:
+def run(case: Malformed, command: str, bases: Path, directory: Path) -> dict[str, Any]:
     """One run, and what it took."""
     place = directory / case.base
     shutil.rmtree(directory, ignore_errors=True)

@@ -53,7 +53,7 @@ def test_references_compute_nothing_with_the_library(path: Path) -> None:
     of_library = {name: names for name, names in found.items() if name.partition(".")[0].startswith("mixerzoo")}
     # Types, to say what a mixer is asked for.
     assert of_library.pop("mixerzoo", set()) <= {"AttentionMixer", "Mixer", "Site"}
-    assert of_library.pop("mixerzoo.testing", set()) <= {"ZooCase", "Reference"}
+    assert of_library.pop("mixerzoo.testing", set()) <= {"Case", "Reference"}
     assert of_library.keys() <= {"mixerzoo.testing.reference"}
     assert not found.keys() & {"transformers", "zoo"}
 
