@@ -1,8 +1,8 @@
 """Runs the commands on malformed checkpoints, and prints a line of JSON for each run.
 
 ``python tools/malformed_checkpoints.py DIR`` runs them all. A run is right where it ends with exit code 2 and words,
-or where it is accepted and the case's rule says that it may be: see `Malformed`. `test_malformed_checkpoints` judges, and
-starts the script again after a case that ends the process.
+or where it is accepted and the case's rule says that it may be: see `Malformed`. `test_malformed_checkpoints` judges,
+and starts the script again after a case that ends the process.
 """
 
 from __future__ import annotations
