@@ -64,7 +64,7 @@ def seconds_of_mixers() -> dict[str, float]:
 def put(heading: str, rows: list[str]) -> None:
     """Put rows in place of those of the first table after a heading."""
     text = PAGE.read_text(encoding="utf-8")
-    table = re.compile(rf"({re.escape(heading)}\n.*?\n\|[-|]+\|\n)(?:\|.*\n)*", re.DOTALL)
+    table = re.compile(rf"({re.escape(heading)}\n.*?\n\|[-|]+\|\n)(?:\|[^\n]*\n)*", re.DOTALL)
     changed, found = table.subn(lambda match: match.group(1) + "".join(f"{row}\n" for row in rows), text, count=1)
     assert found == 1, heading
     PAGE.write_text(changed, encoding="utf-8")

@@ -277,7 +277,7 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
             if options["variant"] == "mhc" and n > 1:
                 near = torch.full((n, n), 0.01 / (n - 1)).fill_diagonal_(0.99)
                 own |= {"mix": near.log(), "scale_mix": alpha}
-            elif number > 0:
+            elif options["variant"] == "mhc_lite" and number > 0:
                 identity = [permutation == tuple(range(n)) for permutation in itertools.permutations(range(n))]
                 own |= {"mix": torch.tensor([0.0 if same else -8.0 for same in identity]), "scale_mix": alpha}
         values |= {f"connections.{number}.{name}": value for name, value in own.items()}
