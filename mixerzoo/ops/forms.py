@@ -70,8 +70,11 @@ def forced_form() -> Form | None:
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Products inside are computed in the dtype of their factors, also under autocast."""
-    # The meta device computes nothing, and has no autocast to turn off.
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    # The meta device computes nothing, and has no autocast to turn off; where none is on, turning it off takes longer
+    # than a small product.
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] = ()) -> Form:
