@@ -92,12 +92,11 @@ def flops_per_token(mixer: Mixer) -> int:
     for step in range(shape.num_steps):
         # A score and a weighted value for each query head and entry.
         flops += 2 * 2 * shape.num_heads * shape.head_dim * entries_before(mixer, step)
-        if mixer.config.model_dump()["mlp"]:
-            # RoPE: two multiplications and an addition.
-            flops += 3 * width * step
-            if step < shape.num_steps - 1:
-                # The norm of the input, the projection of keys and values, the norm of the keys with its gain.
-                flops += 3 * shape.hidden_size + 2 * 2 * shape.hidden_size * width + 4 * width
+        if mixer.config.model_dump()["mlp"] and step < shape.num_steps - 1:
+            # The norm of the input, the projection of keys and values, the norm of the keys with its gain.
+            flops += 3 * shape.hidden_size + 2 * 2 * shape.hidden_size * width + 4 * width
+            # RoPE, two multiplications and an addition: an entry has one position, whoever reads it.
+            flops += 3 * width
     return flops
 
 
