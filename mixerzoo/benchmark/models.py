@@ -14,7 +14,6 @@ from mixerzoo.errors import BenchmarkError
 from mixerzoo.exchange import stock_model
 from mixerzoo.model import Decoder, initialise_mixer
 from mixerzoo.recipe import Recipe, build
-from mixerzoo.training import NextTokenLoss
 
 #: Largest difference of logits, as a share of the largest logit, of the same model in other arithmetic. The norms of
 #: transformers are in float32 for float64, too.
@@ -77,14 +76,12 @@ class OurModel(Model):
 
     def __init__(self, decoder: Decoder, compile: bool) -> None:
         super().__init__(decoder, decoder, compile)
-        self._loss = NextTokenLoss(decoder)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return self._loss(tokens, targets)["loss"]  # type: ignore[no-any-return]
+        return self.decoder.loss(tokens, targets)
 
     def compiled_loss(self) -> Any:
-        run = self._compiled(self._loss)
-        return lambda tokens, targets: run(tokens, targets)["loss"]
+        return self._compiled(self.decoder.loss)
 
     def new_past(self, batch: int, length: int) -> Any:
         return self.decoder.new_cache(batch, max_length=length if self.compile else None)
@@ -114,7 +111,8 @@ class StockModel(Model):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         # Targets are shifted already; without labels it computes no loss.
-        return self.stock(tokens, labels=targets, shift_labels=targets, use_cache=False).loss  # type: ignore[no-any-return]
+        loss: Tensor = self.stock(tokens, labels=targets, shift_labels=targets, use_cache=False).loss
+        return loss
 
     def compiled_loss(self) -> Any:
         run = self._compiled(self.stock)

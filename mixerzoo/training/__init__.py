@@ -6,10 +6,8 @@ from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run import memory_in_words, train, yardsticks_or_none
 from mixerzoo.training.run_callback import score_validation
 from mixerzoo.training.trackers import check_trackers
-from mixerzoo.training.trainer import NextTokenLoss
 
 __all__ = [
-    "NextTokenLoss",
     "ProgressReporter",
     "Reporter",
     "Terminated",
