@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -18,3 +20,11 @@ assert torch.utils.deterministic.fill_uninitialized_memory
 settings.register_profile("fast", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared texts of a module's tests are its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

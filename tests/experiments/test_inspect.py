@@ -15,12 +15,7 @@ from mixerzoo.experiments import inspect_checkpoint
 from mixerzoo.training.run import train
 from runs import tiny_recipe
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

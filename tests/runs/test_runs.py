@@ -27,11 +27,7 @@ from runs import OVERRIDES, QUICKSTART, tiny_recipe
 SHORT = ("train.steps=2", "train.checkpoint_interval=2", "eval.interval=1")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -21,11 +21,7 @@ CPU = torch.device("cpu")
 TOKENS_PER_STEP = 4 * 2 * 32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 class Stop(Reporter):

@@ -32,11 +32,7 @@ SHORT = ("train.steps=4", "train.checkpoint_interval=2", "eval.interval=2")
 UNLOGGED = (*SHORT, "train.log_interval=100")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

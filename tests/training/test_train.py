@@ -25,12 +25,7 @@ from mixerzoo.training.trainer import MixerZooTrainer, SeededOrder, complete_che
 from own import CHOICES, OWN
 from runs import OVERRIDES, QUICKSTART, RECORDS, fingerprint, tiny_recipe
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
