@@ -31,8 +31,12 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
         )
         for source in given.sources:
             assert source.shape == got.shape, f"{where}: a source {list(source.shape)} for {list(got.shape)}"
-        parts = [given.weights[..., n, None] * source for n, source in enumerate(given.sources)]
-        assert_close(torch.stack(parts).sum(0), got, f"{where}: weights applied to their sources")
+        if given.channels is not None:
+            wanted = (num_sources, got.shape[-1])
+            assert tuple(given.channels.shape) == wanted, (
+                f"{where}: channels {list(given.channels.shape)} for {num_sources} sources; it must be {list(wanted)}"
+            )
+        assert_close(torch.stack(given.parts()).sum(0), got, f"{where}: weights applied to their sources")
     if cut == case.num_tokens:
         return
     changed = torch.cat([tokens[:, :cut], case.tokens(draw=1)[:, cut:]], dim=1)
