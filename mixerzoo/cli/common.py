@@ -7,11 +7,15 @@ import math
 import os
 import sys
 import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixerzoo.cli.completion import complete_recipe
+from mixerzoo.cli.verbosity import detail, is_verbose
 from mixerzoo.errors import CONTROL, BackendError, DataError, MixerzooError, RecipeError, RunError, visible
 
 if TYPE_CHECKING:
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
 RecipeArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A recipe file, or a name that `mixerzoo recipes` lists.", show_default=False
+        metavar="RECIPE",
+        help="A recipe file, or a name that `mixerzoo recipes` lists.",
+        show_default=False,
+        autocompletion=complete_recipe,
     ),
 ]
 
@@ -78,6 +85,8 @@ def rank_of(*, every_machine: bool = True) -> int:
 
 def print_error(error: MixerzooError | OSError) -> None:
     """Print an error to stderr as it is: no markup, no wrapping, at most a screenful of lines."""
+    if is_verbose():
+        typer.echo(visible("".join(traceback.format_exception(error))), nl=False, err=True)
     text = visible(_system_error(error) if isinstance(error, OSError) else str(error))
     lines = text.splitlines() or [type(error).__name__]
     typer.secho("Error:", fg="red", bold=True, nl=False, err=True)
@@ -170,9 +179,22 @@ def pick_device(name: str | None) -> torch.device:
 
     from mixerzoo.model import find_device
 
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = find_device(name)
+    device = find_device(name) if name is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "meta":
         raise BackendError("device 'meta' holds no numbers")
+    detail(f"device: {device}")
     return device
+
+
+def tell_recipe(recipe: str, overrides: Sequence[str]) -> None:
+    """Say in full which recipe was chosen, where that is wanted.
+
+    Args:
+        recipe: a path or a name.
+        overrides: of it.
+    """
+    from mixerzoo.recipe import find_recipe
+
+    detail(f"recipe: {find_recipe(recipe).absolute()}")
+    for override in overrides:
+        detail(f"  with {override}")

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, rank_of, table
+from mixerzoo.cli.common import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    console,
+    print_json,
+    rank_of,
+    table,
+    tell_recipe,
+)
+from mixerzoo.cli.completion import complete_mixers
+from mixerzoo.cli.verbosity import stderr_console
 from mixerzoo.errors import RunError
 
 if TYPE_CHECKING:
@@ -22,6 +33,7 @@ _Mixers = Annotated[
         "--mixers",
         help="Names, with commas between; with options as in YAML: 'residual, {name: cla}, again: residual'.",
         show_default=False,
+        autocompletion=complete_mixers,
     ),
 ]
 _Seeds = Annotated[
@@ -97,6 +109,7 @@ def command(
         equal=equal,
         baseline=baseline,
     )
+    tell_recipe(recipe, overrides or ())
     comparison = read_comparison(recipe, overrides or (), flags, most=None if yes else MOST_CELLS)
     if dry_run:
         _print_plan(comparison, jobs, threads, as_json=as_json)
@@ -125,8 +138,6 @@ def _devices(given: str | None) -> tuple[str, ...]:
 def _compare(
     comparison: Comparison, directory: Path, jobs: int, threads: int | None, devices: Sequence[str]
 ) -> dict[str, Any]:
-    from rich.console import Console
-
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.experiments import Board, compare
     from mixerzoo.process import launch
@@ -134,7 +145,7 @@ def _compare(
     if launch().world_size > 1 or rank_of() != 0:
         raise RunError("compare starts its processes itself; run it without torchrun")
     words = shlex.join(["mixerzoo", *sys.argv[1:]])
-    board = Board(Console(stderr=True, markup=False, highlight=False, emoji=False), jobs)
+    board = Board(stderr_console(), jobs)
     try:
         with board:
             return compare(
