@@ -134,6 +134,42 @@ def table(*columns: str) -> Table:
     return made
 
 
+def print_fitting(out: Console, listing: Table, spare: Sequence[str]) -> None:
+    """Print a table without the columns that a narrow terminal has no room for, so that no word and no figure breaks.
+
+    Args:
+        out: where to.
+        listing: the table.
+        spare: headers of columns that may go, the first to go first.
+    """
+    from rich.cells import cell_len
+
+    for column in listing.columns:
+        if column.no_wrap:
+            # Rich itself would take a column for as narrow as its longest word.
+            column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    wide = out.options.update(max_width=10_000)
+    left_out = []
+    for header in spare:
+        if out.measure(listing, options=wide).minimum <= out.width:
+            break
+        listing = _without(listing, header)
+        left_out.append(header)
+    out.print(listing)
+    if left_out:
+        out.print(f"\nWhat is left out for lack of columns: {', '.join(left_out)}; `--json` has it.")
+
+
+def _without(listing: Table, header: str) -> Table:
+    kept = [column for column in listing.columns if column.header != header]
+    made = table(*(str(column.header) for column in kept))
+    for new, old in zip(made.columns, kept, strict=True):
+        new.justify, new.no_wrap, new.min_width = old.justify, old.no_wrap, old.min_width
+    for cells in zip(*(column.cells for column in kept), strict=True):
+        made.add_row(*cells)
+    return made
+
+
 def finite(value: float | None) -> float | None:
     """Refuse "nan" as an option's value, which passes every bound.
 

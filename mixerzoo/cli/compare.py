@@ -15,6 +15,7 @@ from mixerzoo.cli.common import (
     OverridesArgument,
     RecipeArgument,
     console,
+    print_fitting,
     print_json,
     rank_of,
     table,
@@ -172,7 +173,10 @@ def _print_found(found: dict[str, Any], directory: Path) -> None:
         listing = table(setting_in_words(setting) or "mixer", *(column.title for column in shown))
         for row in setting["mixers"]:
             listing.add_row(row["label"], *(cell(row, column.key) for column in shown))
-        out.print(listing, "", *summary(found, setting), "", sep="\n")
+        for column in listing.columns:
+            column.no_wrap = column.header not in ("bits per byte", "difference")
+        print_fitting(out, listing, ("cache bytes", "parameters"))
+        out.print("", *summary(found, setting), "", sep="\n")
     for each in found["failures"]:
         typer.echo(f"Failed: {each['title']}: {each['error']}", err=True)
     typer.echo(f"Report: {directory / 'report.html'} (and report.md, results.csv, results.json)")
@@ -198,9 +202,9 @@ def _print_plan(comparison: Comparison, jobs: int, threads: int | None, *, as_js
         ]
         print_json({"runs": rows, "seconds_estimate": seconds})
         return
-    listing = table("run", "parameters", "tokens", "FLOPs", "memory, about", "time, about")
+    listing = table("run", "parameters", "tokens", "FLOPs", "memory", "time")
     for column in listing.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for each in found:
         listing.add_row(
             each.cell.title,
@@ -210,8 +214,10 @@ def _print_plan(comparison: Comparison, jobs: int, threads: int | None, *, as_js
             f"{each.memory / 2**20:,.0f} MiB",
             _minutes(each.seconds),
         )
-    console().print(listing)
-    typer.echo(f"\n{len(found)} runs, roughly {_minutes(seconds)} with --jobs {jobs} on this machine")
+    out = console()
+    print_fitting(out, listing, ("FLOPs", "tokens"))
+    out.print("\nMemory and time are estimates.")
+    typer.echo(f"{len(found)} runs, roughly {_minutes(seconds)} with --jobs {jobs} on this machine")
     if comparison.equal != "steps":
         typer.echo(f"(before steps are fitted to equal {comparison.equal})")
 
