@@ -145,7 +145,7 @@ class WeightedSource(_Config):
     weight: float = Field(gt=0, le=1, description="Its share of the training tokens; all of them sum to 1.")
 
 
-_Sources = Annotated[tuple[WeightedSource, ...], Field(strict=False, min_length=1)]
+_Sources = Annotated[tuple[WeightedSource, ...], Field(strict=False)]
 # How far the weights may be from 1 together.
 _ROUNDING = 1e-6
 
@@ -194,7 +194,7 @@ class DataConfig(_Config):
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
         if (self.source is None) == (self.sources is None):
-            given = "both are given" if self.source is not None else "neither is given"
+            given = "both are given; null takes one back that is inherited" if self.source else "neither is given"
             raise ValueError(f"exactly one of source and sources says where the text comes from, and {given}")
         if self.sources is None:
             if self.sources_seed:
@@ -202,7 +202,7 @@ class DataConfig(_Config):
             return self
         total = math.fsum(each.weight for each in self.sources)
         if abs(total - 1) > _ROUNDING:
-            weights = ", ".join(f"{each.weight:g}" for each in self.sources)
+            weights = ", ".join(f"{each.weight:g}" for each in self.sources) or "none of them"
             raise ValueError(f"the weights of sources must sum to 1; {weights} sum to {total:.9g}")
         return self
 

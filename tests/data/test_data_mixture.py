@@ -97,7 +97,7 @@ class TestMixture:
     def test_a_source_that_ends_before_the_limit(self, letters: tuple[str, str]) -> None:
         message = (
             r"data\.sources\.0 \(source 'text' \(.*a\.jsonl\)\) has no document left after 1\d\d,\d{3} tokens, when "
-            r"the training text had (\d+),(\d+) of the 900,000 of data\.max_tokens: lower that to \d+, lower its weight "
+            r"the training text had \d+,\d+ of the 900,000 of data\.max_tokens: lower that to \d+, lower its weight "
             r"of 0\.5, or give it more text"
         )
         with pytest.raises(DataError, match=message) as found:
