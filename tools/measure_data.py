@@ -2,8 +2,9 @@
 
 python tools/measure_data.py --megabytes 1000 --workers 1 2
 
-``sum_of_peaks_mb`` adds up the largest resident memory of each process, at whatever time that was; ``peak_pss_mb`` is the
-largest sum at one time of what they have, pages that they share counted once, as far as glances find it. Linux only.
+``sum_of_peaks_mb`` adds up the largest resident memory of each process, at whatever time that was; ``peak_pss_mb`` is
+the largest sum at one time of what they have, pages that they share counted once, as far as glances find it. Linux
+only.
 """
 
 from __future__ import annotations
