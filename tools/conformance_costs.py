@@ -11,6 +11,8 @@ a fixed piece of work is timed around each check, and seconds are those that the
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import re
 import statistics
@@ -36,8 +38,12 @@ CLAUSES_OF = "depth_attention"
 
 def main() -> None:
     torch.set_num_threads(1)
-    best = min(pace() for _ in range(40))
-    for name in sys.argv[1:] or sorted(zoo.REGISTERED):
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("mixers", nargs="*", default=sorted(zoo.REGISTERED), metavar="MIXER")
+    parser.add_argument("--pace", type=float, default=math.inf, help="the best that this machine has shown before")
+    arguments = parser.parse_args()
+    best = min(arguments.pace, *(pace() for _ in range(40)))
+    for name in arguments.mixers:
         mixer, spent, paces = zoo.mixer_class(name), {}, [pace()]
         for check in checks_for(mixer):
             before = cpu_seconds()

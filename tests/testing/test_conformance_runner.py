@@ -30,6 +30,7 @@ from mixerzoo_plugins.attn_res import AttnRes
 from mixerzoo_plugins.denseformer import DenseFormer
 from mixerzoo_plugins.residual import Residual
 from wrong import decoding, precision
+from wrong.sequence import LeaksOneTokenAhead
 
 MODEL = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 2, "num_heads": 2}
 
@@ -219,3 +220,18 @@ def test_varied_cases_have_each_choice_and_larger_numbers_and_reach_what_large_t
         rerun("cached_decoding", AttnRes, case)
     # Of the prefill and of the forward: four reads at once, and what is left of them before the next source.
     assert set(taken) == {2, 3, 4}
+
+
+def test_checks_draw_the_same_cases_and_one_that_fails_on_them_still_finds_the_smallest() -> None:
+    class Leaks(LeaksOneTokenAhead):
+        """Of its own, so that nothing was drawn for it."""
+
+    seen: dict[str, list[Case]] = {"first": [], "again": []}
+    for name, cases in seen.items():
+        check = replace(CHECKS["card"], name=name, body=lambda mixer, case, to=cases: to.append(case))
+        assert run_check(check, Leaks).ran == len(cases)
+    assert seen["first"] == seen["again"]
+    result = run_check(CHECKS["causality"], Leaks)
+    assert result.outcome == "failed"
+    assert "'num_layers': 1," in result.snippet
+    assert "chunks=(1, 1)," in result.snippet or "chunks=(2,)," in result.snippet
