@@ -151,8 +151,8 @@ def test_a_state_is_loaded_in_its_own_precision(optimizer: str) -> None:
                 assert loaded[index][name].data_ptr() != value.data_ptr()
 
 
-@pytest.mark.parametrize("overrides", [("train.optimizer=muon", "train.ema=0.9"), ("train.optimizer=adafactor",)])
-def test_a_run_that_goes_on_gives_the_same_bits(overrides: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_run_that_goes_on_gives_the_same_bits(tmp_path: Path) -> None:
+    overrides = ("train.optimizer=muon", "train.ema=0.9")
     train(tiny_recipe(*SHORT, *overrides), tmp_path / "whole")
     run = interrupted(tmp_path / "run", *overrides)
     train(tiny_recipe(*SHORT, *overrides), run, resume=True)
