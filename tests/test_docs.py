@@ -20,7 +20,15 @@ from typer.testing import CliRunner
 import mixerzoo
 import mixerzoo.testing
 from mixerzoo.cli import COMMANDS, app
-from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
+from mixerzoo.data import (
+    BpeTokenizer,
+    DataConfig,
+    HfSource,
+    PretrainedTokenizer,
+    StdlibSource,
+    TextSource,
+    WeightedSource,
+)
 from mixerzoo.experiments import CompareConfig, read_comparison
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
@@ -140,6 +148,7 @@ def test_links_between_pages_lead_somewhere(page):
         ("model.rope_scaling: {rope_type: yarn}", YarnScaling),
         ("model.rope_scaling: {rope_type: llama3}", Llama3Scaling),
         ("data", DataConfig),
+        ("data.sources", WeightedSource),
         ("data.source: {name: stdlib}", StdlibSource),
         ("data.source: {name: text}", TextSource),
         ("data.source: {name: hf}", HfSource),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table
+from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table, tell_recipe
 from mixerzoo.errors import MixerzooError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def command(
     from mixerzoo.describe import describe, diagram
     from mixerzoo.recipe import build, load_recipe
 
+    tell_recipe(recipe, overrides or ())
     found = load_recipe(recipe, overrides or ())
     if svg:
         if as_json:

@@ -1,6 +1,7 @@
 """A recipe: one YAML file that is a whole experiment; read, completed, checked, built."""
 
-from mixerzoo.recipe.at_hand import find_recipe, recipes_at_hand, summary_of
+from mixerzoo.files import recipes_at_hand
+from mixerzoo.recipe.at_hand import find_recipe, summary_of
 from mixerzoo.recipe.building import build, in_words
 from mixerzoo.recipe.feasibility import (
     TrainingMemory,

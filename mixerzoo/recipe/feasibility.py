@@ -208,7 +208,11 @@ def _remember(config: DataConfig, tokens: int) -> None:
 
 def _memory_of(config: DataConfig) -> Path:
     # Paths are relative to the working directory, and the source 'stdlib' is this Python's.
-    where = [config.model_dump(mode="json", exclude={"sequence_length"}), os.getcwd(), platform.python_version()]
+    where = [
+        config.model_dump(mode="json", exclude={"sequence_length", "workers"}),
+        os.getcwd(),
+        platform.python_version(),
+    ]
     name = hashlib.sha256(json.dumps(where).encode()).hexdigest()[:32]
     return default_cache_dir() / "sizes" / f"{name}.json"
 
