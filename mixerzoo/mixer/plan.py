@@ -146,7 +146,7 @@ class Plan:
     @property
     def slots(self) -> Plan:
         """The plan of the cache alone: who stores and reads what, and none of what the mixer takes part in."""
-        return replace(self, hooks=frozenset(), needs_own_kv=False, separate_inputs=False, tail=None)
+        return replace(self, hooks=frozenset(), needs_own_kv=False, separate_inputs=False, tail=None, heads_apart=False)
 
     @property
     def is_plain(self) -> bool:
