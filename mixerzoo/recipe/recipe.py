@@ -155,6 +155,15 @@ class Recipe(BaseModel):
     eval: EvalConfig = Field(EvalConfig(), description="Validation.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of the initial weights and the order of the data.")
 
+    @model_validator(mode="after")
+    def _backend_knows_documents(self) -> Self:
+        if self.data.document_mask and self.model.attention_backend == "flash":
+            raise ValueError(
+                "data.document_mask needs attention within documents, and the model.attention_backend flash knows "
+                "earlier tokens from later ones and nothing of documents; set it to sdpa or flex"
+            )
+        return self
+
     def with_vocab_size(self, vocab_size: int) -> Recipe:
         """The recipe with an open ``model.vocab_size`` filled in.
 

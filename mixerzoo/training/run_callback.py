@@ -157,6 +157,7 @@ def score_validation(
         max_sequences: as in `mixerzoo.inference.scoring.score`.
         progress: called after each batch.
     """
+    decoder.model.reset_positions = recipe.data.reset_positions
     return score(
         decoder,
         data.validation.tokens,
@@ -166,6 +167,7 @@ def score_validation(
         batch_size=recipe.eval.batch_size,
         max_sequences=max_sequences,
         bf16=recipe.train.precision == "bf16",
+        document_mask=recipe.data.document_mask,
         progress=progress,
     )
 
