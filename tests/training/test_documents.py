@@ -143,3 +143,25 @@ def test_the_memory_of_the_mask_is_counted() -> None:
     masked = tiny_recipe("model.vocab_size=257", "data.document_mask=true")
     decoder = build(recipe, device="meta")
     assert training_memory(masked, decoder).total - training_memory(recipe, decoder).total == 4 * 32 * 32
+
+
+def test_a_run_of_several_sources_says_what_each_gave(tmp_path: Path) -> None:
+    for name in "ab":
+        text = "".join(json.dumps({"text": f"{name * 40} {number}"}) + "\n" for number in range(400))
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    sources = ", ".join(
+        f"{{source: {{name: text, paths: [{tmp_path / name}.jsonl]}}, weight: {weight}}}"
+        for name, weight in (("a", 0.25), ("b", 0.75))
+    )
+    mixed = ("data.source=null", f"data.sources=[{sources}]", "data.max_tokens=20000", "train.schedule=constant")
+    recipes = [tiny_recipe(*mixed, "train.checkpoint_interval=2", f"train.steps={steps}") for steps in (2, 4)]
+    train(recipes[1], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (record["train_tokens"], record["max_tokens"]) == (20000, 20000)
+    assert [source["weight"] for source in record["sources"]] == [0.25, 0.75]
+    assert [source["source"] for source in record["sources"]] == [f"text ({tmp_path / name}.jsonl)" for name in "ab"]
+    assert sum(source["tokens"] for source in record["sources"]) == 20000
+    assert "on the sources\n`text`." in (tmp_path / "run" / "README.md").read_text()
+    train(recipes[0], tmp_path / "resumed")
+    train(recipes[1], tmp_path / "resumed", resume=True)
+    assert fingerprint(tmp_path / "resumed") == fingerprint(tmp_path / "run")
