@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from mixerzoo.evaluation.validate import evaluate_run
 from mixerzoo.inference import score
 from mixerzoo.model import ModelConfig, flops_per_token, materialize
 from mixerzoo.recipe import check_data
+from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.trainer import NextTokenLoss
 from runs import QUICKSTART, fingerprint, tiny_recipe
 
@@ -115,6 +118,25 @@ def test_an_end_that_may_be_text_is_refused(tmp_path: Path) -> None:
         check_data(recipe, prepare(recipe.data))
 
 
+FORKED = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+
+
+@FORKED
+def test_ctrl_c_is_not_for_the_workers_of_the_loader() -> None:
+    with Interrupts(say="saving") as interrupts, interrupts.held():
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                code = 0 if interrupts.received is None else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert interrupts.received is None
+
+
+@FORKED
 def test_a_run_of_documents_apart_and_its_loader(tmp_path: Path) -> None:
     text = "".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(400))
     (tmp_path / "text.jsonl").write_text(text)
