@@ -32,6 +32,16 @@ from mixerzoo.data import (
 from mixerzoo.experiments import CompareConfig, read_comparison
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
+from mixerzoo.recipe.optimizer import (
+    AdafactorOptimizer,
+    AdamwOptimizer,
+    LionOptimizer,
+    MuonOptimizer,
+    ParameterGroup,
+    ParameterGroups,
+    VectorGroup,
+    WidthScaling,
+)
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.recipe.recipe import EvalConfig, TrainConfig
 from mixerzoo.training.run import train
@@ -145,6 +155,14 @@ def test_links_between_pages_lead_somewhere(page):
         ("data.tokenizer: {name: bpe}", BpeTokenizer),
         ("data.tokenizer: {name: pretrained}", PretrainedTokenizer),
         ("train", TrainConfig),
+        ("train.optimizer: {name: adamw}", AdamwOptimizer),
+        ("train.optimizer: {name: muon}", MuonOptimizer),
+        ("train.optimizer: {name: adafactor}", AdafactorOptimizer),
+        ("train.optimizer: {name: lion}", LionOptimizer),
+        ("train.groups", ParameterGroups),
+        ("train.groups: embedding, head, matrices, mixer", ParameterGroup),
+        ("train.groups: vectors", VectorGroup),
+        ("train.width_scaling", WidthScaling),
         ("eval", EvalConfig),
     ],
 )

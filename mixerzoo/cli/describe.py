@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table
+from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table, tell_recipe
 from mixerzoo.errors import MixerzooError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def command(
     from mixerzoo.describe import describe, diagram
     from mixerzoo.recipe import build, load_recipe
 
+    tell_recipe(recipe, overrides or ())
     found = load_recipe(recipe, overrides or ())
     if svg:
         if as_json:
@@ -85,7 +86,9 @@ def _print_training(found: Description) -> None:
         listing.add_row("Tokens of the text, as last prepared", _count(run.text_tokens))
         listing.add_row("Readings of the text", f"{run.epochs:,.3g}")
     listing.add_row("Memory of weights and gradients", _size(run.memory.weights + run.memory.gradients))
-    listing.add_row("Memory of AdamW's state", _size(run.memory.optimizer))
+    listing.add_row("Memory of the optimizer's state", _size(run.memory.optimizer))
+    if run.memory.average:
+        listing.add_row("Memory of the mean of the weights", _size(run.memory.average))
     listing.add_row("Memory of activations, an estimate", _size(run.memory.activations))
     listing.add_row("Memory in all, an estimate", _size(run.memory.total))
     out.print(listing, "", sep="\n")
