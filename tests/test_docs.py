@@ -20,10 +20,28 @@ from typer.testing import CliRunner
 import mixerzoo
 import mixerzoo.testing
 from mixerzoo.cli import COMMANDS, app
-from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
+from mixerzoo.data import (
+    BpeTokenizer,
+    DataConfig,
+    HfSource,
+    PretrainedTokenizer,
+    StdlibSource,
+    TextSource,
+    WeightedSource,
+)
 from mixerzoo.experiments import CompareConfig, read_comparison
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
+from mixerzoo.recipe.optimizer import (
+    AdafactorOptimizer,
+    AdamwOptimizer,
+    LionOptimizer,
+    MuonOptimizer,
+    ParameterGroup,
+    ParameterGroups,
+    VectorGroup,
+    WidthScaling,
+)
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.recipe.recipe import EvalConfig, TrainConfig
 from mixerzoo.training.run import train
@@ -130,12 +148,21 @@ def test_links_between_pages_lead_somewhere(page):
         ("model.rope_scaling: {rope_type: yarn}", YarnScaling),
         ("model.rope_scaling: {rope_type: llama3}", Llama3Scaling),
         ("data", DataConfig),
+        ("data.sources", WeightedSource),
         ("data.source: {name: stdlib}", StdlibSource),
         ("data.source: {name: text}", TextSource),
         ("data.source: {name: hf}", HfSource),
         ("data.tokenizer: {name: bpe}", BpeTokenizer),
         ("data.tokenizer: {name: pretrained}", PretrainedTokenizer),
         ("train", TrainConfig),
+        ("train.optimizer: {name: adamw}", AdamwOptimizer),
+        ("train.optimizer: {name: muon}", MuonOptimizer),
+        ("train.optimizer: {name: adafactor}", AdafactorOptimizer),
+        ("train.optimizer: {name: lion}", LionOptimizer),
+        ("train.groups", ParameterGroups),
+        ("train.groups: embedding, head, matrices, mixer", ParameterGroup),
+        ("train.groups: vectors", VectorGroup),
+        ("train.width_scaling", WidthScaling),
         ("eval", EvalConfig),
     ],
 )

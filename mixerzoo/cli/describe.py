@@ -86,7 +86,9 @@ def _print_training(found: Description) -> None:
         listing.add_row("Tokens of the text, as last prepared", _count(run.text_tokens))
         listing.add_row("Readings of the text", f"{run.epochs:,.3g}")
     listing.add_row("Memory of weights and gradients", _size(run.memory.weights + run.memory.gradients))
-    listing.add_row("Memory of AdamW's state", _size(run.memory.optimizer))
+    listing.add_row("Memory of the optimizer's state", _size(run.memory.optimizer))
+    if run.memory.average:
+        listing.add_row("Memory of the mean of the weights", _size(run.memory.average))
     listing.add_row("Memory of activations, an estimate", _size(run.memory.activations))
     listing.add_row("Memory in all, an estimate", _size(run.memory.total))
     out.print(listing, "", sep="\n")

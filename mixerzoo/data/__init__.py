@@ -16,10 +16,12 @@ from mixerzoo.data.config import (
     PretrainedTokenizer,
     StdlibSource,
     TextSource,
+    WeightedSource,
 )
 from mixerzoo.data.entry import PreparedData, TokenSplit
 from mixerzoo.data.prepare import default_cache_dir, prepare
 from mixerzoo.data.progress import Progress
+from mixerzoo.data.shares import text_record
 from mixerzoo.data.sources import Corpus, read_documents
 from mixerzoo.data.split import SplitCorpus, split_documents
 from mixerzoo.data.streaming import TokenStream
@@ -49,10 +51,12 @@ __all__ = [
     "TokenSplit",
     "TokenStream",
     "TokenWindows",
+    "WeightedSource",
     "default_cache_dir",
     "prepare",
     "read_documents",
     "split_documents",
+    "text_record",
     "yardsticks",
 ]
 

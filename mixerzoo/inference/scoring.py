@@ -70,7 +70,7 @@ def score(
     num_bytes: int | None = None,
     batch_size: int = 16,
     max_sequences: int | None = None,
-    bf16: bool = False,
+    autocast: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Score:
     """Score every token of a stream once, each from the tokens before it in its own window.
@@ -87,7 +87,7 @@ def score(
         num_bytes: UTF-8 bytes of the text.
         batch_size: windows per forward.
         max_sequences: score only this many windows, spread evenly over the stream.
-        bf16: run the forward in bf16 autocast.
+        autocast: run the forward in autocast of this dtype.
         progress: called after each batch.
 
     Raises:
@@ -107,7 +107,7 @@ def score(
     done = 0
     for batch in _batches(mine, len(tokens), sequence_length, batch_size):
         inputs, targets = _windows(tokens, batch, sequence_length, start_token)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
             nll = decoder.token_losses(inputs.to(device), targets.to(device))
         sums[0] += nll.double().sum()
         sums[1] += targets.numel()

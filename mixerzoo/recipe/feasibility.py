@@ -19,6 +19,8 @@ from mixerzoo.files import write_text
 from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
 from mixerzoo.recipe.building import build
+from mixerzoo.recipe.optimizer_state import state_bytes
+from mixerzoo.recipe.precision import compute_dtype, weights_dtype
 from mixerzoo.recipe.recipe import Recipe
 
 #: Readings of the same text beyond which more of them teach little (Muennighoff et al., arXiv 2305.16264).
@@ -32,12 +34,13 @@ class TrainingMemory:
     """Bytes that training takes on each device.
 
     Attributes:
-        weights: in float32, as they are trained.
+        weights: as they are trained: in float32, or in bf16 with ``bf16_weights``.
         gradients: of all weights.
-        optimizer: the two means of AdamW.
+        optimizer: its state, such as the two means of AdamW.
         activations: what one forward keeps for its backward; an estimate from the shapes, which knows neither the
             kernels that run nor what a mixer keeps within a step.
         logits: the part of the activations that is certain: the scores of as many tokens as the loss takes at a time.
+        average: the mean of the weights that ``train.ema`` keeps, in float32.
     """
 
     weights: int
@@ -45,16 +48,17 @@ class TrainingMemory:
     optimizer: int
     activations: int
     logits: int
+    average: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
     @property
     def least(self) -> int:
         """The part that is certain."""
-        return self.weights + self.gradients + self.optimizer + self.logits
+        return self.weights + self.gradients + self.optimizer + self.average + self.logits
 
 
 def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
@@ -65,8 +69,9 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
         decoder: its decoder, on any device.
     """
     shape, train = decoder.shape, recipe.train
-    weights = sum(decoder.num_parameters()) * torch.float32.itemsize
-    compute = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    count = sum(decoder.num_parameters())
+    weights = count * weights_dtype(train.precision).itemsize
+    compute = compute_dtype(train.precision)
     tokens = train.batch_size * recipe.data.sequence_length
     # Two norms and two residual additions; queries, keys, values and attention's output; gate, up and their product.
     step = 6 * shape.hidden_size + 2 * shape.num_heads * (shape.head_dim + shape.v_head_dim)
@@ -76,7 +81,14 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
     kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
     # The scores and their log-probabilities.
     logits = 2 * chunk_tokens(tokens, shape.vocab_size) * shape.vocab_size * torch.float32.itemsize
-    return TrainingMemory(weights, weights, 2 * weights, tokens * kept + logits, logits)
+    return TrainingMemory(
+        weights=weights,
+        gradients=weights,
+        optimizer=state_bytes(recipe, decoder),
+        activations=tokens * kept + logits,
+        logits=logits,
+        average=0 if train.ema is None else count * torch.float32.itemsize,
+    )
 
 
 def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
@@ -107,9 +119,10 @@ def check_size(recipe: Recipe) -> list[str]:
     if where == "this machine":
         free //= launch().local_world_size
     if need.least > free:
+        average = f"average {gib(need.average)}, " if need.average else ""
         raise RecipeError(
             f"training needs at least {gib(need.least)} (weights {gib(need.weights)}, gradients "
-            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, logits {gib(need.logits)}), and "
+            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, {average}logits {gib(need.logits)}), and "
             f"{where} has {gib(free)} free; make the model, train.batch_size or data.sequence_length smaller"
         )
     if need.total > free:
@@ -195,7 +208,11 @@ def _remember(config: DataConfig, tokens: int) -> None:
 
 def _memory_of(config: DataConfig) -> Path:
     # Paths are relative to the working directory, and the source 'stdlib' is this Python's.
-    where = [config.model_dump(mode="json", exclude={"sequence_length"}), os.getcwd(), platform.python_version()]
+    where = [
+        config.model_dump(mode="json", exclude={"sequence_length", "workers"}),
+        os.getcwd(),
+        platform.python_version(),
+    ]
     name = hashlib.sha256(json.dumps(where).encode()).hexdigest()[:32]
     return default_cache_dir() / "sizes" / f"{name}.json"
 

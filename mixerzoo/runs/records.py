@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mixerzoo.data import PreparedData, text_record
 from mixerzoo.mixer import load_registry
 from mixerzoo.recipe import Recipe
 from mixerzoo.version import __version__
@@ -18,15 +19,15 @@ from mixerzoo.yaml_text import one_line
 #: What a run may change to go on for longer. Whether the steps that are done would have been the same, training says.
 LENGTH = frozenset({"train.steps", "train.warmup_fraction"})
 #: What changes nothing of a run.
-_FREE = frozenset({"train.trackers"})
+_FREE = frozenset({"train.trackers", "data.workers"})
 
 
-def provenance(recipe: Recipe, fingerprint: str, command: str, initial: str | None) -> dict[str, Any]:
+def provenance(recipe: Recipe, data: PreparedData, command: str, initial: str | None) -> dict[str, Any]:
     """The content of ``run.json``.
 
     Args:
         recipe: of the run.
-        fingerprint: of its data.
+        data: its text.
         command: what started it.
         initial: fingerprint of the weights that it starts from, if it starts from a checkpoint.
     """
@@ -34,7 +35,8 @@ def provenance(recipe: Recipe, fingerprint: str, command: str, initial: str | No
     return {
         "run_id": secrets.token_hex(16),
         "command": command,
-        "data_fingerprint": fingerprint,
+        "data_fingerprint": data.fingerprint,
+        **({"data": text} if (text := text_record(recipe.data, data)) else {}),
         **({} if initial is None else {"initial_weights": initial}),
         "mixer_plugin": {"distribution": entry.distribution, "version": entry.version},
         "versions": {

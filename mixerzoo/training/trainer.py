@@ -14,22 +14,27 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Sized
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mixerzoo import files
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
 from mixerzoo.errors import RunError
 from mixerzoo.files import MANIFEST_FILE, read_manifest
-from mixerzoo.model import Decoder, apply_lr_factors, decay_parameter_names
-from mixerzoo.recipe import Recipe
+from mixerzoo.model import Decoder, decay_parameter_names
+from mixerzoo.recipe import Recipe, kept_of, trained_parameters
 from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints, prune, publish_checkpoint
+from mixerzoo.training.arguments import training_arguments
+from mixerzoo.training.mean_weights import MEAN_FILE, MeanWeights
+from mixerzoo.training.optimizers import load_state, make_optimizer
+from mixerzoo.training.precision import Float8
 from mixerzoo.training.records import Records
 from mixerzoo.training.state import (
     check_optimizer,
@@ -46,8 +51,6 @@ __all__ = [
     "NextTokenLoss",
     "SeededOrder",
     "complete_checkpoints",
-    "learning_rates",
-    "training_arguments",
 ]
 
 
@@ -122,6 +125,7 @@ class MixerZooTrainer(Trainer):
         self.directory = directory
         self.run = run
         self._saving_into: Path | None = None
+        self.float8 = Float8(decoder) if recipe.train.precision == "float8" else None
         decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
         decoder.model.compile_training(recipe.train.compile)
         super().__init__(
@@ -131,6 +135,9 @@ class MixerZooTrainer(Trainer):
             callbacks=callbacks,
         )
         self.records = Records(recipe, decoder, self.args.device, self.args.world_size)
+        self.mean_weights = None if recipe.train.ema is None else MeanWeights(decoder, recipe.train.ema)
+        if self.mean_weights is not None:
+            self.add_callback(self.mean_weights)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -140,12 +147,32 @@ class MixerZooTrainer(Trainer):
         assert isinstance(self.model, NextTokenLoss)
         return self.model.decoder
 
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """A block in which the decoder is what the run would save: with the mean of its weights, and no float8."""
+        with ExitStack() as stack:
+            if self.mean_weights is not None:
+                stack.enter_context(self.mean_weights.within())
+            if self.float8 is not None:
+                stack.enter_context(self.float8.without())
+            yield
+
+    def finish(self) -> Decoder:
+        """The decoder as the run saves it; it trains no longer."""
+        if self.mean_weights is not None:
+            self.mean_weights.put_in()
+        if self.float8 is not None:
+            self.float8.take_out()
+        return self.decoder
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The decoder's matrices, and what the mixer says of its own."""
         return decay_parameter_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        return apply_lr_factors(super().create_optimizer(model), self.decoder)
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.recipe, self.decoder)
+        return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -211,9 +238,12 @@ class MixerZooTrainer(Trainer):
             return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        for name, part in ((OPTIMIZER_FILE, self.optimizer), (SCHEDULER_FILE, self.lr_scheduler)):
+        states = {OPTIMIZER_FILE: self.optimizer.state_dict(), SCHEDULER_FILE: self.lr_scheduler.state_dict()}
+        if self.mean_weights is not None:
+            states[MEAN_FILE] = self.mean_weights.state()
+        for name, state in states.items():
             with written(Path(output_dir, name)):
-                torch.save(part.state_dict(), Path(output_dir, name))
+                torch.save(state, Path(output_dir, name))
 
     def _process_file(self, folder: str | Path) -> Path:
         """Where a checkpoint has the state of this process alone."""
@@ -250,6 +280,8 @@ class MixerZooTrainer(Trainer):
             self.decoder.load_state_dict(saved.state_dict())
         except RuntimeError as error:
             raise RunError(f"{folder}: holds the weights of another decoder than the recipe's") from error
+        if self.mean_weights is not None:
+            self.mean_weights.load_state(read_state(folder / MEAN_FILE), folder / MEAN_FILE)
         self.records.load_state(self._process_state(folder)["records"], self._process_file(folder))
 
     def _check_processes(self, folder: Path) -> None:
@@ -270,10 +302,12 @@ class MixerZooTrainer(Trainer):
         folder = Path(checkpoint)
         step = _step_of(folder)
         optimizer = read_state(folder / OPTIMIZER_FILE)
-        check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step)
-        schedule = read_state(folder / SCHEDULER_FILE)
-        check_scheduler(schedule, self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE, step)
-        self.optimizer.load_state_dict(optimizer)
+        trained = trained_parameters(self.recipe, self.decoder).values()
+        kept = {id(each.parameter): kept_of(self.recipe, each) for each in trained}
+        check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step, kept)
+        schedule, may_lag = read_state(folder / SCHEDULER_FILE), self.recipe.train.precision == "fp16"
+        check_scheduler(schedule, self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE, step, may_lag=may_lag)
+        load_state(self.optimizer, optimizer)
         self.lr_scheduler.load_state_dict(schedule)
 
     def _process_state(self, folder: Path) -> dict[str, Any]:
@@ -324,73 +358,3 @@ class MixerZooTrainer(Trainer):
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
-
-
-def learning_rates(recipe: Recipe, steps: int) -> list[float]:
-    """The learning rate of each of the first steps of a run.
-
-    Args:
-        recipe: of the run.
-        steps: how many.
-    """
-    arguments = training_arguments(recipe, Path())
-    assert not isinstance(arguments.lr_scheduler_kwargs, str)
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.train.learning_rate)
-    schedule = get_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=arguments.get_warmup_steps(recipe.train.steps),
-        num_training_steps=recipe.train.steps,
-        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
-    )
-    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-    factor = schedule.lr_lambdas[0]
-    return [recipe.train.learning_rate * factor(step) for step in range(steps)]
-
-
-def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
-    """Trainer's arguments for a recipe."""
-    train = recipe.train
-    warmup = round(train.steps * train.warmup_fraction)
-    schedules: dict[str, tuple[str, dict[str, Any]]] = {
-        "cosine": ("cosine_with_min_lr", {"min_lr_rate": train.final_learning_rate_fraction}),
-        "constant": ("constant_with_warmup", {}),
-        "wsd": (
-            "warmup_stable_decay",
-            {
-                "num_decay_steps": max(1, round(train.steps * train.decay_fraction)),
-                "min_lr_ratio": train.final_learning_rate_fraction,
-                "decay_type": "linear",
-            },
-        ),
-    }
-    schedule, schedule_options = schedules[train.schedule]
-    cpu = not torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(directory),
-        max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=schedule,
-        lr_scheduler_kwargs=schedule_options,
-        warmup_steps=warmup,
-        optim="adamw_torch_fused",
-        adam_beta1=train.beta1,
-        adam_beta2=train.beta2,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        bf16=train.precision == "bf16",
-        seed=recipe.seed,
-        logging_steps=train.log_interval,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=train.resolved_checkpoint_interval,
-        use_cpu=cpu,
-        ddp_backend="gloo" if cpu and torch.distributed.is_torchelastic_launched() else None,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=not cpu,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
