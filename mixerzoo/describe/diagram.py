@@ -32,8 +32,8 @@ def diagram(model: Decoder | Mixer, *, title: str | None = None, standalone: boo
 
     On the right, what a site combines with weights of its own (`Mixer.sources`); on the left, the keys and values that
     a layer attends to and that another one wrote (`Mixer.plan`). The residual stream is the line in the middle. What
-    else tells mixers apart is seen in their calls (`follow`): several streams, weights of what is read or added, tables in
-    which tokens are looked up, an output that the next sublayer does not wait for; and in the plan: earlier tokens.
+    else tells mixers apart is seen in their calls (`follow`): several streams, weights of what is read or added, tables
+    that are looked up, an output that the next sublayer does not wait for; and in the plan: earlier tokens.
 
     Args:
         model: a decoder or its mixer, of at most `MAX_STEPS` steps.
