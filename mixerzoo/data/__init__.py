@@ -31,7 +31,7 @@ from mixerzoo.data.tokens import TokenFile
 from mixerzoo.data.yardsticks import yardsticks
 
 if TYPE_CHECKING:
-    from mixerzoo.data.windows import TokenWindows
+    from mixerzoo.data.windows import TokenWindows, documents_of
 
 __all__ = [
     "BpeTokenizer",
@@ -53,6 +53,7 @@ __all__ = [
     "TokenWindows",
     "WeightedSource",
     "default_cache_dir",
+    "documents_of",
     "prepare",
     "read_documents",
     "split_documents",
@@ -62,9 +63,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # The one name whose module cannot do without torch at import time.
-    if name == "TokenWindows":
-        from mixerzoo.data.windows import TokenWindows
+    # The names whose module cannot do without torch at import time.
+    if name in ("TokenWindows", "documents_of"):
+        from mixerzoo.data import windows
 
-        return TokenWindows
+        return getattr(windows, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

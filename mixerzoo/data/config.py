@@ -183,6 +183,14 @@ class DataConfig(_Config):
         description="Train on the first so many tokens of the training text, ends of documents counted; the document "
         "at the end is cut. What is held out, and what a bpe tokenizer is trained on, stays as without.",
     )
+    document_mask: bool = Field(
+        False,
+        description="Train the documents of a sequence apart: a token sees those of its own document alone, which "
+        "begins with the end of the text before it. Validation does the same.",
+    )
+    reset_positions: bool = Field(
+        True, description="Whether positions count from 0 in each document, or in each sequence (document_mask only)."
+    )
     workers: int | None = Field(
         None,
         ge=1,
@@ -190,6 +198,19 @@ class DataConfig(_Config):
         description="Processes that tokenise, each on one core; the tokens are the same whatever their number. "
         "Default: the one process, whose tokenizer takes all cores.",
     )
+    loader_workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Processes on each device that read sequences ahead while it trains; the batches are the same "
+        "whatever their number.",
+    )
+
+    @model_validator(mode="after")
+    def _positions_of_documents(self) -> Self:
+        if not (self.document_mask or self.reset_positions):
+            raise ValueError("reset_positions has no meaning without document_mask; remove it, or set document_mask")
+        return self
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:

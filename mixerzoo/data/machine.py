@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from mixerzoo.data.progress import Progress
@@ -131,4 +132,14 @@ def _name(*parts: str) -> str:
 
 def _launch() -> list[str]:
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
-    return [str(os.getppid()), *(os.environ.get(name, "") for name in names)]
+    launcher = os.getppid()
+    return [str(launcher), _started(launcher), *(os.environ.get(name, "") for name in names)]
+
+
+def _started(process: int) -> str:
+    """When a process began: in a container, launches one after the other have the same number."""
+    try:
+        # Ticks since the machine began, which no change of its clock moves.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        return str(psutil.Process(process).create_time())  # not Linux

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mixerzoo.data import TokenFile
+from mixerzoo.data import TokenFile, documents_of
 from mixerzoo.errors import DataError
 from mixerzoo.model import Decoder
 
@@ -71,6 +71,7 @@ def score(
     batch_size: int = 16,
     max_sequences: int | None = None,
     autocast: torch.dtype | None = None,
+    document_mask: bool = False,
     progress: Progress | None = None,
 ) -> Score:
     """Score every token of a stream once, each from the tokens before it in its own window.
@@ -88,6 +89,8 @@ def score(
         batch_size: windows per forward.
         max_sequences: score only this many windows, spread evenly over the stream.
         autocast: run the forward in autocast of this dtype.
+        document_mask: score each token from those of its own document in the window alone, which begins with
+            ``start_token``.
         progress: called after each batch.
 
     Raises:
@@ -107,8 +110,9 @@ def score(
     done = 0
     for batch in _batches(mine, len(tokens), sequence_length, batch_size):
         inputs, targets = _windows(tokens, batch, sequence_length, start_token)
+        documents = documents_of(inputs, start_token).to(device) if document_mask else None
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            nll = decoder.token_losses(inputs.to(device), targets.to(device))
+            nll = decoder.token_losses(inputs.to(device), targets.to(device), documents=documents)
         sums[0] += nll.double().sum()
         sums[1] += targets.numel()
         done += len(batch)

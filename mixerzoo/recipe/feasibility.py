@@ -28,6 +28,9 @@ MANY_EPOCHS = 4
 #: Occurrences of a token, on average, below which most are too rare to be learned.
 FEW_OCCURRENCES = 50
 
+#: Keys of `data` that change no token.
+_NOT_OF_TEXT = {"sequence_length", "document_mask", "reset_positions", "workers", "loader_workers"}
+
 
 @dataclass(frozen=True)
 class TrainingMemory:
@@ -81,11 +84,14 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
     kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
     # The scores and their log-probabilities.
     logits = 2 * chunk_tokens(tokens, shape.vocab_size) * shape.vocab_size * torch.float32.itemsize
+    # Who sees whom; flex keeps it by blocks.
+    masked = recipe.data.document_mask and recipe.model.attention_backend != "flex"
+    mask = tokens * recipe.data.sequence_length * torch.bool.itemsize if masked else 0
     return TrainingMemory(
         weights=weights,
         gradients=weights,
         optimizer=state_bytes(recipe, decoder),
-        activations=tokens * kept + logits,
+        activations=tokens * kept + logits + mask,
         logits=logits,
         average=0 if train.ema is None else count * torch.float32.itemsize,
     )
@@ -141,7 +147,8 @@ def check_data(recipe: Recipe, data: PreparedData) -> list[str]:
         What is worth a line.
 
     Raises:
-        RecipeError: a batch is larger than the text, or so is the vocabulary; or as `check_size`.
+        RecipeError: a batch is larger than the text, or so is the vocabulary; documents are to be apart, and the
+            tokenizer cannot tell their ends; or as `check_size`.
     """
     asked, filled = recipe.data.vocab_size, data.tokenizer.vocab_size
     sequences = len(TokenWindows(data.train.tokens, recipe.data.sequence_length))
@@ -154,6 +161,12 @@ def check_data(recipe: Recipe, data: PreparedData) -> list[str]:
         raise RecipeError(
             f"data.tokenizer.vocab_size is {asked}, but the training text has {data.train.num_bytes} bytes, so that "
             "most tokens could never occur"
+        )
+    end = data.tokenizer.end_of_text
+    if recipe.data.document_mask and end not in data.tokenizer.special_tokens:
+        raise RecipeError(
+            f"data.document_mask needs an end of text that stands for nothing else, and {end!r} is an ordinary token "
+            "of this tokenizer; name a special one with data.tokenizer.end_of_text"
         )
     found = check_size(recipe) if asked is None else []
     _remember(recipe.data, len(data.train.tokens))
@@ -209,7 +222,7 @@ def _remember(config: DataConfig, tokens: int) -> None:
 def _memory_of(config: DataConfig) -> Path:
     # Paths are relative to the working directory, and the source 'stdlib' is this Python's.
     where = [
-        config.model_dump(mode="json", exclude={"sequence_length", "workers"}),
+        config.model_dump(mode="json", exclude=_NOT_OF_TEXT),
         os.getcwd(),
         platform.python_version(),
     ]

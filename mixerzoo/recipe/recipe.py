@@ -199,6 +199,15 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32, description="Of the initial weights and the order of the data.")
 
     @model_validator(mode="after")
+    def _backend_knows_documents(self) -> Self:
+        if self.data.document_mask and self.model.attention_backend == "flash":
+            raise ValueError(
+                "data.document_mask needs attention within documents, and the model.attention_backend flash knows "
+                "earlier tokens from later ones and nothing of documents; set it to sdpa or flex"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tied_head_is_the_embedding(self) -> Self:
         if not self.model.tie_embeddings:
             return self

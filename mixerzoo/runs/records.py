@@ -19,7 +19,7 @@ from mixerzoo.yaml_text import one_line
 #: What a run may change to go on for longer. Whether the steps that are done would have been the same, training says.
 LENGTH = frozenset({"train.steps", "train.warmup_fraction"})
 #: What changes nothing of a run.
-_FREE = frozenset({"train.trackers", "data.workers"})
+_FREE = frozenset({"train.trackers", "data.workers", "data.loader_workers"})
 
 
 def provenance(recipe: Recipe, data: PreparedData, command: str, initial: str | None) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         ddp_backend="gloo" if cpu and torch.distributed.is_torchelastic_launched() else None,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not cpu,
+        dataloader_num_workers=recipe.data.loader_workers,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",

@@ -36,6 +36,7 @@ class Interrupts:
         self._hold, self._say = hold, say
         self._holding = False
         self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
         #: The signal that was held back.
         self.received: int | None = None
 
@@ -70,6 +71,8 @@ class Interrupts:
             _end(self.received)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a worker of the loader, which ends with the process that it reads for
         if self._holding and self.received is None:
             self.received = number
             if self._say:

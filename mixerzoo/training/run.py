@@ -176,7 +176,8 @@ class _Work:
             start = self._newest(longer)
         _say(reporter, (*data.notices, *check_data(self.recipe, data)))
         decoder = self._begin(data, start, resume)
-        windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length)
+        end = data.tokenizer.end_of_text_id if self.recipe.data.document_mask else None
+        windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length, end)
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
         with Trackers(self.recipe, run, trainer.args, self.name) as trackers:

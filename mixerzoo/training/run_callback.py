@@ -161,6 +161,7 @@ def score_validation(
         max_sequences: as in `mixerzoo.inference.scoring.score`.
         progress: called after each batch.
     """
+    decoder.model.reset_positions = recipe.data.reset_positions
     return score(
         decoder,
         data.validation.tokens,
@@ -170,6 +171,7 @@ def score_validation(
         batch_size=recipe.eval.batch_size,
         max_sequences=max_sequences,
         autocast=autocast_dtype(recipe.train.precision),
+        document_mask=recipe.data.document_mask,
         progress=progress,
     )
 

@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mixerzoo import files
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
+from mixerzoo.data import TokenWindows
 from mixerzoo.errors import RunError
 from mixerzoo.files import MANIFEST_FILE, read_manifest
 from mixerzoo.model import Decoder, decay_parameter_names
@@ -71,9 +72,9 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of labels [B, T] (already shifted) given input_ids [B, T]."""
-        return {"loss": self.decoder.loss(input_ids, labels)}
+    def forward(self, input_ids: Tensor, labels: Tensor, documents: Tensor | None = None) -> dict[str, Tensor]:
+        """Cross-entropy of labels [B, T] (already shifted) given input_ids [B, T], in documents [B, T] apart."""
+        return {"loss": self.decoder.loss(input_ids, labels, documents=documents)}
 
 
 class SeededOrder(Sampler[int]):
@@ -106,7 +107,7 @@ class MixerZooTrainer(Trainer):
     Args:
         decoder: the model, with its initial weights.
         recipe: the experiment.
-        dataset: items ``{"input_ids": [T], "labels": [T]}``.
+        dataset: items ``{"input_ids": [T], "labels": [T]}``, and ``documents`` where these are apart.
         directory: where checkpoints go.
         callbacks: Trainer callbacks.
         run: whose checkpoints they are; None: they belong to no run.
@@ -127,6 +128,7 @@ class MixerZooTrainer(Trainer):
         self._saving_into: Path | None = None
         self.float8 = Float8(decoder) if recipe.train.precision == "float8" else None
         decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
+        decoder.model.reset_positions = recipe.data.reset_positions
         decoder.model.compile_training(recipe.train.compile)
         super().__init__(
             model=NextTokenLoss(decoder),
@@ -134,7 +136,8 @@ class MixerZooTrainer(Trainer):
             train_dataset=dataset,
             callbacks=callbacks,
         )
-        self.records = Records(recipe, decoder, self.args.device, self.args.world_size)
+        documents = dataset.document_lengths() if isinstance(dataset, TokenWindows) else None
+        self.records = Records(recipe, decoder, self.args.device, self.args.world_size, documents)
         self.mean_weights = None if recipe.train.ema is None else MeanWeights(decoder, recipe.train.ema)
         if self.mean_weights is not None:
             self.add_callback(self.mean_weights)

@@ -133,6 +133,14 @@ def test_each_call_is_worked_for_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert call("a") == {"number": 4}
 
 
+def test_launches_with_the_same_number_are_told_apart() -> None:
+    now = machine._started(os.getpid())
+    time.sleep(0.02)
+    with subprocess.Popen(["sleep", "60"]) as later:
+        assert int(machine._started(later.pid)) > int(now) == int(machine._started(os.getpid()))
+        later.kill()
+
+
 def test_an_error_that_is_not_of_the_text_is_each_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
