@@ -54,6 +54,8 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs" / "api").glob("*.md")),
+    *sorted((ROOT / "docs" / "commands").glob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
     *MIXER_PAGES,
 ]
 #: The project's own mixers, and not what else happens to be installed.
@@ -189,10 +191,30 @@ def test_every_key_of_a_comparison_is_documented():
         assert f"| `{name}` | {field.description} |" in page
 
 
-def test_every_command_is_documented():
-    text = "".join(page.read_text() for page in PAGES)
+def test_every_command_has_a_page_that_runs_it_and_has_its_options():
+    index = (ROOT / "docs" / "command-line.md").read_text()
+    assert {path.stem for path in (ROOT / "docs" / "commands").glob("*.md")} == set(COMMANDS)
     for command in COMMANDS:
-        assert f"mixerzoo {command}" in text
+        page = (ROOT / "docs" / "commands" / f"{command}.md").read_text()
+        assert page.startswith(f"# mixerzoo {command}\n")
+        (example,) = re.findall(r"^```\{run\}\n(?::[^\n]*\n)*(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        assert example.startswith(f"mixerzoo {command}")
+        assert f"```{{command}} {command}\n```" in page
+        assert f"[`{command}`](commands/{command}.md)" in index
+        assert f"\ncommands/{command}\n" in index
+
+
+def test_every_exit_code_is_documented():
+    table = (ROOT / "docs" / "command-line.md").read_text().partition("## Exit codes")[2].partition("##")[0]
+    documented = set(map(int, re.findall(r"^\| (\d+) \|", table, re.MULTILINE)))
+    source = "".join(path.read_text() for path in (ROOT / "mixerzoo" / "cli").glob("*.py"))
+    raised = {
+        int(code)
+        for found in re.findall(r"typer\.Exit\((.*?)\)(?: from|$)", source, re.M)
+        for code in re.findall(r"\d+", found)
+    }
+    assert raised <= documented
+    assert {0, 2} <= documented
 
 
 @pytest.mark.parametrize("name", MIXERS)

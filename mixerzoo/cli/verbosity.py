@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
 from contextvars import ContextVar
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -60,7 +61,9 @@ def stderr_console() -> Console:
     """Standard error as a rich console for progress and notes, that takes text literally; without a word if quiet."""
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, highlight=False, emoji=False, quiet=is_quiet())
+    # Not by FORCE_COLOR, which notebooks set: that asks for colour, and bars move the cursor.
+    moving = sys.stderr.isatty()
+    return Console(stderr=True, markup=False, highlight=False, emoji=False, quiet=is_quiet(), force_terminal=moving)
 
 
 def _choose(value: bool, level: Verbosity) -> bool:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 import mixerzoo
 from mixerzoo.cli import COMMANDS, app
+from mixerzoo.cli.verbosity import stderr_console
 from mixerzoo.data import TextTokenizer
 from mixerzoo.recipe import load_recipe
 from runs import OVERRIDES, QUICKSTART
@@ -78,6 +79,11 @@ def test_verbose_shows_where_an_error_comes_from() -> None:
     assert "Traceback (most recent call last)" in told.stderr
     assert told.stderr.endswith(usual.stderr)
     assert (usual.exit_code, told.exit_code) == (2, 2)
+
+
+def test_bars_do_not_move_in_a_pipe_whatever_colour_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not stderr_console().is_terminal
 
 
 @pytest.mark.parametrize("arguments", [["-q", "list", "-v"], ["-q", "-v", "list"], ["list", "-v", "-q"]])
