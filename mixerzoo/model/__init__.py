@@ -15,6 +15,7 @@ from mixerzoo.model.layer import Layer
 from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy
 from mixerzoo.model.norm import RMSNorm, compute_dtype
 from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
+from mixerzoo.model.recompute import EveryNth, Recompute, recomputes
 from mixerzoo.model.regions import Compiled
 from mixerzoo.model.rope import SCALINGS, Rotary
 from mixerzoo.model.stack import Stack
@@ -29,6 +30,7 @@ __all__ = [
     "BackendName",
     "Compiled",
     "Decoder",
+    "EveryNth",
     "KVCache",
     "KeysAndValues",
     "LatentAttention",
@@ -37,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "Past",
     "RMSNorm",
+    "Recompute",
     "Rotary",
     "Run",
     "Stack",
@@ -56,5 +59,6 @@ __all__ = [
     "linear_cross_entropy",
     "materialize",
     "parameter_roles",
+    "recomputes",
     "remix",
 ]

@@ -18,6 +18,7 @@ from mixerzoo.errors import RecipeError
 from mixerzoo.files import write_text
 from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
+from mixerzoo.recipe.activations import kept_elements
 from mixerzoo.recipe.building import build
 from mixerzoo.recipe.recipe import Recipe
 
@@ -68,11 +69,7 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
     weights = sum(decoder.num_parameters()) * torch.float32.itemsize
     compute = torch.bfloat16 if train.precision == "bf16" else torch.float32
     tokens = train.batch_size * recipe.data.sequence_length
-    # Two norms and two residual additions; queries, keys, values and attention's output; gate, up and their product.
-    step = 6 * shape.hidden_size + 2 * shape.num_heads * (shape.head_dim + shape.v_head_dim)
-    step += 2 * shape.num_kv_heads * (shape.head_dim + shape.v_head_dim) + 4 * recipe.model.intermediate_size
-    steps = shape.num_steps
-    kept = shape.hidden_size * steps + step if train.activation_checkpointing else step * steps
+    kept = kept_elements(shape, recipe.model.intermediate_size, train.activation_checkpointing)
     kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
     # The scores and their log-probabilities.
     logits = 2 * chunk_tokens(tokens, shape.vocab_size) * shape.vocab_size * torch.float32.itemsize

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mixerzoo.data.config import DataConfig
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import MixerChoice
-from mixerzoo.model import Compiled, ModelConfig
+from mixerzoo.model import Compiled, ModelConfig, Recompute
 from mixerzoo.yaml_text import to_yaml
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -32,6 +32,13 @@ def _mode(given: Any) -> Any:
 
 
 _Compile = Annotated[Compiled, BeforeValidator(_mode, json_schema_input_type=Compiled | bool)]
+
+
+def _recompute(given: Any) -> Any:
+    return {True: "layers", False: "none"}[given] if isinstance(given, bool) else given
+
+
+_Recompute = Annotated[Recompute, BeforeValidator(_recompute, json_schema_input_type=Recompute | bool)]
 
 
 class TrainConfig(BaseModel):
@@ -64,7 +71,11 @@ class TrainConfig(BaseModel):
         description="Whether torch.compile runs the steps: what repeats once for all layers (true is that too), all as "
         "one whole graph, or off (false).",
     )
-    activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward.")
+    activation_checkpointing: _Recompute = Field(
+        "none",
+        description="What is computed again in the backward, and not kept: `none` (false is that too), `layers` (or "
+        "true), `selective`, which keeps matrix products, or one layer in n with `{every: n}`.",
+    )
     log_interval: int = Field(10, ge=1, le=_MAX_STEPS, description="Steps between lines of metrics.jsonl.")
     checkpoint_interval: int | None = Field(
         None, ge=1, le=_MAX_STEPS, description="Steps between checkpoints; default: a tenth of the steps."

@@ -433,6 +433,14 @@ def test_memory_of_training(monkeypatch) -> None:
     assert memory.activations > memory.logits
     lighter = describe(paper_recipe("360M", train={"batch_size": 4, "activation_checkpointing": True})).training.memory
     assert lighter.activations < memory.activations
+    modes = [{"every": 1}, "layers", "selective", {"every": 3}, "none"]
+    kept = [
+        describe(paper_recipe("360M", train={"batch_size": 4, "activation_checkpointing": mode})).training.memory
+        for mode in modes
+    ]
+    assert [each.activations for each in kept] == sorted(each.activations for each in kept)
+    assert kept[0] == kept[1] == lighter
+    assert kept[-1] == memory
     assert lighter.optimizer == memory.optimizer
     # What surely does not fit is refused, what may not fit is said.
     monkeypatch.setattr("mixerzoo.recipe.feasibility.free_bytes", lambda: (memory.least - 1, "this machine"))
