@@ -24,6 +24,7 @@ from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenize
 from mixerzoo.experiments import CompareConfig, read_comparison
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
+from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.recipe.recipe import EvalConfig, TrainConfig
 from mixerzoo.training.run import train
@@ -136,6 +137,7 @@ def test_links_between_pages_lead_somewhere(page):
         ("data.tokenizer: {name: bpe}", BpeTokenizer),
         ("data.tokenizer: {name: pretrained}", PretrainedTokenizer),
         ("train", TrainConfig),
+        ("train.fsdp", FsdpConfig),
         ("eval", EvalConfig),
     ],
 )

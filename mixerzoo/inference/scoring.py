@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from mixerzoo.data import TokenFile
 from mixerzoo.errors import DataError
-from mixerzoo.model import Decoder
+from mixerzoo.model import Decoder, compute_device, drop_gathered, is_sharded
 
 #: Called with the sequences scored so far and in all.
 Progress = Callable[[int, int], None]
@@ -101,19 +101,23 @@ def score(
         chosen = np.linspace(0, num_windows - 1, max_sequences).round().astype(np.int64)
         num_bytes = None
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = chosen[rank::world]
-    device = decoder.lm_head.weight.device
+    each = [_batches(chosen[r::world], len(tokens), sequence_length, batch_size) for r in range(world)]
+    # Each forward of shares gathers them from all processes, so all must take as many.
+    empty = max(map(len, each)) - len(each[rank]) if is_sharded(decoder) else 0
+    device = compute_device(decoder.lm_head.weight)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     done = 0
-    for batch in _batches(mine, len(tokens), sequence_length, batch_size):
-        inputs, targets = _windows(tokens, batch, sequence_length, start_token)
+    for batch in each[rank] + [[]] * empty:
+        inputs, targets = _windows(tokens, batch or [0], sequence_length, start_token)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             nll = decoder.token_losses(inputs.to(device), targets.to(device))
-        sums[0] += nll.double().sum()
-        sums[1] += targets.numel()
+        if not batch:
+            continue
+        sums += torch.stack([nll.double().sum(), torch.tensor(targets.numel(), device=device)])
         done += len(batch)
         if progress is not None:
-            progress(done, len(mine))
+            progress(done, len(chosen[rank::world]))
+    drop_gathered(decoder)
     if world > 1:
         dist.all_reduce(sums)
     return Score(nll=float(sums[0]), num_tokens=int(sums[1]), num_bytes=num_bytes)

@@ -18,6 +18,7 @@ from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
 from mixerzoo.model.recompute import EveryNth, Recompute, recomputes
 from mixerzoo.model.regions import Compiled
 from mixerzoo.model.rope import SCALINGS, Rotary
+from mixerzoo.model.sharding import compute_device, drop_gathered, is_sharded
 from mixerzoo.model.stack import Stack
 from mixerzoo.model.swap_mixer import left_out, remix
 from mixerzoo.model.tail import earlier
@@ -47,14 +48,17 @@ __all__ = [
     "apply_lr_factors",
     "check_backend",
     "chunk_tokens",
+    "compute_device",
     "compute_dtype",
     "decay_parameter_names",
+    "drop_gathered",
     "earlier",
     "find_device",
     "find_dtype",
     "flops_per_token",
     "forward_flops",
     "initialise_mixer",
+    "is_sharded",
     "left_out",
     "linear_cross_entropy",
     "materialize",

@@ -8,15 +8,18 @@ from mixerzoo.recipe.feasibility import (
     check_size,
     remembered,
     sense,
+    sequences_per_step,
     tokens_of_run,
     training_memory,
 )
+from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.read import load_recipe, parse_recipe, to_recipe
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.recipe.schema import json_schema
 from mixerzoo.recipe.yaml_source import YamlSource
 
 __all__ = [
+    "FsdpConfig",
     "Recipe",
     "TrainingMemory",
     "YamlSource",
@@ -31,6 +34,7 @@ __all__ = [
     "recipes_at_hand",
     "remembered",
     "sense",
+    "sequences_per_step",
     "summary_of",
     "to_recipe",
     "tokens_of_run",

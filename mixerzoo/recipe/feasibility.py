@@ -76,6 +76,16 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
     return TrainingMemory(weights, weights, 2 * weights, tokens * kept + logits, logits)
 
 
+def sequences_per_step(recipe: Recipe, world_size: int = 1) -> int:
+    """Sequences that one optimiser step sees.
+
+    Args:
+        recipe: the experiment.
+        world_size: devices that train together.
+    """
+    return recipe.train.batch_size * recipe.train.accumulation * world_size
+
+
 def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
     """Tokens that a whole run trains on.
 
@@ -83,8 +93,7 @@ def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
         recipe: the experiment.
         world_size: devices that train together.
     """
-    train = recipe.train
-    return train.steps * train.batch_size * train.accumulation * recipe.data.sequence_length * world_size
+    return recipe.train.steps * sequences_per_step(recipe, world_size) * recipe.data.sequence_length
 
 
 def check_size(recipe: Recipe) -> list[str]:
