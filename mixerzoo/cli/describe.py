@@ -19,6 +19,14 @@ def command(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
+    devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, help="How many train together.", show_default=False),
+    ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option("--parallel", help="ddp or fsdp, as train.parallel.", show_default=False),
+    ] = None,
     svg: Annotated[bool, typer.Option("--svg", help="Draw who reads whom, as SVG on standard output.")] = False,
 ) -> None:
     """Say what a recipe's decoder costs and who reads whom in it.
@@ -28,13 +36,14 @@ def command(
     from mixerzoo.describe import describe, diagram
     from mixerzoo.recipe import build, load_recipe
 
-    found = load_recipe(recipe, overrides or ())
+    asked = [] if parallel is None else [f"train.parallel={parallel}"]
+    found = load_recipe(recipe, (*(overrides or ()), *asked))
     if svg:
         if as_json:
             raise MixerzooError("--svg and --json are two outputs; ask for one")
         typer.echo(diagram(build(found, device="meta")))
         return
-    description = describe(found)
+    description = describe(found, devices)
     if as_json:
         print_json({"recipe": recipe, **description.to_dict()})
     else:
@@ -86,8 +95,11 @@ def _print_training(found: Description) -> None:
         listing.add_row("Readings of the text", f"{run.epochs:,.3g}")
     listing.add_row("Memory of weights and gradients", _size(run.memory.weights + run.memory.gradients))
     listing.add_row("Memory of AdamW's state", _size(run.memory.optimizer))
+    if run.memory.gathered:
+        listing.add_row("Memory of what is gathered", _size(run.memory.gathered))
     listing.add_row("Memory of activations, an estimate", _size(run.memory.activations))
-    listing.add_row("Memory in all, an estimate", _size(run.memory.total))
+    each = "" if run.devices == 1 else " on each device"
+    listing.add_row(f"Memory in all{each}, an estimate", _size(run.memory.total))
     out.print(listing, "", sep="\n")
     for text in run.notices:
         out.print(f"Notice: {text}", soft_wrap=True)

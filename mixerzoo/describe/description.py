@@ -55,7 +55,7 @@ class TrainingCosts:
     Attributes:
         tokens: that it trains on: steps × batch × accumulation × sequence × devices.
         tokens_per_step: that one optimiser step sees.
-        devices: 1, or the processes of torchrun.
+        devices: as asked for, else the processes of torchrun, else 1.
         text_tokens: of the training text when it was last trained on here; None where it never was.
         epochs: how often the run reads its text; None where that is not known.
         memory: of each device.
@@ -76,6 +76,7 @@ class TrainingCosts:
             "weights_bytes": self.memory.weights,
             "gradients_bytes": self.memory.gradients,
             "optimizer_bytes": self.memory.optimizer,
+            "gathered_bytes": self.memory.gathered,
             "activations_bytes_estimate": self.memory.activations,
             "total_bytes_estimate": self.memory.total,
         }
@@ -126,13 +127,14 @@ class Description:
         }
 
 
-def describe(recipe: Recipe) -> Description:
+def describe(recipe: Recipe, devices: int | None = None) -> Description:
     """Count what a recipe's decoder costs.
 
     Bytes are counted in float32, or in bfloat16 where the recipe trains in it.
 
     Args:
         recipe: a validated recipe.
+        devices: how many train together; default: the processes of torchrun.
 
     Raises:
         RecipeError: the vocabulary size is open, and no tokenizer that is known without its data fills it.
@@ -146,7 +148,11 @@ def describe(recipe: Recipe) -> Description:
     length = recipe.data.sequence_length
     decoder = build(recipe, device="meta")
     with in_words(recipe.mixer.name):
-        costs, drawn, training = count_costs(decoder, length, dtype), picture(decoder), _training(recipe, decoder)
+        costs, drawn, training = (
+            count_costs(decoder, length, dtype),
+            picture(decoder),
+            _training(recipe, decoder, devices),
+        )
     with torch.device("meta"):
         plain = Decoder(decoder.config, load_registry().get(BASELINE).mixer)
     return Description(
@@ -161,8 +167,8 @@ def describe(recipe: Recipe) -> Description:
     )
 
 
-def _training(recipe: Recipe, decoder: Decoder) -> TrainingCosts:
-    devices = launch().world_size
+def _training(recipe: Recipe, decoder: Decoder, devices: int | None) -> TrainingCosts:
+    devices = devices or launch().world_size
     tokens, text = tokens_of_run(recipe, devices), remembered(recipe.data)
     return TrainingCosts(
         tokens=tokens,
@@ -170,7 +176,7 @@ def _training(recipe: Recipe, decoder: Decoder) -> TrainingCosts:
         devices=devices,
         text_tokens=text,
         epochs=None if text is None else tokens / text,
-        memory=training_memory(recipe, decoder),
+        memory=training_memory(recipe, decoder, devices),
         notices=() if text is None else tuple(sense(recipe, text, decoder.shape.vocab_size, devices)),
     )
 

@@ -20,7 +20,9 @@ from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
 from mixerzoo.recipe.activations import kept_elements
 from mixerzoo.recipe.building import build
+from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.recipe import Recipe
+from mixerzoo.recipe.shares import gathered_bytes, share
 
 #: Readings of the same text beyond which more of them teach little (Muennighoff et al., arXiv 2305.16264).
 MANY_EPOCHS = 4
@@ -39,6 +41,7 @@ class TrainingMemory:
         activations: what one forward keeps for its backward; an estimate from the shapes, which knows neither the
             kernels that run nor what a mixer keeps within a step.
         logits: the part of the activations that is certain: the scores of as many tokens as the loss takes at a time.
+        gathered: what sharding holds in the middle of a step beside the shares that the others are.
     """
 
     weights: int
@@ -46,24 +49,26 @@ class TrainingMemory:
     optimizer: int
     activations: int
     logits: int
+    gathered: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations
 
     @property
     def least(self) -> int:
         """The part that is certain."""
-        return self.weights + self.gradients + self.optimizer + self.logits
+        return self.weights + self.gradients + self.optimizer + self.gathered + self.logits
 
 
-def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
-    """Count what training takes.
+def training_memory(recipe: Recipe, decoder: Decoder, devices: int = 1) -> TrainingMemory:
+    """Count what training takes of each device.
 
     Args:
-        recipe: batch size, sequence length and precision.
+        recipe: batch size, sequence length, precision and sharding.
         decoder: its decoder, on any device.
+        devices: that train together.
     """
     shape, train = decoder.shape, recipe.train
     weights = sum(decoder.num_parameters()) * torch.float32.itemsize
@@ -73,7 +78,13 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
     kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
     # The scores and their log-probabilities.
     logits = 2 * chunk_tokens(tokens, shape.vocab_size) * shape.vocab_size * torch.float32.itemsize
-    return TrainingMemory(weights, weights, 2 * weights, tokens * kept + logits, logits)
+    activations = tokens * kept + logits
+    if train.parallel != "fsdp":
+        return TrainingMemory(weights, weights, 2 * weights, activations, logits)
+    options = train.fsdp or FsdpConfig()
+    # Shares that leave the GPU are none of its memory.
+    own = 0 if options.cpu_offload else share(weights, devices)
+    return TrainingMemory(own, own, 2 * own, activations, logits, gathered_bytes(decoder, options))
 
 
 def sequences_per_step(recipe: Recipe, world_size: int = 1) -> int:
@@ -108,14 +119,15 @@ def check_size(recipe: Recipe) -> list[str]:
     """
     if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
         return []
-    need = training_memory(recipe, build(recipe, device="meta"))
+    need = training_memory(recipe, build(recipe, device="meta"), launch().world_size)
     free, where = free_bytes()
     if where == "this machine":
         free //= launch().local_world_size
+    gathered = f", gathered {gib(need.gathered)}" if need.gathered else ""
     if need.least > free:
         raise RecipeError(
             f"training needs at least {gib(need.least)} (weights {gib(need.weights)}, gradients "
-            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, logits {gib(need.logits)}), and "
+            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}{gathered}, logits {gib(need.logits)}), and "
             f"{where} has {gib(free)} free; make the model, train.batch_size or data.sequence_length smaller"
         )
     if need.total > free:
