@@ -3,6 +3,7 @@
 The build needs no network. With ``-t online`` names of Python, PyTorch and transformers link to their own pages.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,25 @@ sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 project = "mixerzoo"
 version = release = __version__
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_design",
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
     "mixer_pages",
+    "command_pages",
 ]
 exclude_patterns = ["example-plugin", "_extensions"]
+
+# Tutorials are run by the build, each in a directory of its own; a cell that fails fails the build.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+# Where `mixerzoo` is for a cell of bash.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -56,6 +67,8 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1d4ed8", "color-brand-content": "#1d4ed8"},
     "dark_css_variables": {"color-brand-primary": "#7cacf8", "color-brand-content": "#8ab4f8"},
 }
+# Of a console, what is typed and not what is printed.
+copybutton_prompt_text = "$ "
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 

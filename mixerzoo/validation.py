@@ -204,6 +204,8 @@ def keys_in(location: Path, value: Any) -> Path:
 def _known_keys(model: type[BaseModel], path: Path) -> set[str]:
     models = [model]
     for key in path:
+        if isinstance(key, int):
+            continue  # all entries of a list are of the same kinds
         tagged = [m for m in models if _tag(m) == key]
         if len(models) > 1 and tagged:
             models = tagged

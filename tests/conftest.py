@@ -11,11 +11,25 @@ import pytest
 import torch
 from hypothesis import settings
 
+from mixerzoo.ops import forms
+
 torch.set_num_threads(1)
 
 # Uninitialised memory is filled with NaN (integers: the largest), so that reading it shows.
 torch.use_deterministic_algorithms(True)
 assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--form", choices=("naive", "fused"), help="run every operation over depth in this form")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forms of operations are those that ``--form`` asks for, in this process; else what sizes choose."""
+    with forms.forced(request.config.getoption("--form")):
+        yield
+
 
 settings.register_profile("fast", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=500)

@@ -20,10 +20,28 @@ from typer.testing import CliRunner
 import mixerzoo
 import mixerzoo.testing
 from mixerzoo.cli import COMMANDS, app
-from mixerzoo.data import BpeTokenizer, DataConfig, HfSource, PretrainedTokenizer, StdlibSource, TextSource
+from mixerzoo.data import (
+    BpeTokenizer,
+    DataConfig,
+    HfSource,
+    PretrainedTokenizer,
+    StdlibSource,
+    TextSource,
+    WeightedSource,
+)
 from mixerzoo.experiments import CompareConfig, read_comparison
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.rope import LinearScaling, Llama3Scaling, YarnScaling
+from mixerzoo.recipe.optimizer import (
+    AdafactorOptimizer,
+    AdamwOptimizer,
+    LionOptimizer,
+    MuonOptimizer,
+    ParameterGroup,
+    ParameterGroups,
+    VectorGroup,
+    WidthScaling,
+)
 from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.recipe.recipe import EvalConfig, TrainConfig
@@ -37,6 +55,8 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs" / "api").glob("*.md")),
+    *sorted((ROOT / "docs" / "commands").glob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
     *MIXER_PAGES,
 ]
 #: The project's own mixers, and not what else happens to be installed.
@@ -131,6 +151,7 @@ def test_links_between_pages_lead_somewhere(page):
         ("model.rope_scaling: {rope_type: yarn}", YarnScaling),
         ("model.rope_scaling: {rope_type: llama3}", Llama3Scaling),
         ("data", DataConfig),
+        ("data.sources", WeightedSource),
         ("data.source: {name: stdlib}", StdlibSource),
         ("data.source: {name: text}", TextSource),
         ("data.source: {name: hf}", HfSource),
@@ -138,6 +159,14 @@ def test_links_between_pages_lead_somewhere(page):
         ("data.tokenizer: {name: pretrained}", PretrainedTokenizer),
         ("train", TrainConfig),
         ("train.fsdp", FsdpConfig),
+        ("train.optimizer: {name: adamw}", AdamwOptimizer),
+        ("train.optimizer: {name: muon}", MuonOptimizer),
+        ("train.optimizer: {name: adafactor}", AdafactorOptimizer),
+        ("train.optimizer: {name: lion}", LionOptimizer),
+        ("train.groups", ParameterGroups),
+        ("train.groups: embedding, head, matrices, mixer", ParameterGroup),
+        ("train.groups: vectors", VectorGroup),
+        ("train.width_scaling", WidthScaling),
         ("eval", EvalConfig),
     ],
 )
@@ -164,10 +193,30 @@ def test_every_key_of_a_comparison_is_documented():
         assert f"| `{name}` | {field.description} |" in page
 
 
-def test_every_command_is_documented():
-    text = "".join(page.read_text() for page in PAGES)
+def test_every_command_has_a_page_that_runs_it_and_has_its_options():
+    index = (ROOT / "docs" / "command-line.md").read_text()
+    assert {path.stem for path in (ROOT / "docs" / "commands").glob("*.md")} == set(COMMANDS)
     for command in COMMANDS:
-        assert f"mixerzoo {command}" in text
+        page = (ROOT / "docs" / "commands" / f"{command}.md").read_text()
+        assert page.startswith(f"# mixerzoo {command}\n")
+        (example,) = re.findall(r"^```\{run\}\n(?::[^\n]*\n)*(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        assert example.startswith(f"mixerzoo {command}")
+        assert f"```{{command}} {command}\n```" in page
+        assert f"[`{command}`](commands/{command}.md)" in index
+        assert f"\ncommands/{command}\n" in index
+
+
+def test_every_exit_code_is_documented():
+    table = (ROOT / "docs" / "command-line.md").read_text().partition("## Exit codes")[2].partition("##")[0]
+    documented = set(map(int, re.findall(r"^\| (\d+) \|", table, re.MULTILINE)))
+    source = "".join(path.read_text() for path in (ROOT / "mixerzoo" / "cli").glob("*.py"))
+    raised = {
+        int(code)
+        for found in re.findall(r"typer\.Exit\((.*?)\)(?: from|$)", source, re.M)
+        for code in re.findall(r"\d+", found)
+    }
+    assert raised <= documented
+    assert {0, 2} <= documented
 
 
 @pytest.mark.parametrize("name", MIXERS)

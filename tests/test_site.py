@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +17,15 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
+from typer.testing import CliRunner
 
 import mixerzoo
+from mixerzoo.cli import COMMANDS, app
 from own import OWN
 
 DOCS = Path(__file__).parents[1] / "docs"
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-NEEDED = ("sphinx", "myst_parser", "furo", "sphinx_design", "sphinx_copybutton", "pybtex")
+NEEDED = ("sphinx", "myst_nb", "ipykernel", "furo", "sphinx_design", "sphinx_copybutton", "pybtex")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="needs the extra `docs`"),
@@ -180,6 +183,25 @@ def test_every_page_on_a_phone(browser: Any, address: str, site: Path, scheme: s
         if any(found.values()):
             wrong[page] = {what: value for what, value in found.items() if value}
     assert wrong == {}
+
+
+def test_every_command_has_a_page_with_what_it_prints_and_all_its_options(site: Path) -> None:
+    for name in COMMANDS:
+        page = Links(site / "commands" / f"{name}.html")
+        text = (site / "commands" / f"{name}.html").read_text(encoding="utf-8")
+        assert '<div class="highlight-console' in text
+        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).stdout
+        for option in re.findall(r"^  (?:-\w, )?(--[\w-]+)", shown, re.MULTILINE):
+            assert f"cmdoption-mixerzoo-{name}{option[1:]}" in page.anchors, (name, option)
+
+
+def test_tutorials_show_what_their_cells_put_out(site: Path) -> None:
+    pages_of = {path.stem: path.read_text(encoding="utf-8") for path in (site / "tutorials").glob("*.html")}
+    assert pages_of.keys() == {path.stem for path in (DOCS / "tutorials").glob("*.md")}
+    for text in pages_of.values():
+        assert '<div class="output' in text
+    for name in ("first-steps", "compare", "inspect", "pretrained"):
+        assert re.search(r'<img [^>]*src="[^"]*_images/', pages_of[name]), name
 
 
 @in_a_browser

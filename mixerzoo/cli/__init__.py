@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mixerzoo.cli.common import report
+from mixerzoo.cli.verbosity import QuietOption, VerboseOption, options, reset
 from mixerzoo.errors import MixerzooError
 from mixerzoo.version import __version__
 
@@ -41,20 +42,26 @@ COMMANDS = {
 _STYLE: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
-    "add_completion": False,
 }
 
 
 class LazyGroup(TyperGroup):
     """Imports a command when it is called, and turns what the user can put right into a message and exit code 2."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options that stand before the command; how much is said starts anew."""
+        reset()
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Put the command itself in the place of its summary, then resolve as usual."""
         if args and args[0] in COMMANDS:
             function = importlib.import_module(COMMANDS[args[0]][0]).command
-            single = typer.Typer(**_STYLE)
+            single = typer.Typer(add_completion=False, **_STYLE)
             single.command(args[0], help=getdoc(function))(function)
-            self.commands[args[0]] = typer.main.get_command(single)
+            made: Any = typer.main.get_command(single)
+            made.params += options()
+            self.commands[args[0]] = made
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -93,6 +100,8 @@ def _options(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     pass
 
@@ -100,9 +109,9 @@ def _options(
 def main() -> None:
     """Run the command line on ``sys.argv``; does not return.
 
-    Exit codes: 0, 1 if `check` finds a broken clause, a run of `compare` fails or `bench` cannot run something, 2 for
-    what the user can put right, 130 after Ctrl-C, 143 after SIGTERM. Any other failure is a bug and keeps its
-    traceback.
+    Exit codes (docs/command-line.md): 0, 1 if `check` finds a broken clause, a run of `compare` fails or `bench`
+    cannot run something, 2 for what the user can put right, 130 after Ctrl-C, 143 after SIGTERM. Any other failure is
+    a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter of an equation shows a question mark.

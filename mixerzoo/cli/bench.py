@@ -17,7 +17,10 @@ from mixerzoo.cli.common import (
     pick_device,
     print_json,
     table,
+    tell_recipe,
 )
+from mixerzoo.cli.completion import complete_mixers, complete_recipe
+from mixerzoo.cli.verbosity import stderr_console
 from mixerzoo.errors import BenchmarkError
 
 if TYPE_CHECKING:
@@ -27,7 +30,12 @@ if TYPE_CHECKING:
 
 _Recipe = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `mixerzoo recipes` lists.", show_default=True),
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or a name that `mixerzoo recipes` lists.",
+        show_default=True,
+        autocompletion=complete_recipe,
+    ),
 ]
 _Mixers = Annotated[
     str | None,
@@ -35,6 +43,7 @@ _Mixers = Annotated[
         "--mixers",
         help="As in `compare`; default: the recipe's `compare.mixers`, or its own. Residual is always among them.",
         show_default=False,
+        autocompletion=complete_mixers,
     ),
 ]
 _Peers = Annotated[
@@ -95,6 +104,7 @@ def command(
         raise BenchmarkError("--overwrite is about --out, which is not given")
     if out is not None:
         check_out(out, overwrite)
+    tell_recipe(recipe, changes)
     benchmark = read_benchmark(
         recipe,
         changes,
@@ -121,13 +131,10 @@ def _names(given: str) -> list[str]:
 
 
 def _run(benchmark: Benchmark) -> dict[str, Any]:
-    from rich.console import Console
-
     from mixerzoo.benchmark import run_benchmark
 
-    stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
     try:
-        with stderr.status("") as status:
+        with stderr_console().status("") as status:
             return run_benchmark(benchmark, lambda what: status.update(f"{what[:1].upper()}{what[1:]}"))
     except KeyboardInterrupt as error:
         typer.echo("Interrupted.", err=True)

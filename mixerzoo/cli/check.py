@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixerzoo.cli.common import JsonOption, console, finite, print_json, table
+from mixerzoo.cli.completion import complete_mixer
+from mixerzoo.cli.verbosity import is_quiet, stderr_console
 from mixerzoo.errors import MixerzooError, visible
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from mixerzoo.testing.drawn_options import Overrides
 
 
-_NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="An installed mixer.", show_default=False)]
+_NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="An installed mixer.", show_default=False, autocompletion=complete_mixer),
+]
 _OptionsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -174,12 +179,11 @@ def _run(
     Raises:
         MixerzooError: a name in ``only`` is no check, or none of this profile.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from mixerzoo.testing import check_mixer, checks_for, known_check
 
-    stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    stderr = stderr_console()
     bars = Progress(
         TextColumn("{task.description:<26}", markup=False),
         BarColumn(bar_width=24),
@@ -187,7 +191,7 @@ def _run(
         TimeElapsedColumn(),
         console=stderr,
         transient=True,
-        disable=not stderr.is_terminal,
+        disable=is_quiet() or not stderr.is_terminal,
     )
     task = bars.add_task(
         "", total=len(checks_for(entry.mixer, profile)) if only is None else len(set(map(known_check, only)))

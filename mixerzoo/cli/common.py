@@ -7,11 +7,15 @@ import math
 import os
 import sys
 import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixerzoo.cli.completion import complete_recipe
+from mixerzoo.cli.verbosity import detail, is_verbose
 from mixerzoo.errors import CONTROL, BackendError, DataError, MixerzooError, RecipeError, RunError, visible
 
 if TYPE_CHECKING:
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
 RecipeArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A recipe file, or a name that `mixerzoo recipes` lists.", show_default=False
+        metavar="RECIPE",
+        help="A recipe file, or a name that `mixerzoo recipes` lists.",
+        show_default=False,
+        autocompletion=complete_recipe,
     ),
 ]
 
@@ -78,6 +85,8 @@ def rank_of(*, every_machine: bool = True) -> int:
 
 def print_error(error: MixerzooError | OSError) -> None:
     """Print an error to stderr as it is: no markup, no wrapping, at most a screenful of lines."""
+    if is_verbose():
+        typer.echo(visible("".join(traceback.format_exception(error))), nl=False, err=True)
     text = visible(_system_error(error) if isinstance(error, OSError) else str(error))
     lines = text.splitlines() or [type(error).__name__]
     typer.secho("Error:", fg="red", bold=True, nl=False, err=True)
@@ -122,6 +131,42 @@ def table(*columns: str) -> Table:
     for column in columns:
         # A long formula goes on in the next line; the default would cut it off.
         made.add_column(column, overflow="fold")
+    return made
+
+
+def print_fitting(out: Console, listing: Table, spare: Sequence[str]) -> None:
+    """Print a table without the columns that a narrow terminal has no room for, so that no word and no figure breaks.
+
+    Args:
+        out: where to.
+        listing: the table.
+        spare: headers of columns that may go, the first to go first.
+    """
+    from rich.cells import cell_len
+
+    for column in listing.columns:
+        if column.no_wrap:
+            # Rich itself would take a column for as narrow as its longest word.
+            column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    wide = out.options.update(max_width=10_000)
+    left_out = []
+    for header in spare:
+        if out.measure(listing, options=wide).minimum <= out.width:
+            break
+        listing = _without(listing, header)
+        left_out.append(header)
+    out.print(listing)
+    if left_out:
+        out.print(f"\nWhat is left out for lack of columns: {', '.join(left_out)}; `--json` has it.")
+
+
+def _without(listing: Table, header: str) -> Table:
+    kept = [column for column in listing.columns if column.header != header]
+    made = table(*(str(column.header) for column in kept))
+    for new, old in zip(made.columns, kept, strict=True):
+        new.justify, new.no_wrap, new.min_width = old.justify, old.no_wrap, old.min_width
+    for cells in zip(*(column.cells for column in kept), strict=True):
+        made.add_row(*cells)
     return made
 
 
@@ -170,9 +215,22 @@ def pick_device(name: str | None) -> torch.device:
 
     from mixerzoo.model import find_device
 
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = find_device(name)
+    device = find_device(name) if name is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "meta":
         raise BackendError("device 'meta' holds no numbers")
+    detail(f"device: {device}")
     return device
+
+
+def tell_recipe(recipe: str, overrides: Sequence[str]) -> None:
+    """Say in full which recipe was chosen, where that is wanted.
+
+    Args:
+        recipe: a path or a name.
+        overrides: of it.
+    """
+    from mixerzoo.recipe import find_recipe
+
+    detail(f"recipe: {find_recipe(recipe).absolute()}")
+    for override in overrides:
+        detail(f"  with {override}")

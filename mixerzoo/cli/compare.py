@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, rank_of, table
+from mixerzoo.cli.common import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    console,
+    print_fitting,
+    print_json,
+    rank_of,
+    table,
+    tell_recipe,
+)
+from mixerzoo.cli.completion import complete_mixers
+from mixerzoo.cli.verbosity import stderr_console
 from mixerzoo.errors import RunError
 
 if TYPE_CHECKING:
@@ -22,6 +34,7 @@ _Mixers = Annotated[
         "--mixers",
         help="Names, with commas between; with options as in YAML: 'residual, {name: cla}, again: residual'.",
         show_default=False,
+        autocompletion=complete_mixers,
     ),
 ]
 _Seeds = Annotated[
@@ -97,6 +110,7 @@ def command(
         equal=equal,
         baseline=baseline,
     )
+    tell_recipe(recipe, overrides or ())
     comparison = read_comparison(recipe, overrides or (), flags, most=None if yes else MOST_CELLS)
     if dry_run:
         _print_plan(comparison, jobs, threads, as_json=as_json)
@@ -125,8 +139,6 @@ def _devices(given: str | None) -> tuple[str, ...]:
 def _compare(
     comparison: Comparison, directory: Path, jobs: int, threads: int | None, devices: Sequence[str]
 ) -> dict[str, Any]:
-    from rich.console import Console
-
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.experiments import Board, compare
     from mixerzoo.process import launch
@@ -134,7 +146,7 @@ def _compare(
     if launch().world_size > 1 or rank_of() != 0:
         raise RunError("compare starts its processes itself; run it without torchrun")
     words = shlex.join(["mixerzoo", *sys.argv[1:]])
-    board = Board(Console(stderr=True, markup=False, highlight=False, emoji=False), jobs)
+    board = Board(stderr_console(), jobs)
     try:
         with board:
             return compare(
@@ -161,7 +173,10 @@ def _print_found(found: dict[str, Any], directory: Path) -> None:
         listing = table(setting_in_words(setting) or "mixer", *(column.title for column in shown))
         for row in setting["mixers"]:
             listing.add_row(row["label"], *(cell(row, column.key) for column in shown))
-        out.print(listing, "", *summary(found, setting), "", sep="\n")
+        for column in listing.columns:
+            column.no_wrap = column.header not in ("bits per byte", "difference")
+        print_fitting(out, listing, ("cache bytes", "parameters"))
+        out.print("", *summary(found, setting), "", sep="\n")
     for each in found["failures"]:
         typer.echo(f"Failed: {each['title']}: {each['error']}", err=True)
     typer.echo(f"Report: {directory / 'report.html'} (and report.md, results.csv, results.json)")
@@ -187,9 +202,9 @@ def _print_plan(comparison: Comparison, jobs: int, threads: int | None, *, as_js
         ]
         print_json({"runs": rows, "seconds_estimate": seconds})
         return
-    listing = table("run", "parameters", "tokens", "FLOPs", "memory, about", "time, about")
+    listing = table("run", "parameters", "tokens", "FLOPs", "memory", "time")
     for column in listing.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for each in found:
         listing.add_row(
             each.cell.title,
@@ -199,8 +214,10 @@ def _print_plan(comparison: Comparison, jobs: int, threads: int | None, *, as_js
             f"{each.memory / 2**20:,.0f} MiB",
             _minutes(each.seconds),
         )
-    console().print(listing)
-    typer.echo(f"\n{len(found)} runs, roughly {_minutes(seconds)} with --jobs {jobs} on this machine")
+    out = console()
+    print_fitting(out, listing, ("FLOPs", "tokens"))
+    out.print("\nMemory and time are estimates.")
+    typer.echo(f"{len(found)} runs, roughly {_minutes(seconds)} with --jobs {jobs} on this machine")
     if comparison.equal != "steps":
         typer.echo(f"(before steps are fitted to equal {comparison.equal})")
 

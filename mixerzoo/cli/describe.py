@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table
+from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table, tell_recipe
 from mixerzoo.errors import MixerzooError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def command(
     from mixerzoo.recipe import build, load_recipe
 
     asked = [] if parallel is None else [f"train.parallel={parallel}"]
+    tell_recipe(recipe, overrides or ())
     found = load_recipe(recipe, (*(overrides or ()), *asked))
     if svg:
         if as_json:
@@ -94,7 +95,9 @@ def _print_training(found: Description) -> None:
         listing.add_row("Tokens of the text, as last prepared", _count(run.text_tokens))
         listing.add_row("Readings of the text", f"{run.epochs:,.3g}")
     listing.add_row("Memory of weights and gradients", _size(run.memory.weights + run.memory.gradients))
-    listing.add_row("Memory of AdamW's state", _size(run.memory.optimizer))
+    listing.add_row("Memory of the optimizer's state", _size(run.memory.optimizer))
+    if run.memory.average:
+        listing.add_row("Memory of the mean of the weights", _size(run.memory.average))
     if run.memory.gathered:
         listing.add_row("Memory of what is gathered", _size(run.memory.gathered))
     listing.add_row("Memory of activations, an estimate", _size(run.memory.activations))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mixerzoo.cli.common import JsonOption, print_json
+from mixerzoo.cli.completion import complete_mixer
 from mixerzoo.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -39,7 +40,13 @@ def command(
         Path, typer.Option("--out", metavar="DIR", help="The new checkpoint; it must not exist.", show_default=False)
     ],
     mixer: Annotated[
-        str | None, typer.Option("--mixer", metavar="NAME", help="Joins the layers; default: the source's own mixer.")
+        str | None,
+        typer.Option(
+            "--mixer",
+            metavar="NAME",
+            help="Joins the layers; default: the source's own mixer.",
+            autocompletion=complete_mixer,
+        ),
     ] = None,
     k_norm: Annotated[
         Literal["pre_rope", "post_rope"] | None,

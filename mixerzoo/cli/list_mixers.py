@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type
 import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
+from mixerzoo.cli.verbosity import detail, is_verbose
 from mixerzoo.errors import MixerError, PluginError, visible
 
 if TYPE_CHECKING:
@@ -191,15 +192,18 @@ def _print(registry: Registry, rows: list[Row]) -> None:
 
 def _print_wrong(out: Console, registry: Registry, rows: list[Row]) -> None:
     """What cannot be used, below the table."""
+    tracebacks = ":" if is_verbose() else "; `mixerzoo list -v` has the tracebacks:"
     if registry.broken:
-        out.print(f"\nCould not be loaded ({len(registry.broken)}); `mixerzoo list --json` has the tracebacks:")
+        out.print(f"\nCould not be loaded ({len(registry.broken)}){tracebacks}")
         for broken in registry.broken:
             out.print(f"  {broken.plugin}: {broken.reason}", soft_wrap=True)
+            detail(broken.details)
     failing = _failing(rows)
     if failing:
-        out.print(f"\nFail on this decoder ({len(failing)}); `mixerzoo list --json` has the tracebacks:")
+        out.print(f"\nFail on this decoder ({len(failing)}){tracebacks}")
         for row in failing:
             out.print(f"  {row.entry.plugin}: mixer {row.entry.mixer.name!r}: {row.reason}", soft_wrap=True)
+            detail(row.details)
     if registry.clashes:
         out.print("\nCannot be used, because the name is not theirs alone:")
         for name in registry.clashes:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mixerzoo.cli.verbosity import hint
 from mixerzoo.errors import MixerzooError
 
 #: template in mixerzoo/templates → the file that it becomes.
@@ -43,7 +44,7 @@ def command(
     for path in written:
         typer.echo(path)
     place = shlex.quote(str(target))
-    typer.echo(f"\nNext: cd {place} && pip install -e '.[testing]' && pytest")
+    hint(f"\nNext: cd {place} && pip install -e '.[testing]' && pytest")
 
 
 def _check_name(name: str) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from mixerzoo.cli.verbosity import hint
 from mixerzoo.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Notices:
 
 
 def _tell(notice: str) -> None:
-    typer.echo(f"Note: {notice}", err=True)
+    hint(f"Note: {notice}", err=True)
 
 
 def trained_length(directory: Path) -> int | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
+from mixerzoo.cli.verbosity import stderr_console
 from mixerzoo.training import ProgressReporter
 
 
 class BarReporter(ProgressReporter):
-    """Bars where stderr is a terminal, plain lines elsewhere."""
+    """Bars where stderr is a terminal, plain lines elsewhere; nothing if quiet."""
 
     def __init__(self) -> None:
-        super().__init__(Console(stderr=True, markup=False, highlight=False, emoji=False))
+        super().__init__(stderr_console())

@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
+from mixerzoo.cli.completion import complete_recipe
 from mixerzoo.errors import RecipeError, did_you_mean
 from mixerzoo.files import write_text
 
-_NameArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one.", show_default=False)]
+_NameArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="Show this one.", show_default=False, autocompletion=complete_recipe),
+]
 _CopyOption = Annotated[
     Path | None, typer.Option("--copy", metavar="DIR", help="Copy it into a directory.", show_default=False)
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
+from mixerzoo.cli.completion import complete_mixer
 from mixerzoo.errors import MixerError, MixerzooError, PluginError
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A mixer; `mixerzoo list` shows them.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A mixer; `mixerzoo list` shows them.", autocompletion=complete_mixer),
+    ],
     as_json: JsonOption = False,
     as_html: Annotated[
         bool,

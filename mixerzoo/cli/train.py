@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json, rank_of
+from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json, rank_of, tell_recipe
 from mixerzoo.cli.results import print_result
+from mixerzoo.cli.verbosity import detail, hint
 from mixerzoo.errors import RunError
 
 _OutOption = Annotated[
@@ -51,6 +52,8 @@ def command(
     if resume:
         # Which plugin is missing is in the run's records, not in the recipe.
         RunDirectory(directory).require_mixer()
+    tell_recipe(recipe, overrides or ())
+    detail(f"run directory: {directory.absolute()}")
     experiment = load_recipe(recipe, overrides or ())
     if overwrite and find_recipe(recipe).resolve().is_relative_to(directory.resolve()):
         raise RunError(f"the recipe {recipe} lies in {directory}, which --overwrite would replace; copy it elsewhere")
@@ -81,7 +84,7 @@ def command(
         print_json(result)
         return
     print_result(result)
-    typer.echo(f"\nSaved in {directory}. Try: mixerzoo generate {shlex.quote(str(directory))} --prompt 'def '")
+    hint(f"\nSaved in {directory}. Try: mixerzoo generate {shlex.quote(str(directory))} --prompt 'def '")
 
 
 def _say_how_to_go_on(directory: Path, what: str, command: str) -> None:

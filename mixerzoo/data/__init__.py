@@ -16,10 +16,12 @@ from mixerzoo.data.config import (
     PretrainedTokenizer,
     StdlibSource,
     TextSource,
+    WeightedSource,
 )
 from mixerzoo.data.entry import PreparedData, TokenSplit
 from mixerzoo.data.prepare import default_cache_dir, prepare
 from mixerzoo.data.progress import Progress
+from mixerzoo.data.shares import text_record
 from mixerzoo.data.sources import Corpus, read_documents
 from mixerzoo.data.split import SplitCorpus, split_documents
 from mixerzoo.data.streaming import TokenStream
@@ -29,7 +31,7 @@ from mixerzoo.data.tokens import TokenFile
 from mixerzoo.data.yardsticks import yardsticks
 
 if TYPE_CHECKING:
-    from mixerzoo.data.windows import TokenWindows
+    from mixerzoo.data.windows import TokenWindows, documents_of
 
 __all__ = [
     "BpeTokenizer",
@@ -49,18 +51,21 @@ __all__ = [
     "TokenSplit",
     "TokenStream",
     "TokenWindows",
+    "WeightedSource",
     "default_cache_dir",
+    "documents_of",
     "prepare",
     "read_documents",
     "split_documents",
+    "text_record",
     "yardsticks",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # The one name whose module cannot do without torch at import time.
-    if name == "TokenWindows":
-        from mixerzoo.data.windows import TokenWindows
+    # The names whose module cannot do without torch at import time.
+    if name in ("TokenWindows", "documents_of"):
+        from mixerzoo.data import windows
 
-        return TokenWindows
+        return getattr(windows, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

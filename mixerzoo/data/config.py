@@ -5,9 +5,10 @@ Importing this module costs pydantic and nothing else.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Bytes or documents: what a file system and a 64-bit counter hold.
 _MAX_COUNT = 2**53
@@ -137,10 +138,28 @@ TokenizerConfig = Annotated[BytesTokenizer | BpeTokenizer | PretrainedTokenizer,
 """Any tokenizer, told apart by ``name``."""
 
 
+class WeightedSource(_Config):
+    """One of several sources."""
+
+    source: Source = Field(description="Where the text comes from.")
+    weight: float = Field(gt=0, le=1, description="Its share of the training tokens; all of them sum to 1.")
+
+
+_Sources = Annotated[tuple[WeightedSource, ...], Field(strict=False)]
+# How far the weights may be from 1 together.
+_ROUNDING = 1e-6
+
+
 class DataConfig(_Config):
     """Text, its tokens, and how they are cut into sequences."""
 
-    source: Source = Field(description="Where the text comes from.")
+    source: Source | None = Field(None, description="Where the text comes from. This, or sources.")
+    sources: _Sources | None = Field(
+        None,
+        description="Several sources, each with a weight: documents are drawn from them at random, so that the weights "
+        "are the shares of the tokens.",
+    )
+    sources_seed: int = Field(0, ge=0, lt=2**32, description="Of the draw from several sources.")
     tokenizer: TokenizerConfig = Field(description="How text becomes tokens.")
     sequence_length: int = Field(ge=1, le=2**24, description="Tokens in one training sequence.")
     validation_fraction: float = Field(
@@ -150,8 +169,73 @@ class DataConfig(_Config):
         description="Share of the documents held out for validation, where the source names no validation "
         "text of its own.",
     )
+    max_documents: int | None = Field(
+        None,
+        ge=1,
+        le=_MAX_COUNT,
+        description="Train on the first so many documents of the training text. What is held out, and what a bpe "
+        "tokenizer is trained on, stays as without.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=_MAX_COUNT,
+        description="Train on the first so many tokens of the training text, ends of documents counted; the document "
+        "at the end is cut. What is held out, and what a bpe tokenizer is trained on, stays as without.",
+    )
+    document_mask: bool = Field(
+        False,
+        description="Train the documents of a sequence apart: a token sees those of its own document alone, which "
+        "begins with the end of the text before it. Validation does the same.",
+    )
+    reset_positions: bool = Field(
+        True, description="Whether positions count from 0 in each document, or in each sequence (document_mask only)."
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Processes that tokenise, each on one core; the tokens are the same whatever their number. "
+        "Default: the one process, whose tokenizer takes all cores.",
+    )
+    loader_workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Processes on each device that read sequences ahead while it trains; the batches are the same "
+        "whatever their number.",
+    )
+
+    @model_validator(mode="after")
+    def _positions_of_documents(self) -> Self:
+        if not (self.document_mask or self.reset_positions):
+            raise ValueError("reset_positions has no meaning without document_mask; remove it, or set document_mask")
+        return self
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.source is None) == (self.sources is None):
+            given = "both are given; null takes one back that is inherited" if self.source else "neither is given"
+            raise ValueError(f"exactly one of source and sources says where the text comes from, and {given}")
+        if self.sources is None:
+            if self.sources_seed:
+                raise ValueError("sources_seed has no meaning with one source; remove it")
+            return self
+        total = math.fsum(each.weight for each in self.sources)
+        if abs(total - 1) > _ROUNDING:
+            weights = ", ".join(f"{each.weight:g}" for each in self.sources) or "none of them"
+            raise ValueError(f"the weights of sources must sum to 1; {weights} sum to {total:.9g}")
+        return self
 
     @property
     def vocab_size(self) -> int | None:
         """Number of tokens as far as it is known without the data; None for a pretrained tokenizer."""
         return self.tokenizer.vocab_size
+
+    @property
+    def all_sources(self) -> tuple[StdlibSource | TextSource | HfSource, ...]:
+        """The one source, or each of several."""
+        if self.sources is not None:
+            return tuple(each.source for each in self.sources)
+        assert self.source is not None
+        return (self.source,)

@@ -65,6 +65,7 @@ class PreparedData:
         fingerprint: equal for equal text, split and tokenizer.
         directory: the cache entry that holds it all.
         notices: what is worth a line to whoever trains on it.
+        mixture: what each of several sources gave to the training side; None where there is one.
     """
 
     train: TokenSplit
@@ -73,6 +74,7 @@ class PreparedData:
     fingerprint: str
     directory: Path
     notices: tuple[str, ...] = ()
+    mixture: MixtureCounts | None = None
 
     @property
     def held_out(self) -> float:
@@ -86,14 +88,37 @@ class DamagedEntry(DataError):
 
 @dataclass(frozen=True)
 class SideCounts:
-    """What the writer counted on one side."""
+    """What the writer counted on one side, or of what one source gave to it."""
 
     num_tokens: int
     num_bytes: int
     num_documents: int
 
+    def plus(self, after: SideCounts, before: SideCounts) -> SideCounts:
+        """With what was counted between two counts of the same side."""
+        return SideCounts(
+            self.num_tokens + after.num_tokens - before.num_tokens,
+            self.num_bytes + after.num_bytes - before.num_bytes,
+            self.num_documents + after.num_documents - before.num_documents,
+        )
 
-def seal(directory: Path, dtype: str, train: SideCounts, validation: SideCounts) -> None:
+
+@dataclass(frozen=True)
+class MixtureCounts:
+    """What came of several sources on the training side.
+
+    Attributes:
+        sources: what each of them gave.
+        ended: the one that has no document left, with which the text ends; None where a limit ends it.
+    """
+
+    sources: tuple[SideCounts, ...]
+    ended: int | None
+
+
+def seal(
+    directory: Path, dtype: str, train: SideCounts, validation: SideCounts, mixture: MixtureCounts | None = None
+) -> None:
     """Writes meta.json, the last file of an entry.
 
     Args:
@@ -101,6 +126,7 @@ def seal(directory: Path, dtype: str, train: SideCounts, validation: SideCounts)
         dtype: numpy name of the ids' type.
         train: counts of the training side.
         validation: counts of the validation side.
+        mixture: what came of several sources.
     """
     files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(directory.iterdir())}
     meta = {
@@ -108,6 +134,7 @@ def seal(directory: Path, dtype: str, train: SideCounts, validation: SideCounts)
         "dtype": dtype,
         "train": asdict(train),
         "validation": asdict(validation),
+        **({} if mixture is None else {"mixture": asdict(mixture)}),
         "files": files,
     }
     write_text(directory / _META, to_sealed_json(meta))
@@ -162,7 +189,18 @@ def _open(directory: Path) -> PreparedData:
         counts = SideCounts(**meta[name])
         tokens = TokenFile(directory / f"{name}.bin", meta["dtype"], counts.num_tokens)
         sides.append(TokenSplit(tokens, counts.num_bytes, counts.num_documents))
-    return PreparedData(sides[0], sides[1], TextTokenizer.load(directory), directory.name, directory)
+    return PreparedData(
+        sides[0],
+        sides[1],
+        TextTokenizer.load(directory),
+        directory.name,
+        directory,
+        mixture=_mixture(meta["mixture"]) if "mixture" in meta else None,
+    )
+
+
+def _mixture(meta: dict[str, Any]) -> MixtureCounts:
+    return MixtureCounts(tuple(SideCounts(**counts) for counts in meta["sources"]), meta["ended"])
 
 
 def _check_regular(file: Path) -> int:

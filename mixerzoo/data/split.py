@@ -32,11 +32,12 @@ class SplitCorpus:
     Attributes:
         fingerprint: changes when the text of either side does, and not with where the text lies.
         num_bytes: UTF-8 bytes of the documents read, on both sides.
+        name: names the source in error messages.
     """
 
     fingerprint: str
     num_bytes: int
-    _name: str
+    name: str
     _contents: str
     _parts: tuple[tuple[Documents, _Assign], ...]
 
@@ -53,7 +54,7 @@ class SplitCorpus:
                 contents.update(digest)
                 yield from assign(digest, text)
         if contents.hexdigest() != self._contents:
-            raise DataError(f"{self._name} changed while it was being read: run again")
+            raise DataError(f"{self.name} changed while it was being read: run again")
 
     def side(self, wanted: Side) -> Iterator[str]:
         """The documents of one side."""

@@ -15,7 +15,17 @@ from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import DecoderShape, load_registry
 from mixerzoo.model import Decoder, flops_per_token
 from mixerzoo.process import launch
-from mixerzoo.recipe import Recipe, TrainingMemory, build, in_words, remembered, sense, tokens_of_run, training_memory
+from mixerzoo.recipe import (
+    Recipe,
+    TrainingMemory,
+    build,
+    compute_dtype,
+    in_words,
+    remembered,
+    sense,
+    tokens_of_run,
+    training_memory,
+)
 
 __all__ = ["BASELINE", "Costs", "Description", "count_costs", "describe", "flops_per_token", "picture"]
 
@@ -77,6 +87,7 @@ class TrainingCosts:
             "gradients_bytes": self.memory.gradients,
             "optimizer_bytes": self.memory.optimizer,
             "gathered_bytes": self.memory.gathered,
+            "average_bytes": self.memory.average,
             "activations_bytes_estimate": self.memory.activations,
             "total_bytes_estimate": self.memory.total,
         }
@@ -130,7 +141,7 @@ class Description:
 def describe(recipe: Recipe, devices: int | None = None) -> Description:
     """Count what a recipe's decoder costs.
 
-    Bytes are counted in float32, or in bfloat16 where the recipe trains in it.
+    Bytes are counted in the dtype in which the recipe computes: float32, bfloat16 or float16.
 
     Args:
         recipe: a validated recipe.
@@ -144,7 +155,7 @@ def describe(recipe: Recipe, devices: int | None = None) -> Description:
         raise RecipeError(
             "the vocabulary size is open: a pretrained tokenizer is not read here; set it, e.g. model.vocab_size=50304"
         )
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    dtype = compute_dtype(recipe.train.precision)
     length = recipe.data.sequence_length
     decoder = build(recipe, device="meta")
     with in_words(recipe.mixer.name):

@@ -20,6 +20,7 @@ from mixerzoo.evaluation.validate import evaluate_run
 from mixerzoo.inference import Progress, Score, accounting, score
 from mixerzoo.model import Decoder
 from mixerzoo.process import full_precision
+from mixerzoo.recipe import autocast_dtype
 from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
 from mixerzoo.training import Reporter
 
@@ -42,7 +43,7 @@ class Settings:
         window: tokens that the decoder is called with at most; default: the ``sequence_length`` of the run's
             recipe, without one `WINDOW`, or ``max_position_embeddings`` where that is less.
         batch_size: windows per forward; default: the recipe's, without one as many as memory allows.
-        dtype: of the weights; default: as stored, and bf16 autocast where the run was trained with it.
+        dtype: of the weights; default: as stored, and autocast where the run was trained with it.
         device: where to compute; default: a GPU where there is one.
     """
 
@@ -107,8 +108,10 @@ class Checkpoint:
         self.window = settings.window or own_window
         own_batch = _batch_size(self.window, vocab_size) if self._recipe is None else self._recipe.eval.batch_size
         self.batch_size = settings.batch_size or own_batch
-        #: Whether it is computed in bf16 autocast, as it was trained.
-        self.bf16 = settings.dtype is None and self._recipe is not None and self._recipe.train.precision == "bf16"
+        #: The dtype of autocast, as it was trained; None: there is none.
+        self.autocast: torch.dtype | None = None
+        if settings.dtype is None and self._recipe is not None:
+            self.autocast = autocast_dtype(self._recipe.train.precision)
 
     def load(self) -> Decoder:
         """Read the weights.
@@ -143,7 +146,7 @@ class Checkpoint:
             window=self.window,
             prefix=self.prefix,
             batch_size=self.batch_size,
-            bf16=self.bf16,
+            autocast=self.autocast,
             progress=progress,
         )
 
@@ -168,7 +171,7 @@ class Checkpoint:
             start_token=self.prefix[-1] if self.prefix else self.tokenizer.end_of_text_id,
             num_bytes=len(text.encode()),
             batch_size=self.batch_size,
-            bf16=self.bf16,
+            autocast=self.autocast,
             progress=progress,
         )
         if math.isnan(scored.nll):

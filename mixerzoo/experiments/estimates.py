@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from mixerzoo.describe import Description, describe
 from mixerzoo.experiments.grid import Cell, Comparison, Variant
-from mixerzoo.recipe import Recipe, build
+from mixerzoo.recipe import Recipe, autocast_dtype, build, weights_dtype
 
 #: Seconds of a run in which nothing is trained or scored: imports, checkpoints, the report of progress.
 _SECONDS_OF_A_RUN = 8.0
@@ -118,8 +118,10 @@ def tokens_per_second(recipe: Recipe, flops_per_token: float) -> float:
         flops_per_token: of training, to choose how many sequences.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = recipe.data.vocab_size
-    decoder = build((recipe if size is None else recipe.with_vocab_size(size)).from_scratch(), device=device)
+    size, dtype = recipe.data.vocab_size, weights_dtype(recipe.train.precision)
+    decoder = build(
+        (recipe if size is None else recipe.with_vocab_size(size)).from_scratch(), device=device, dtype=dtype
+    )
     decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
     length = recipe.data.sequence_length
     fit = product_flops_per_second(device) * _SECONDS_OF_ONE / (2 * flops_per_token * length)
@@ -127,8 +129,10 @@ def tokens_per_second(recipe: Recipe, flops_per_token: float) -> float:
         decoder.shape.vocab_size, (max(1, min(recipe.train.batch_size, int(fit))), length), device=device
     )
 
+    autocast = autocast_dtype(recipe.train.precision)
+
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        with torch.autocast(device, autocast, enabled=autocast is not None):
             logits = decoder(tokens)
         F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
         decoder.zero_grad()

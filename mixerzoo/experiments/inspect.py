@@ -236,6 +236,8 @@ class _Gathered:
 
     def add(self, given: MixingWeights, per_token: bool) -> None:
         weights = given.weights.detach().double().cpu()
+        if given.channels is not None:
+            weights = weights + given.channels.detach().double().cpu().mean(-1)
         rows = weights.reshape(-1, self.num_sources)
         self.count += len(rows)
         self.sum += rows.sum(0)

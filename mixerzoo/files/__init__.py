@@ -1,4 +1,4 @@
-"""Files that appear whole and on the disk: atomic writes, JSON, manifests of checksums."""
+"""Files that appear whole and on the disk: atomic writes, JSON, manifests of checksums; the recipes that come along."""
 
 from mixerzoo.files.atomic import (
     PARTIAL,
@@ -20,6 +20,7 @@ from mixerzoo.files.atomic import (
 )
 from mixerzoo.files.json_files import MOST_LEVELS, deep_line, finite, is_deep, read_object, to_json
 from mixerzoo.files.manifest import MANIFEST_FILE, check_files, difference, read_manifest, write_manifest
+from mixerzoo.files.shipped import recipes_at_hand
 
 __all__ = [
     "MANIFEST_FILE",
@@ -37,6 +38,7 @@ __all__ = [
     "read_bytes",
     "read_manifest",
     "read_object",
+    "recipes_at_hand",
     "remove",
     "remove_directory",
     "replacing",

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from mixerzoo.checkpoints import own_config, read_own, write_shim
 from mixerzoo.errors import CheckpointError, MixerError
+from mixerzoo.hf.split import tensor_parallel_plan, why_whole
 from mixerzoo.mixer import Mixer, MixerConfig, Tail
 from mixerzoo.model import ModelConfig
 
@@ -104,6 +105,10 @@ class MixerZooConfig(PreTrainedConfig):
         if plan.tail is not None:
             self._add_tail(mixer.name, plan.tail)
         self.num_hidden_layers = len(self.layer_types)
+        #: Why no rank can have a part of it, if so.
+        self.needs_whole = why_whole(mixer.name, model, plan)
+        plan_of_ranks = None if self.needs_whole else tensor_parallel_plan(model)
+        self.base_model_tp_plan = plan_of_ranks  # type: ignore[misc]  # of the mixer, not of the class
         #: Why attention must be the written-out one, if so.
         self.needs_eager = None
         if "depth_kv" in plan.hooks:
@@ -150,7 +155,10 @@ class MixerZooConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """What ``config.json`` says."""
         output: dict[str, Any] = super().to_dict()
-        for derived in ("num_physical_layers", "layer_types", "sliding_window", "needs_eager"):
+        for derived in (
+            *("num_physical_layers", "layer_types", "sliding_window"),
+            *("needs_eager", "needs_whole", "base_model_tp_plan"),
+        ):
             output.pop(derived, None)
         model, mixer, options = self.parts()
         described = own_config(model, mixer.name, options)

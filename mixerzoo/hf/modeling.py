@@ -229,6 +229,7 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         config: the configuration.
     """
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  as transformers declares it
 
     def __init__(self, config: MixerZooConfig) -> None:

@@ -20,6 +20,7 @@ from mixerzoo.checkpoints import CARD_FILE, INDEX_FILE, WEIGHTS_FILE, model_card
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import MixerZooAttention, MixerZooLatentAttention
 from mixerzoo.hf.configuration import MixerZooConfig
+from mixerzoo.hf.split import check_ranks
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import RMSNorm
 
@@ -46,6 +47,7 @@ class MixerZooPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: MixerZooConfig, *inputs: Any, **kwargs: Any) -> None:
         config.derive()
+        check_ranks(getattr(config, "distributed_config", None), config.needs_whole, config.num_key_value_heads or 1)
         if config.needs_eager is not None:
             if config._attn_implementation not in (None, "eager"):
                 raise MixerError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mixerzoo.data import TokenFile
+from mixerzoo.data import TokenFile, documents_of
 from mixerzoo.errors import DataError
 from mixerzoo.model import Decoder, compute_device, drop_gathered, is_sharded
 
@@ -70,7 +70,8 @@ def score(
     num_bytes: int | None = None,
     batch_size: int = 16,
     max_sequences: int | None = None,
-    bf16: bool = False,
+    autocast: torch.dtype | None = None,
+    document_mask: bool = False,
     progress: Progress | None = None,
 ) -> Score:
     """Score every token of a stream once, each from the tokens before it in its own window.
@@ -87,7 +88,9 @@ def score(
         num_bytes: UTF-8 bytes of the text.
         batch_size: windows per forward.
         max_sequences: score only this many windows, spread evenly over the stream.
-        bf16: run the forward in bf16 autocast.
+        autocast: run the forward in autocast of this dtype.
+        document_mask: score each token from those of its own document in the window alone, which begins with
+            ``start_token``.
         progress: called after each batch.
 
     Raises:
@@ -109,8 +112,9 @@ def score(
     done = 0
     for batch in each[rank] + [[]] * empty:
         inputs, targets = _windows(tokens, batch or [0], sequence_length, start_token)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            nll = decoder.token_losses(inputs.to(device), targets.to(device))
+        documents = documents_of(inputs, start_token).to(device) if document_mask else None
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            nll = decoder.token_losses(inputs.to(device), targets.to(device), documents=documents)
         if not batch:
             continue
         sums += torch.stack([nll.double().sum(), torch.tensor(targets.numel(), device=device)])

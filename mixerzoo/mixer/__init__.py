@@ -4,6 +4,7 @@ from mixerzoo.mixer.base import API_VERSION, AttentionMixer, AttentionState, Mix
 from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, DepthEntries, MixingWeights, State
 from mixerzoo.mixer.card import MixerCard, MixerConfig, Neutral, ParameterRole, ReferenceReading
 from mixerzoo.mixer.choice import MixerChoice, check_choice
+from mixerzoo.mixer.followed import Followed, follow
 from mixerzoo.mixer.hookspecs import hookimpl
 from mixerzoo.mixer.liveness import held_sources
 from mixerzoo.mixer.plan import HOOKS, Hook, Plan, Tail
@@ -22,6 +23,7 @@ __all__ = [
     "Context",
     "DecoderShape",
     "DepthEntries",
+    "Followed",
     "Hook",
     "Mixer",
     "MixerCard",
@@ -38,6 +40,7 @@ __all__ = [
     "State",
     "Tail",
     "check_choice",
+    "follow",
     "guarded",
     "held_sources",
     "hookimpl",

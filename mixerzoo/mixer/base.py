@@ -240,7 +240,8 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
             call: as `mix_kv` gets it, for mixers that act there; None asks for what `read` mixes.
 
         Returns:
-            The weights and their sources, or None where nothing is weighed. Default: None.
+            The weights and their sources (of separate inputs the query's), or None where nothing is weighed.
+            Default: None.
         """
         return None
 

@@ -91,8 +91,17 @@ class MixingWeights(NamedTuple):
         weights: [N], or [B, T, N], or for heads [B, G, T, N]; Σ_i weights_i · sources_i is what the site gets.
         sources: N tensors, [B, T, D] each, or heads [B, G, T, d].
         names: whose outputs they are, None the embedding; empty: as `Mixer.sources` says of the site.
+        channels: [N, D], for heads [N, d]: what is added to the weights of each channel; None: nothing.
     """
 
     weights: Tensor
     sources: tuple[Tensor, ...]
     names: tuple[Site | None, ...] = ()
+    channels: Tensor | None = None
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Every source as it is weighed; the site gets their sum."""
+        weights = [self.weights[..., n, None] for n in range(len(self.sources))]
+        if self.channels is not None:
+            weights = [each + channels for each, channels in zip(weights, self.channels, strict=True)]
+        return tuple(each * source for each, source in zip(weights, self.sources, strict=True))

@@ -74,11 +74,14 @@ class ParameterRole:
         decay: whether weight decay pulls it to zero.
         lr_factor: its learning rate as a multiple of the decoder's, above 0.
         from_depth: the fewest steps that a decoder has where it is used; in a shallower one it gets no gradient.
+        matrix: whether it is a matrix [m, n] that maps a hidden state to vectors, as a layer's projections do. Muon
+            then trains it, and ``train.width_scaling`` scales its rate.
     """
 
     decay: bool = False
     lr_factor: float = 1.0
     from_depth: int = 1
+    matrix: bool = False
 
 
 @dataclass(frozen=True)

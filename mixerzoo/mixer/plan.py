@@ -53,6 +53,8 @@ class Plan:
             layer borrows them from another.
         separate_inputs: `Mixer.read` returns `AttentionInputs` at some site.
         tail: what the cache keeps of each sequence for `Mixer.start`, or None.
+        heads_apart: the hooks do the same to every key/value head and its queries, each by itself, so that they work on
+            any part of the heads. Tensor parallelism splits a decoder where that is so, or where there are no hooks.
 
     Raises:
         MixerError: what is planned cannot be run; says which step and why.
@@ -68,6 +70,7 @@ class Plan:
     needs_own_kv: bool = False
     separate_inputs: bool = False
     tail: Tail | None = None
+    heads_apart: bool = False
 
     def __post_init__(self) -> None:
         num_steps = len(self.order)
@@ -143,7 +146,7 @@ class Plan:
     @property
     def slots(self) -> Plan:
         """The plan of the cache alone: who stores and reads what, and none of what the mixer takes part in."""
-        return replace(self, hooks=frozenset(), needs_own_kv=False, separate_inputs=False, tail=None)
+        return replace(self, hooks=frozenset(), needs_own_kv=False, separate_inputs=False, tail=None, heads_apart=False)
 
     @property
     def is_plain(self) -> bool:

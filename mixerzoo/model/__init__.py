@@ -6,7 +6,7 @@ from mixerzoo.model.backends import BackendName
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.costs import flops_per_token, forward_flops
-from mixerzoo.model.decay import apply_lr_factors, decay_parameter_names, parameter_roles
+from mixerzoo.model.decay import apply_lr_factors, decay_parameter_names, parameter_roles, roles_within
 from mixerzoo.model.decoder import Decoder
 from mixerzoo.model.devices import DTYPES, find_device, find_dtype
 from mixerzoo.model.initial import initialise_mixer, materialize
@@ -65,4 +65,5 @@ __all__ = [
     "parameter_roles",
     "recomputes",
     "remix",
+    "roles_within",
 ]

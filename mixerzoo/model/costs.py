@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from mixerzoo.model.decoder import Decoder
 
 
-def flops_per_token(decoder: Decoder, sequence_length: int) -> int:
+def flops_per_token(decoder: Decoder, sequence_length: int, documents: Sequence[int] | None = None) -> int:
     """Floating-point operations of one forward, averaged over the tokens of a sequence.
 
     2 · (weights of all projections that run: of a layer once per step, of keys and values only where the
@@ -19,10 +20,17 @@ def flops_per_token(decoder: Decoder, sequence_length: int) -> int:
     Args:
         decoder: the model.
         sequence_length: T.
+        documents: tokens of each document, where those of a sequence are apart; attention is then averaged over these,
+            as if nothing that the mask hides were computed.
     """
     weights = decoder.lm_head.weight.numel() + sum(_weights(decoder))
-    attention = sum(_attention(decoder, step, range(sequence_length)) for step in range(len(decoder.plan.order)))
-    return 2 * weights + round(attention / sequence_length) + decoder.mixer.flops_per_token()
+    lengths = Counter([sequence_length] if documents is None else documents)
+    steps = range(len(decoder.plan.order))
+    attention = sum(
+        count * sum(_attention(decoder, step, range(length)) for step in steps) for length, count in lengths.items()
+    )
+    tokens = sum(length * count for length, count in lengths.items())
+    return 2 * weights + round(attention / tokens) + decoder.mixer.flops_per_token()
 
 
 def forward_flops(decoder: Decoder, tokens: int, *, past: int = 0, last_only: bool = False) -> int:

@@ -23,7 +23,7 @@ def parameter_roles(mixer: Mixer) -> dict[str, ParameterRole]:
 
     Raises:
         MixerError: the mixer gives a role to a parameter that it has not, or gives something that is no role, or a
-            factor that is no finite number above 0, or a depth that is no whole one.
+            factor that is no finite number above 0, a depth that is no whole one, or a matrix that is none.
     """
     named = mixer.parameter_roles()
     if not isinstance(named, Mapping):
@@ -31,7 +31,8 @@ def parameter_roles(mixer: Mixer) -> dict[str, ParameterRole]:
             f"mixer {mixer.name!r}: parameter_roles() returned {named!r}; it must map names of parameters to "
             "mixerzoo.ParameterRole"
         )
-    roles = {name: ParameterRole() for name, _ in mixer.named_parameters()}
+    parameters = dict(mixer.named_parameters())
+    roles = dict.fromkeys(parameters, ParameterRole())
     for name, role in named.items():
         if name not in roles:
             raise MixerError(
@@ -49,6 +50,11 @@ def parameter_roles(mixer: Mixer) -> dict[str, ParameterRole]:
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise MixerError(
                 f"mixer {mixer.name!r}: the from_depth of {name!r} is {depth!r}; it must be a number of steps above 0"
+            )
+        if role.matrix and parameters[name].ndim != 2:
+            raise MixerError(
+                f"mixer {mixer.name!r}: the role of {name!r} says that it is a matrix, and it has "
+                f"{parameters[name].ndim} dimensions"
             )
         roles[name] = role
     return roles
@@ -69,7 +75,7 @@ def decay_parameter_names(model: nn.Module) -> list[str]:
     Raises:
         MixerError: the mixer gives a role to a parameter that it has not.
     """
-    mixing = _roles_of(model)
+    mixing = roles_within(model)
     return [
         name
         for name, parameter in model.named_parameters()
@@ -93,7 +99,7 @@ def apply_lr_factors(optimizer: Optimizer, model: nn.Module) -> Optimizer:
     Raises:
         MixerError: as `parameter_roles`.
     """
-    factors = {number: role.lr_factor for number, role in _roles_of(model).items() if role.lr_factor != 1}
+    factors = {number: role.lr_factor for number, role in roles_within(model).items() if role.lr_factor != 1}
     for group in [group for group in optimizer.param_groups if "lr_factor" not in group]:
         apart: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
@@ -106,8 +112,15 @@ def apply_lr_factors(optimizer: Optimizer, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def _roles_of(model: nn.Module) -> dict[int, ParameterRole]:
-    """The roles of the mixer's parameters in a model, by the parameter's identity."""
+def roles_within(model: nn.Module) -> dict[int, ParameterRole]:
+    """The roles of the mixer's parameters in a model, by the parameter's identity.
+
+    Args:
+        model: as in `decay_parameter_names`.
+
+    Raises:
+        MixerError: as `parameter_roles`.
+    """
     found: dict[int, ParameterRole] = {}
     inside: set[nn.Module] = set()
     for module in model.modules():

@@ -75,6 +75,8 @@ class Backbone(Stack):
             lambda _, has_k, has_v: LatentAttention(config, has_k) if latent else Attention(config, has_k, has_v),
         )
         self.activation_checkpointing: Recompute = "none"
+        #: Whether positions count from 0 in each document of a packed row, or through the row.
+        self.reset_positions = True
         self._regions: Regions | None = None
         self._whole: Callable[..., Tensor] | None = None
         self._is_sequential = self.plan.is_sequential
@@ -201,7 +203,9 @@ class Backbone(Stack):
         """What the steps share."""
         masks = self._masks(new.places, cache, left_padding, documents)
         past = CachedPast(self.plan, cache, masks, self._backend)
-        return Run(self.mixer, self.plan, self.rotary(new.positions, new.x), past)
+        through = documents is not None and not self.reset_positions
+        positions = new.places[None] if through else new.positions
+        return Run(self.mixer, self.plan, self.rotary(positions, new.x), past)
 
     def _for_last_token(self, run: Run[CachedPast]) -> Run[CachedPast]:
         """What the steps share once only the last of the new tokens goes on."""
@@ -293,7 +297,8 @@ class Decoder(nn.Module):
             left_padding: int64 [B], how many tokens on the left of each row are padding. With a cache,
                 pass the same counts at every call.
             documents: int64 [B, T], the document of each token of a packed batch, ascending: tokens see
-                only their own document, and positions restart with it. Not together with a cache.
+                only their own document, and positions restart with it, unless ``model.reset_positions`` is off. Not
+                together with a cache.
             last_only: compute the logits of the last position only, and skip the other tokens in steps that
                 store no keys and values any more (see `Mixer.last_token`).
 

@@ -19,6 +19,7 @@ def materialize(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    width_ratio: float = 1.0,
 ) -> Decoder:
     """Give a decoder built on the meta device its storage and its initial weights.
 
@@ -32,6 +33,8 @@ def materialize(
         seed: of explicit generators; the global one is left alone.
         device: where the weights go.
         dtype: of the weights.
+        width_ratio: base width over width: the layers' projections are drawn with the root of it times ``init_std``,
+            and an untied head with it times ``init_std``.
 
     Raises:
         MixerError: the mixer left a parameter without a value.
@@ -42,6 +45,7 @@ def materialize(
     decoder._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))  # type: ignore[no-untyped-call]
     decoder.tie_weights()
     std = decoder.config.init_std
+    stds = {"model.embed_tokens.weight": std, "lm_head.weight": std * width_ratio}
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             if name.startswith("model.mixer."):
@@ -51,7 +55,7 @@ def materialize(
             elif parameter.ndim == 1:
                 nn.init.ones_(parameter)
             else:
-                nn.init.normal_(parameter, std=std, generator=_generator(seed, name))
+                nn.init.normal_(parameter, std=stds.get(name, std * width_ratio**0.5), generator=_generator(seed, name))
     initialise_mixer(decoder, seed)
     return decoder.to(device=device, dtype=dtype)
 

@@ -56,10 +56,10 @@ def stream_write(streams: Tensor, mix: Tensor | None, post: Tensor, y: Tensor) -
 
 
 def _naive_read(streams: Tensor, weights: Tensor) -> Tensor:
-    weights = weights.to(streams.dtype).unsqueeze(-1)
-    total = weights[..., 0, :] * streams[..., 0, :]
-    for i in range(1, streams.size(-2)):
-        total = torch.addcmul(total, weights[..., i, :], streams[..., i, :])
+    each, rows = weights.to(streams.dtype).unsqueeze(-1).unbind(-2), streams.unbind(-2)
+    total = each[0] * rows[0]
+    for weight, row in zip(each[1:], rows[1:], strict=True):
+        total = torch.addcmul(total, weight, row)
     return total
 
 
@@ -67,10 +67,10 @@ def _naive_write(streams: Tensor, mix: Tensor | None, post: Tensor, y: Tensor) -
     mixed = streams
     if mix is not None:
         # Not a product of matrices: autocast would round the streams to half precision.
-        columns = mix.to(streams.dtype).unsqueeze(-1)
-        mixed = columns[..., 0, :] * streams[..., :1, :]
-        for j in range(1, streams.size(-2)):
-            mixed = torch.addcmul(mixed, columns[..., j, :], streams[..., j : j + 1, :])
+        columns, rows = mix.to(streams.dtype).unsqueeze(-1).unbind(-2), streams.split(1, -2)
+        mixed = columns[0] * rows[0]
+        for column, row in zip(columns[1:], rows[1:], strict=True):
+            mixed = torch.addcmul(mixed, column, row)
     return torch.addcmul(mixed, post.to(streams.dtype).unsqueeze(-1), y.unsqueeze(-2))
 
 

@@ -1,6 +1,7 @@
 """A recipe: one YAML file that is a whole experiment; read, completed, checked, built."""
 
-from mixerzoo.recipe.at_hand import find_recipe, recipes_at_hand, summary_of
+from mixerzoo.files import recipes_at_hand
+from mixerzoo.recipe.at_hand import find_recipe, summary_of
 from mixerzoo.recipe.building import build, in_words
 from mixerzoo.recipe.feasibility import (
     TrainingMemory,
@@ -12,23 +13,36 @@ from mixerzoo.recipe.feasibility import (
     tokens_of_run,
     training_memory,
 )
+from mixerzoo.recipe.optimizer import AdafactorOptimizer, LionOptimizer, MuonOptimizer
+from mixerzoo.recipe.optimizer_state import Kept, kept_of
 from mixerzoo.recipe.parallel import FsdpConfig
+from mixerzoo.recipe.parameter_groups import TrainedParameter, trained_parameters
+from mixerzoo.recipe.precision import Precision, autocast_dtype, compute_dtype, weights_dtype
 from mixerzoo.recipe.read import load_recipe, parse_recipe, to_recipe
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.recipe.schema import json_schema
 from mixerzoo.recipe.yaml_source import YamlSource
 
 __all__ = [
+    "AdafactorOptimizer",
     "FsdpConfig",
+    "Kept",
+    "LionOptimizer",
+    "MuonOptimizer",
+    "Precision",
     "Recipe",
+    "TrainedParameter",
     "TrainingMemory",
     "YamlSource",
+    "autocast_dtype",
     "build",
     "check_data",
     "check_size",
+    "compute_dtype",
     "find_recipe",
     "in_words",
     "json_schema",
+    "kept_of",
     "load_recipe",
     "parse_recipe",
     "recipes_at_hand",
@@ -38,5 +52,7 @@ __all__ = [
     "summary_of",
     "to_recipe",
     "tokens_of_run",
+    "trained_parameters",
     "training_memory",
+    "weights_dtype",
 ]

@@ -14,6 +14,7 @@ from mixerzoo.checkpoints import load_checkpoint
 from mixerzoo.errors import MixerError, MixerzooError, RecipeError
 from mixerzoo.mixer import load_registry
 from mixerzoo.model import Decoder, find_device, find_dtype, materialize, remix
+from mixerzoo.recipe.parameter_groups import width_ratio
 from mixerzoo.recipe.read import disagreements, to_recipe
 from mixerzoo.recipe.recipe import Recipe
 
@@ -54,7 +55,8 @@ def build(
         if differing:
             raise RecipeError("\n".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in differing))
         return remix(source, mixer, recipe.mixer.options, seed=recipe.seed, config=recipe.model.decoder_config())
-    return materialize(decoder, recipe.seed, device=where, dtype=dtype)
+    ratio = width_ratio(recipe)
+    return materialize(decoder, recipe.seed, device=where, dtype=dtype, width_ratio=ratio)
 
 
 @contextmanager

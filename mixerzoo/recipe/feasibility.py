@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,9 @@ from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
 from mixerzoo.recipe.activations import kept_elements
 from mixerzoo.recipe.building import build
+from mixerzoo.recipe.optimizer_state import state_bytes
 from mixerzoo.recipe.parallel import FsdpConfig
+from mixerzoo.recipe.precision import compute_dtype, weights_dtype
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.recipe.shares import gathered_bytes, share
 
@@ -29,18 +31,22 @@ MANY_EPOCHS = 4
 #: Occurrences of a token, on average, below which most are too rare to be learned.
 FEW_OCCURRENCES = 50
 
+#: Keys of `data` that change no token.
+_NOT_OF_TEXT = {"sequence_length", "document_mask", "reset_positions", "workers", "loader_workers"}
+
 
 @dataclass(frozen=True)
 class TrainingMemory:
     """Bytes that training takes on each device.
 
     Attributes:
-        weights: in float32, as they are trained.
+        weights: as they are trained: in float32, or in bf16 with ``bf16_weights``.
         gradients: of all weights.
-        optimizer: the two means of AdamW.
+        optimizer: its state, such as the two means of AdamW.
         activations: what one forward keeps for its backward; an estimate from the shapes, which knows neither the
             kernels that run nor what a mixer keeps within a step.
         logits: the part of the activations that is certain: the scores of as many tokens as the loss takes at a time.
+        average: the mean of the weights that ``train.ema`` keeps, in float32.
         gathered: what sharding holds in the middle of a step beside the shares that the others are.
     """
 
@@ -49,17 +55,18 @@ class TrainingMemory:
     optimizer: int
     activations: int
     logits: int
+    average: int = 0
     gathered: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations
+        return self.weights + self.gradients + self.optimizer + self.average + self.gathered + self.activations
 
     @property
     def least(self) -> int:
         """The part that is certain."""
-        return self.weights + self.gradients + self.optimizer + self.gathered + self.logits
+        return self.weights + self.gradients + self.optimizer + self.average + self.gathered + self.logits
 
 
 def training_memory(recipe: Recipe, decoder: Decoder, devices: int = 1) -> TrainingMemory:
@@ -71,20 +78,32 @@ def training_memory(recipe: Recipe, decoder: Decoder, devices: int = 1) -> Train
         devices: that train together.
     """
     shape, train = decoder.shape, recipe.train
-    weights = sum(decoder.num_parameters()) * torch.float32.itemsize
-    compute = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    count = sum(decoder.num_parameters())
+    weights = count * weights_dtype(train.precision).itemsize
+    compute = compute_dtype(train.precision)
     tokens = train.batch_size * recipe.data.sequence_length
     kept = kept_elements(shape, recipe.model.intermediate_size, train.activation_checkpointing)
     kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
     # The scores and their log-probabilities.
     logits = 2 * chunk_tokens(tokens, shape.vocab_size) * shape.vocab_size * torch.float32.itemsize
-    activations = tokens * kept + logits
+    # Who sees whom; flex keeps it by blocks.
+    masked = recipe.data.document_mask and recipe.model.attention_backend != "flex"
+    mask = tokens * recipe.data.sequence_length * torch.bool.itemsize if masked else 0
+    every = TrainingMemory(
+        weights=weights,
+        gradients=weights,
+        optimizer=state_bytes(recipe, decoder),
+        activations=tokens * kept + logits + mask,
+        logits=logits,
+        average=0 if train.ema is None else count * torch.float32.itemsize,
+    )
     if train.parallel != "fsdp":
-        return TrainingMemory(weights, weights, 2 * weights, activations, logits)
+        return every
     options = train.fsdp or FsdpConfig()
     # Shares that leave the GPU are none of its memory.
-    own = 0 if options.cpu_offload else share(weights, devices)
-    return TrainingMemory(own, own, 2 * own, activations, logits, gathered_bytes(decoder, options))
+    own, state = (0, 0) if options.cpu_offload else (share(weights, devices), share(every.optimizer, devices))
+    gathered = gathered_bytes(decoder, options)
+    return replace(every, weights=own, gradients=own, optimizer=state, gathered=gathered)
 
 
 def sequences_per_step(recipe: Recipe, world_size: int = 1) -> int:
@@ -123,11 +142,13 @@ def check_size(recipe: Recipe) -> list[str]:
     free, where = free_bytes()
     if where == "this machine":
         free //= launch().local_world_size
-    gathered = f", gathered {gib(need.gathered)}" if need.gathered else ""
     if need.least > free:
+        gathered = f"gathered {gib(need.gathered)}, " if need.gathered else ""
+        average = f"average {gib(need.average)}, " if need.average else ""
         raise RecipeError(
             f"training needs at least {gib(need.least)} (weights {gib(need.weights)}, gradients "
-            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}{gathered}, logits {gib(need.logits)}), and "
+            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, {average}{gathered}"
+            f"logits {gib(need.logits)}), and "
             f"{where} has {gib(free)} free; make the model, train.batch_size or data.sequence_length smaller"
         )
     if need.total > free:
@@ -146,7 +167,8 @@ def check_data(recipe: Recipe, data: PreparedData) -> list[str]:
         What is worth a line.
 
     Raises:
-        RecipeError: a batch is larger than the text, or so is the vocabulary; or as `check_size`.
+        RecipeError: a batch is larger than the text, or so is the vocabulary; documents are to be apart, and the
+            tokenizer cannot tell their ends; or as `check_size`.
     """
     asked, filled = recipe.data.vocab_size, data.tokenizer.vocab_size
     sequences = len(TokenWindows(data.train.tokens, recipe.data.sequence_length))
@@ -159,6 +181,12 @@ def check_data(recipe: Recipe, data: PreparedData) -> list[str]:
         raise RecipeError(
             f"data.tokenizer.vocab_size is {asked}, but the training text has {data.train.num_bytes} bytes, so that "
             "most tokens could never occur"
+        )
+    end = data.tokenizer.end_of_text
+    if recipe.data.document_mask and end not in data.tokenizer.special_tokens:
+        raise RecipeError(
+            f"data.document_mask needs an end of text that stands for nothing else, and {end!r} is an ordinary token "
+            "of this tokenizer; name a special one with data.tokenizer.end_of_text"
         )
     found = check_size(recipe) if asked is None else []
     _remember(recipe.data, len(data.train.tokens))
@@ -213,7 +241,11 @@ def _remember(config: DataConfig, tokens: int) -> None:
 
 def _memory_of(config: DataConfig) -> Path:
     # Paths are relative to the working directory, and the source 'stdlib' is this Python's.
-    where = [config.model_dump(mode="json", exclude={"sequence_length"}), os.getcwd(), platform.python_version()]
+    where = [
+        config.model_dump(mode="json", exclude=_NOT_OF_TEXT),
+        os.getcwd(),
+        platform.python_version(),
+    ]
     name = hashlib.sha256(json.dumps(where).encode()).hexdigest()[:32]
     return default_cache_dir() / "sizes" / f"{name}.json"
 

@@ -10,7 +10,18 @@ from mixerzoo.data.config import DataConfig
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import MixerChoice
 from mixerzoo.model import Compiled, ModelConfig, Recompute
-from mixerzoo.recipe.parallel import FsdpConfig, Parallel
+from mixerzoo.recipe.optimizer import (
+    AdafactorOptimizer,
+    AdamwOptimizer,
+    LionOptimizer,
+    OptimizerChoice,
+    ParameterGroup,
+    ParameterGroups,
+    WidthScaling,
+    check_moments,
+)
+from mixerzoo.recipe.parallel import FsdpConfig, Parallel, check_sharding
+from mixerzoo.recipe.precision import Precision
 from mixerzoo.yaml_text import to_yaml
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -50,7 +61,15 @@ class TrainConfig(BaseModel):
     steps: int = Field(ge=1, le=_MAX_STEPS, description="Optimiser steps.")
     batch_size: int = Field(ge=1, le=2**16, description="Sequences per forward, on each device.")
     accumulation: int = Field(1, ge=1, le=2**16, description="Forwards per optimiser step.")
-    learning_rate: float = Field(gt=0, le=1e30, description="Peak learning rate of AdamW.")
+    optimizer: OptimizerChoice = Field(AdamwOptimizer(), description="AdamW, Muon, Adafactor or Lion.")
+    learning_rate: float = Field(gt=0, le=1e30, description="Peak learning rate.")
+    groups: ParameterGroups = Field(ParameterGroups(), description="Rates and decay of each kind of parameters.")
+    width_scaling: WidthScaling | None = Field(
+        None, description="Scale rates and initial weights with the width, as µP does."
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of the mean of the weights that is validated and saved; default: none."
+    )
     schedule: Literal["cosine", "constant", "wsd"] = Field(
         "cosine",
         description="After warm-up: cosine to the final rate, constant, or stable and then linear decay.",
@@ -60,13 +79,17 @@ class TrainConfig(BaseModel):
     final_learning_rate_fraction: float = Field(
         0.0, ge=0, le=1, description="Final over peak learning rate (cosine and wsd)."
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="First decay (adamw, and what muon leaves to it).")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Second decay (as beta1).")
     weight_decay: float = Field(
         0.1, ge=0, le=1e3, description="Of what decays by its role: the decoder's matrices, and what a mixer names."
     )
     max_grad_norm: float = Field(1.0, ge=0, le=1e30, description="Clip the gradient to this norm; 0 does not clip.")
-    precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast; weights stay float32.")
+    precision: Precision = Field(
+        "float32",
+        description="bf16 and fp16 are autocast with weights in float32; bf16_weights has no other weights; float8 "
+        "multiplies the layers' matrices in it, and else is bf16.",
+    )
     compile: _Compile = Field(
         "off",
         description="Whether torch.compile runs the steps: what repeats once for all layers (true is that too), all as "
@@ -113,12 +136,10 @@ class TrainConfig(BaseModel):
                 f"fsdp.mixed_precision gathers weights in bf16, and precision is {self.precision}; set that to bf16, "
                 "or leave mixed_precision out"
             )
+        if self.parallel == "fsdp":
+            check_sharding(self.optimizer, self.precision, self.ema, self.compile)
         if self.async_checkpoints and self.parallel != "fsdp":
             raise ValueError("async_checkpoints writes what parallel fsdp shares out; set it to false")
-        if self.parallel == "fsdp" and self.compile != "off":
-            raise ValueError(
-                "compile cannot gather what parallel fsdp shares out; set compile to off, or parallel to ddp"
-            )
         return self
 
     @model_validator(mode="after")
@@ -126,6 +147,19 @@ class TrainConfig(BaseModel):
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             if 0 < getattr(self, name) < _LEAST:
                 raise ValueError(f"{name} {getattr(self, name)} is nothing in float32; the least is {_LEAST}")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_uses_its_keys(self) -> Self:
+        name = self.optimizer.name
+        for key in ("beta1", "beta2"):
+            if isinstance(self.optimizer, LionOptimizer | AdafactorOptimizer) and getattr(self, key) != _default(
+                self, key
+            ):
+                raise ValueError(f"{key} is AdamW's and has no meaning with {name}; remove it{_own_key(self, key)}")
+        wrong = check_moments(self.optimizer, self.beta2, halved=self.precision == "bf16_weights")
+        if wrong is not None:
+            raise ValueError(wrong)
         return self
 
     @model_validator(mode="after")
@@ -147,6 +181,13 @@ class TrainConfig(BaseModel):
         if self.checkpoint_interval is not None:
             return self.checkpoint_interval
         return -(-self.steps // (10 * self.log_interval)) * self.log_interval
+
+
+def _own_key(config: TrainConfig, key: str) -> str:
+    """Where the optimiser has its own option of that name."""
+    if key not in type(config.optimizer).model_fields:
+        return ""
+    return f", or set optimizer={{name: {config.optimizer.name}, {key}: {getattr(config, key)}}}"
 
 
 def _default(config: BaseModel, name: str) -> Any:
@@ -192,6 +233,31 @@ class Recipe(BaseModel):
     train: TrainConfig = Field(description="Training.")
     eval: EvalConfig = Field(EvalConfig(), description="Validation.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of the initial weights and the order of the data.")
+
+    @model_validator(mode="after")
+    def _backend_knows_documents(self) -> Self:
+        if self.data.document_mask and self.model.attention_backend == "flash":
+            raise ValueError(
+                "data.document_mask needs attention within documents, and the model.attention_backend flash knows "
+                "earlier tokens from later ones and nothing of documents; set it to sdpa or flex"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tied_head_is_the_embedding(self) -> Self:
+        if not self.model.tie_embeddings:
+            return self
+        if self.train.groups.head != ParameterGroup():
+            raise ValueError(
+                "train.groups.head has no meaning with model.tie_embeddings: the head is the embedding; set "
+                "train.groups.embedding"
+            )
+        if self.train.width_scaling is not None:
+            raise ValueError(
+                "train.width_scaling would have to scale the logits where model.tie_embeddings is true, for the rate "
+                "of the embedding stays; set model.tie_embeddings=false"
+            )
+        return self
 
     def with_vocab_size(self, vocab_size: int) -> Recipe:
         """The recipe with an open ``model.vocab_size`` filled in.

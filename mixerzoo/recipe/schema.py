@@ -36,6 +36,7 @@ def json_schema() -> dict[str, Any]:
     alone = {"not": {"required": ["init_from"]}}
     sections["model"] = {"if": alone, "then": sections["model"]}
     sections["data"]["required"].remove("tokenizer")
+    sections["data"]["anyOf"] = [{"required": ["source"]}, {"required": ["sources"]}]
     whole = {
         "required": schema.pop("required"),
         "properties": sections,

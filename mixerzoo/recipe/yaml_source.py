@@ -9,7 +9,8 @@ from pathlib import Path as FilePath
 from typing import Any, Self
 
 from mixerzoo.errors import RecipeError, did_you_mean
-from mixerzoo.recipe.at_hand import find_recipe, recipes_at_hand
+from mixerzoo.files import recipes_at_hand
+from mixerzoo.recipe.at_hand import find_recipe
 from mixerzoo.validation import Path, Problem, dotted, keys_in, shown
 from mixerzoo.yaml_text import MAX_BYTES, MAX_DEPTH, Node, TextError, compose
 

@@ -21,8 +21,11 @@ def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
         "in flight, bytes per token": (result["in_flight_bytes_per_token"], ","),
     }
     rows = "\n".join(f"| {name} | {value:{form}} |" for name, (value, form) in figures.items() if value is not None)
-    origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the source
-`{recipe.data.source.name}`{start}. The recipe is in `recipe.yaml`, the versions and the
+    sources = recipe.data.all_sources
+    text = ", ".join(dict.fromkeys(f"`{source.name}`" for source in sources))
+    word = "source" if len(sources) == 1 else "sources"
+    origin = f"""Trained by mixerzoo {__version__} for {recipe.train.steps} steps on the {word}
+{text}{start}. The recipe is in `recipe.yaml`, the versions and the
 data's fingerprint in `run.json`.
 
 | validation | |

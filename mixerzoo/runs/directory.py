@@ -140,7 +140,7 @@ class RunDirectory:
             command: what started the run.
             initial: fingerprint of the weights that it starts from, if it starts from a checkpoint.
         """
-        record = to_json(provenance(recipe, data.fingerprint, command, initial))
+        record = to_json(provenance(recipe, data, command, initial))
         (self.path / RESULT_FILE).unlink(missing_ok=True)
         remove_all(self.checkpoints)
         for name in REMOVED:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mixerzoo.data import PreparedData, text_record
 from mixerzoo.mixer import load_registry
 from mixerzoo.recipe import Recipe
 from mixerzoo.version import __version__
@@ -20,15 +21,15 @@ LENGTH = frozenset({"train.steps", "train.warmup_fraction"})
 #: What may change with the number of processes where a step sees as many sequences as before; training says whether.
 BATCH = frozenset({"train.accumulation", "train.batch_size"})
 #: What changes nothing of a run.
-_FREE = frozenset({"train.trackers"})
+_FREE = frozenset({"train.trackers", "data.workers", "data.loader_workers"})
 
 
-def provenance(recipe: Recipe, fingerprint: str, command: str, initial: str | None) -> dict[str, Any]:
+def provenance(recipe: Recipe, data: PreparedData, command: str, initial: str | None) -> dict[str, Any]:
     """The content of ``run.json``.
 
     Args:
         recipe: of the run.
-        fingerprint: of its data.
+        data: its text.
         command: what started it.
         initial: fingerprint of the weights that it starts from, if it starts from a checkpoint.
     """
@@ -36,7 +37,8 @@ def provenance(recipe: Recipe, fingerprint: str, command: str, initial: str | No
     return {
         "run_id": secrets.token_hex(16),
         "command": command,
-        "data_fingerprint": fingerprint,
+        "data_fingerprint": data.fingerprint,
+        **({"data": text} if (text := text_record(recipe.data, data)) else {}),
         **({} if initial is None else {"initial_weights": initial}),
         "mixer_plugin": {"distribution": entry.distribution, "version": entry.version},
         "versions": {

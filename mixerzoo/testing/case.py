@@ -74,7 +74,9 @@ class Case:
         materialize(decoder, self.seed, dtype=torch.float64)
         if perturbed:
             perturb(decoder, self.seed)
-        return decoder.to(dtype).train(self.training)
+        # A walk through all modules, also where there is nothing to do.
+        decoder = decoder if dtype == torch.float64 else decoder.to(dtype)
+        return decoder.train(self.training)
 
     def pieces(self, tokens: Tensor) -> Iterator[Tensor]:
         """Tokens [B, T] cut into the case's chunks."""

@@ -24,7 +24,7 @@ Cost = Literal["cheap", "deadly", "fair", "dear", "slow", "once"]
 Profile = Literal["quick", "thorough"]
 
 #: Ways in which a case that is not drawn can be large; `mixerzoo.testing.large` says what they are.
-Large = Literal["rows", "long", "deep", "wide", "far", "tall"]
+Large = Literal["rows", "long", "deep", "wide", "far", "big", "varied", "tall"]
 
 #: Examples by profile and cost of a check; 0 leaves it out.
 EXAMPLES: dict[Profile, dict[Cost, int]] = {

@@ -41,6 +41,7 @@ class Interrupts:
         self._since = -math.inf
         self._holding = False
         self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
         #: The signal that was held back.
         self.received: int | None = None
 
@@ -75,6 +76,8 @@ class Interrupts:
             _end(self.received)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a worker of the loader, which ends with the process that it reads for
         if self._holding and self.received is None:
             self.received, self._since = number, time.monotonic()
             if self._say:

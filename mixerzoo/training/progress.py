@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mixerzoo.recipe import Recipe
 
 _STAGES = {
+    "wait": "Wait for another",
     "download": "Download text",
     "read": "Read text",
     "train_tokenizer": "Train tokenizer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,21 @@ class Records:
         decoder: the model, on any device.
         device: where it trains.
         processes: how many train.
+        documents: as for `flops_per_token`.
     """
 
-    def __init__(self, recipe: Recipe, decoder: Decoder, device: torch.device, processes: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        decoder: Decoder,
+        device: torch.device,
+        processes: int,
+        documents: Sequence[int] | None = None,
+    ) -> None:
         self.stopwatch = Stopwatch(compiled=recipe.train.compile != "off")
         self._seed, self._device, self._processes = recipe.seed, device, processes
         self._tokens_per_step = tokens_of_run(recipe, processes) // recipe.train.steps
-        self._flops_per_token = _FORWARDS_PER_STEP * flops_per_token(decoder, recipe.data.sequence_length)
+        self._flops_per_token = _FORWARDS_PER_STEP * flops_per_token(decoder, recipe.data.sequence_length, documents)
         self._peak_flops = peak_flops(device, recipe.train.precision)
         self._validation_seconds = 0.0
         self._peak_memory = 0

@@ -20,7 +20,7 @@ from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
 from mixerzoo.model import Decoder, check_backend, is_sharded
 from mixerzoo.process import launch, notices, recipe_decides
-from mixerzoo.recipe import Recipe, build, check_data, check_size, to_recipe
+from mixerzoo.recipe import Recipe, build, check_data, check_size, compute_dtype, to_recipe, weights_dtype
 from mixerzoo.runs import (
     BATCH,
     GENERATION_FILE,
@@ -32,12 +32,14 @@ from mixerzoo.runs import (
     run_card,
     tidy,
 )
+from mixerzoo.training.arguments import learning_rates
 from mixerzoo.training.interrupts import Interrupts
+from mixerzoo.training.optimizers import check_optimizer_installed
 from mixerzoo.training.parallel import check_parallel, process_group, whole_weights
+from mixerzoo.training.precision import check_precision
 from mixerzoo.training.processes import check_step, losses_in_words, step_in_words
 from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation
-from mixerzoo.training.schedule import learning_rates
 from mixerzoo.training.trackers import Trackers, check_trackers
 from mixerzoo.training.trainer import MixerZooTrainer
 
@@ -115,8 +117,10 @@ def _check_possible(recipe: Recipe) -> Iterable[str]:
     check_trackers(recipe)
     check_parallel(recipe)
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    check_backend(recipe.model.attention_backend, where, training=True, dtype=dtype)
+    precision = recipe.train.precision
+    check_precision(precision)
+    check_optimizer_installed(recipe)
+    check_backend(recipe.model.attention_backend, where, training=True, dtype=compute_dtype(precision))
     return check_size(recipe)
 
 
@@ -198,7 +202,8 @@ class _Work:
         if (processes := launch().world_size) > 1:
             reporter.notice(step_in_words(self.recipe, processes))
         decoder = self._begin(data, start, resume)
-        windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length)
+        end = data.tokenizer.end_of_text_id if self.recipe.data.document_mask else None
+        windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length, end)
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
         with Trackers(self.recipe, run, trainer.args, self.name) as trackers:
@@ -213,6 +218,7 @@ class _Work:
                     trackers,
                     main=self.main,
                     validate_first=self._validation_missing(start),
+                    as_saved=trainer.as_saved,
                 )
             )
             if self.main:
@@ -263,7 +269,8 @@ class _Work:
             initial = weights_fingerprint(self.recipe.model.init_from)
             self.reporter.notice(_beginning(self.recipe, self.recipe.model.init_from))
         # A checkpoint of the run itself replaces all weights.
-        decoder = build(self.recipe if start.checkpoint is None else self.recipe.from_scratch())
+        dtype = weights_dtype(self.recipe.train.precision)
+        decoder = build(self.recipe if start.checkpoint is None else self.recipe.from_scratch(), dtype=dtype)
         if resume and start.checkpoint is None:
             run.check_initial(initial)
         if self.main and not resume:
@@ -288,7 +295,7 @@ class _Work:
 
     def _finish(self, trainer: MixerZooTrainer, data: PreparedData, trackers: Trackers) -> dict[str, Any]:
         """Score, save, and say that the run is finished."""
-        run, recipe, decoder = self.run, self.recipe, trainer.decoder
+        run, recipe, decoder = self.run, self.recipe, trainer.finish()
         decoder.eval()
         with trainer.records.validating():
             final = score_validation(decoder, recipe, data, None, self.reporter.final_validation)

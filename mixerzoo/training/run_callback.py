@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from mixerzoo.data import PreparedData
 from mixerzoo.errors import RunError
 from mixerzoo.inference import Progress, Score, score
 from mixerzoo.model import Decoder
-from mixerzoo.recipe import Recipe
+from mixerzoo.recipe import Recipe, autocast_dtype
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.records import Records
@@ -38,6 +40,7 @@ class RunCallback(TrainerCallback):
         trackers: hear of every line of metrics.jsonl.
         main: whether this is the process that writes.
         validate_first: whether the step that training goes on from has yet to be validated.
+        as_saved: a block in which the decoder is what the run would save.
     """
 
     def __init__(
@@ -52,10 +55,11 @@ class RunCallback(TrainerCallback):
         *,
         main: bool,
         validate_first: bool,
+        as_saved: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._run, self._recipe, self._data, self._reporter = run, recipe, data, reporter
         self._interrupts, self._records, self._trackers, self._main = interrupts, records, trackers, main
-        self._validate_first = validate_first
+        self._validate_first, self._as_saved = validate_first, as_saved
         self._loss: float | None = None
         self._group: Any = None
 
@@ -126,7 +130,7 @@ class RunCallback(TrainerCallback):
         """
         decoder.eval()
         try:
-            with self._records.validating():
+            with self._records.validating(), self._as_saved():
                 result = score_validation(
                     decoder, self._recipe, self._data, self._recipe.eval.max_sequences, self._stop_early
                 )
@@ -157,6 +161,7 @@ def score_validation(
         max_sequences: as in `mixerzoo.inference.scoring.score`.
         progress: called after each batch.
     """
+    decoder.model.reset_positions = recipe.data.reset_positions
     return score(
         decoder,
         data.validation.tokens,
@@ -165,7 +170,8 @@ def score_validation(
         num_bytes=data.validation.num_bytes,
         batch_size=recipe.eval.batch_size,
         max_sequences=max_sequences,
-        bf16=recipe.train.precision == "bf16",
+        autocast=autocast_dtype(recipe.train.precision),
+        document_mask=recipe.data.document_mask,
         progress=progress,
     )
 

@@ -23,6 +23,7 @@ from transformers import TrainerState
 from mixerzoo import files
 from mixerzoo.errors import RunError
 from mixerzoo.files import read_object
+from mixerzoo.recipe import Kept
 from mixerzoo.runs import STATE_FILE
 
 _ADVICE = "remove the checkpoint, and --resume goes on from the one before it"
@@ -91,7 +92,9 @@ def check_trainer_state(folder: Path, step: int) -> None:
             raise RunError(f"{path}: damaged: {key} is {state.get(key)!r}; {_ADVICE}")
 
 
-def check_optimizer(state: Any, optimizer: Optimizer, path: Path, step: int) -> None:
+def check_optimizer(
+    state: Any, optimizer: Optimizer, path: Path, step: int, kept: Mapping[int, Mapping[str, Kept]]
+) -> None:
     """Refuse a state that is not this optimizer's.
 
     Args:
@@ -99,6 +102,7 @@ def check_optimizer(state: Any, optimizer: Optimizer, path: Path, step: int) -> 
         optimizer: as it is before its first step.
         path: for messages.
         step: after which the state was taken.
+        kept: id of a parameter → what the optimizer keeps of it.
 
     Raises:
         RunError: keys, shapes or dtypes are others.
@@ -111,7 +115,7 @@ def check_optimizer(state: Any, optimizer: Optimizer, path: Path, step: int) -> 
     if not state["state"] or not all(index in range(len(parameters)) for index in state["state"]):
         raise RunError(f"{path}: is the state of other parameters than the decoder has; {_ADVICE}")
     for index, moments in state["state"].items():
-        _check_moments(moments, parameters[index], f"{path}: parameter {index}", step)
+        _check_moments(moments, kept[id(parameters[index])], f"{path}: parameter {index}", step)
 
 
 def _check_groups(groups: Any, fresh: list[dict[str, Any]], path: Path) -> None:
@@ -127,22 +131,23 @@ def _check_groups(groups: Any, fresh: list[dict[str, Any]], path: Path) -> None:
                 raise RunError(f"{path}: {key} is {group[key]!r}, and the recipe's is {value!r}; {_ADVICE}")
 
 
-def _check_moments(moments: Any, parameter: Tensor, what: str, step: int) -> None:
-    shape = tuple(parameter.shape)
-    expected = {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+def _check_moments(moments: Any, expected: Mapping[str, Kept], what: str, step: int) -> None:
     if not isinstance(moments, dict) or moments.keys() != expected.keys():
-        raise RunError(f"{what}: has no moments of AdamW; {_ADVICE}")
-    for name, right in expected.items():
-        tensor = moments[name]
-        dtype = torch.float32 if name == "step" else parameter.dtype
-        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != right or tensor.dtype != dtype:
-            found = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise RunError(f"{what}: {name} is {found}; it must be {right} {dtype}; {_ADVICE}")
-    if not 0 < float(moments["step"]) <= step:
+        raise RunError(f"{what}: has no state of this optimizer, which is {', '.join(expected)}; {_ADVICE}")
+    for name, (shape, dtype) in expected.items():
+        value = moments[name]
+        if dtype == torch.int64:
+            right = type(value) is int
+        else:
+            right = isinstance(value, Tensor) and tuple(value.shape) == shape and value.dtype == dtype
+        if not right:
+            found = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise RunError(f"{what}: {name} is {found}; it must be {shape} {dtype}; {_ADVICE}")
+    if "step" in expected and not 0 < float(moments["step"]) <= step:
         raise RunError(f"{what}: has taken {float(moments['step']):g} steps, and the run {step}; {_ADVICE}")
 
 
-def check_scheduler(state: Any, fresh: Mapping[str, Any], path: Path, step: int) -> None:
+def check_scheduler(state: Any, fresh: Mapping[str, Any], path: Path, step: int, *, may_lag: bool = False) -> None:
     """Refuse a state that is not this schedule's.
 
     Args:
@@ -150,13 +155,16 @@ def check_scheduler(state: Any, fresh: Mapping[str, Any], path: Path, step: int)
         fresh: the state of the schedule before its first step.
         path: for messages.
         step: after which the state was taken.
+        may_lag: whether steps may have been skipped, as those whose gradients overflow float16.
 
     Raises:
         RunError: it is another schedule's, or another step's.
     """
     if not isinstance(state, dict) or state.keys() != fresh.keys():
         raise RunError(f"{path}: holds no state of this schedule; {_ADVICE}")
-    if state["base_lrs"] != fresh["base_lrs"] or state["last_epoch"] != step:
+    done = state["last_epoch"]
+    in_time = type(done) is int and (0 <= done <= step if may_lag else done == step)
+    if state["base_lrs"] != fresh["base_lrs"] or not in_time:
         raise RunError(f"{path}: is the state of another learning rate or step; {_ADVICE}")
     rates = state["_last_lr"]
     if not isinstance(rates, list) or len(rates) != len(fresh["_last_lr"]) or not all(map(_is_rate, rates)):

@@ -14,22 +14,28 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Sized
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mixerzoo import files
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint, save_configuration
+from mixerzoo.data import TokenWindows
 from mixerzoo.errors import RunError
-from mixerzoo.model import Decoder, apply_lr_factors, decay_parameter_names, is_sharded
-from mixerzoo.recipe import FsdpConfig, Recipe, sequences_per_step
+from mixerzoo.model import Decoder, decay_parameter_names, is_sharded
+from mixerzoo.recipe import FsdpConfig, Recipe, kept_of, sequences_per_step, trained_parameters
 from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints
+from mixerzoo.training.arguments import training_arguments
+from mixerzoo.training.mean_weights import MEAN_FILE, MeanWeights
+from mixerzoo.training.optimizers import load_state, make_optimizer
 from mixerzoo.training.parallel import ParallelTrainer, first_of_all, own_share, shard
+from mixerzoo.training.precision import Float8
 from mixerzoo.training.process_state import process_file, process_state
 from mixerzoo.training.records import Records
 from mixerzoo.training.saving import Pending
@@ -49,7 +55,6 @@ __all__ = [
     "NextTokenLoss",
     "SeededOrder",
     "complete_checkpoints",
-    "training_arguments",
 ]
 
 
@@ -70,9 +75,9 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of labels [B, T] (already shifted) given input_ids [B, T]."""
-        return {"loss": self.decoder.loss(input_ids, labels)}
+    def forward(self, input_ids: Tensor, labels: Tensor, documents: Tensor | None = None) -> dict[str, Tensor]:
+        """Cross-entropy of labels [B, T] (already shifted) given input_ids [B, T], in documents [B, T] apart."""
+        return {"loss": self.decoder.loss(input_ids, labels, documents=documents)}
 
 
 class SeededOrder(Sampler[int]):
@@ -105,7 +110,7 @@ class MixerZooTrainer(ParallelTrainer):
     Args:
         decoder: the model, with its initial weights.
         recipe: the experiment.
-        dataset: items ``{"input_ids": [T], "labels": [T]}``.
+        dataset: items ``{"input_ids": [T], "labels": [T]}``, and ``documents`` where these are apart.
         directory: where checkpoints go.
         callbacks: Trainer callbacks.
         run: whose checkpoints they are; None: they belong to no run.
@@ -127,7 +132,9 @@ class MixerZooTrainer(ParallelTrainer):
         self._pending: Pending | None = None
         self._writing: Writing | None = None
         self._group: Any = None
+        self.float8 = Float8(decoder) if recipe.train.precision == "float8" else None
         decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
+        decoder.model.reset_positions = recipe.data.reset_positions
         decoder.model.compile_training(recipe.train.compile)
         args = training_arguments(recipe, directory)
         if recipe.train.parallel == "fsdp":
@@ -140,7 +147,11 @@ class MixerZooTrainer(ParallelTrainer):
             train_dataset=dataset,
             callbacks=callbacks,
         )
-        self.records = Records(recipe, decoder, self.args.device, self.args.world_size)
+        documents = dataset.document_lengths() if isinstance(dataset, TokenWindows) else None
+        self.records = Records(recipe, decoder, self.args.device, self.args.world_size, documents)
+        self.mean_weights = None if recipe.train.ema is None else MeanWeights(decoder, recipe.train.ema)
+        if self.mean_weights is not None:
+            self.add_callback(self.mean_weights)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -150,12 +161,32 @@ class MixerZooTrainer(ParallelTrainer):
         assert isinstance(self.model, NextTokenLoss)
         return self.model.decoder
 
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """A block in which the decoder is what the run would save: with the mean of its weights, and no float8."""
+        with ExitStack() as stack:
+            if self.mean_weights is not None:
+                stack.enter_context(self.mean_weights.within())
+            if self.float8 is not None:
+                stack.enter_context(self.float8.without())
+            yield
+
+    def finish(self) -> Decoder:
+        """The decoder as the run saves it; it trains no longer."""
+        if self.mean_weights is not None:
+            self.mean_weights.put_in()
+        if self.float8 is not None:
+            self.float8.take_out()
+        return self.decoder
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The decoder's matrices, and what the mixer says of its own."""
         return decay_parameter_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        return apply_lr_factors(super().create_optimizer(model), self.decoder)
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.recipe, self.decoder)
+        return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -240,9 +271,14 @@ class MixerZooTrainer(ParallelTrainer):
         parts: dict[str, Any] = {OPTIMIZER_FILE: self.optimizer, SCHEDULER_FILE: self.lr_scheduler}
         if is_sharded(self.decoder):
             self._writing = Writing(self.decoder, parts.pop(OPTIMIZER_FILE), Path(output_dir), self._group)
-        for name, part in parts.items() if self.args.should_save else ():
+        if not self.args.should_save:
+            return
+        states = {name: part.state_dict() for name, part in parts.items()}
+        if self.mean_weights is not None:
+            states[MEAN_FILE] = self.mean_weights.state()
+        for name, state in states.items():
             with written(Path(output_dir, name)):
-                torch.save(part.state_dict(), Path(output_dir, name))
+                torch.save(state, Path(output_dir, name))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save what each process has of its own: random numbers, the loss since the last log line, records."""
@@ -275,6 +311,8 @@ class MixerZooTrainer(ParallelTrainer):
                 self.decoder.load_state_dict(load_checkpoint(folder).state_dict())
             except RuntimeError as error:
                 raise RunError(f"{folder}: holds the weights of another decoder than the recipe's") from error
+        if self.mean_weights is not None:
+            self.mean_weights.load_state(read_state(folder / MEAN_FILE), folder / MEAN_FILE)
         state, path = self._process_state(folder)
         self.records.load_state(state["records"], path)
 
@@ -288,14 +326,16 @@ class MixerZooTrainer(ParallelTrainer):
         assert self.lr_scheduler is not None
         folder = Path(checkpoint)
         step = _step_of(folder)
-        schedule = read_state(folder / SCHEDULER_FILE)
-        check_scheduler(schedule, self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE, step)
+        schedule, may_lag = read_state(folder / SCHEDULER_FILE), self.recipe.train.precision == "fp16"
+        check_scheduler(schedule, self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE, step, may_lag=may_lag)
         if is_sharded(self.decoder):
             load_optimizer(self.decoder, self.optimizer, folder, schedule["_last_lr"])
         else:
             optimizer = read_state(folder / OPTIMIZER_FILE)
-            check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step)
-            self.optimizer.load_state_dict(optimizer)
+            trained = trained_parameters(self.recipe, self.decoder).values()
+            kept = {id(each.parameter): kept_of(self.recipe, each) for each in trained}
+            check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step, kept)
+            load_state(self.optimizer, optimizer)
         self.lr_scheduler.load_state_dict(schedule)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -340,53 +380,3 @@ class MixerZooTrainer(ParallelTrainer):
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
-
-
-def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
-    """Trainer's arguments for a recipe."""
-    train = recipe.train
-    warmup = round(train.steps * train.warmup_fraction)
-    schedules: dict[str, tuple[str, dict[str, Any]]] = {
-        "cosine": ("cosine_with_min_lr", {"min_lr_rate": train.final_learning_rate_fraction}),
-        "constant": ("constant_with_warmup", {}),
-        "wsd": (
-            "warmup_stable_decay",
-            {
-                "num_decay_steps": max(1, round(train.steps * train.decay_fraction)),
-                "min_lr_ratio": train.final_learning_rate_fraction,
-                "decay_type": "linear",
-            },
-        ),
-    }
-    schedule, schedule_options = schedules[train.schedule]
-    cpu = not torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(directory),
-        max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=schedule,
-        lr_scheduler_kwargs=schedule_options,
-        warmup_steps=warmup,
-        optim="adamw_torch_fused",
-        adam_beta1=train.beta1,
-        adam_beta2=train.beta2,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        bf16=train.precision == "bf16",
-        seed=recipe.seed,
-        logging_steps=train.log_interval,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=train.resolved_checkpoint_interval,
-        use_cpu=cpu,
-        ddp_backend="gloo" if cpu and torch.distributed.is_torchelastic_launched() else None,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=not cpu,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        # Or every process but the first would warn again of what is no error.
-        log_level_replica="passive",
-        report_to="none",
-    )

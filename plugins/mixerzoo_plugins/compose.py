@@ -142,6 +142,7 @@ class Compose(Mixer[Config]):
             needs_own_kv=any(plan.needs_own_kv for plan in plans),
             separate_inputs=any(plan.separate_inputs for plan in plans),
             tail=None if self._tail_owner is None else self._plans[self._tail_owner].tail,
+            heads_apart=any(plan.hooks for plan in plans) and all(plan.heads_apart for plan in plans if plan.hooks),
         )
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:

@@ -12,12 +12,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     AttentionInputs,
     Context,
     DecoderShape,
     Mixer,
     MixerCard,
     MixerConfig,
+    MixingWeights,
     Neutral,
     Plan,
     Site,
@@ -77,16 +79,19 @@ class GRN(nn.Module):
 
     def forward(self, stream: Tensor, sources: Sequence[Tensor]) -> Tensor:
         """Mix the sources, the last of which (streams) or the plain sum of which (outputs) is the stream."""
+        channels = self.bias - self.bias.new_tensor(self.neutral).unsqueeze(-1)
+        # What neutral weights give is taken from the stream, so that they give it back bit for bit.
+        return stream + ops.weighted_sum(sources, self.weights(stream, sources), channels)
+
+    def weights(self, stream: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        """ReLU(s) of every source, [B, T, N]."""
         if self.streams:
             scores = stream @ self.score.mT
         else:
             scores = torch.stack([source @ self.score for source in sources], dim=-1)
         # ReLU with a gradient of 1 at 0, where every score starts: with relu's own, and with that of clamp from
         # PyTorch 2.14 on, w would never move.
-        weights = torch.where(scores < 0, 0.0, scores)
-        channels = self.bias - self.bias.new_tensor(self.neutral).unsqueeze(-1)
-        # What neutral weights give is taken from the stream, so that they give it back bit for bit.
-        return stream + ops.weighted_sum(sources, weights, channels)
+        return torch.where(scores < 0, 0.0, scores)
 
 
 class Dca(Mixer[Config]):
@@ -188,6 +193,22 @@ class Dca(Mixer[Config]):
             return state.stream
         mixed: Tensor = self.final(state.stream, state.sources)
         return mixed
+
+    def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        if call is not None or site.branch == "mlp" or site.step == 0:
+            return None
+        return self._shown(self.queries[str(site.step)], state)
+
+    def final_weights(self, state: State) -> MixingWeights | None:
+        if self.final is None:
+            return None
+        names = (None, *self.shape.sites()[1::2])
+        shown = self._shown(self.final, state)
+        return shown._replace(names=names) if len(names) == len(shown.sources) else shown
+
+    def _shown(self, grn: nn.Module, state: State) -> MixingWeights:
+        assert isinstance(grn, GRN)
+        return MixingWeights(grn.weights(state.stream, state.sources), state.sources, channels=grn.bias)
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         last = self.shape.num_steps

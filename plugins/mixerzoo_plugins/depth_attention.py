@@ -157,7 +157,7 @@ class DepthAttention(AttentionMixer[Config]):
         self.held = held_sources(self.source_steps)
 
     def plan(self) -> Plan:
-        plan = replace(super().plan(), needs_own_kv=True)
+        plan = replace(super().plan(), needs_own_kv=True, heads_apart=True)
         if not self.keeps_weights:
             return replace(plan, hooks=plan.hooks - {"value_weights"})
         return replace(plan, v_reads=self.unrolled)

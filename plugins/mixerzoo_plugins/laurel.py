@@ -142,7 +142,8 @@ class Laurel(Mixer[Config]):
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         # The low-rank maps; α, β and γ weigh.
-        return {name: ParameterRole(decay=True) for name, _ in self.named_parameters() if name.endswith((".a", ".b"))}
+        matrix = ParameterRole(decay=True, matrix=True)
+        return {name: matrix for name, _ in self.named_parameters() if name.endswith((".a", ".b"))}
 
     def start(self, x: Tensor, context: Context) -> State:
         return State(x, ())

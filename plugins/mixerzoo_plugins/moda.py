@@ -124,7 +124,7 @@ class Moda(AttentionMixer[Config]):
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         # Projections of keys and values as the attention's own; the gain is that of a norm.
-        return {f"projections.{step}.weight": ParameterRole(decay=True) for step in self.projections}
+        return {f"projections.{step}.weight": ParameterRole(decay=True, matrix=True) for step in self.projections}
 
     def remember(self, x: Tensor, context: Context) -> Memory:
         return Memory()

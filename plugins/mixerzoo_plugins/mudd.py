@@ -12,12 +12,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
+    AttentionCall,
     AttentionInputs,
     Context,
     DecoderShape,
     Mixer,
     MixerCard,
     MixerConfig,
+    MixingWeights,
     Neutral,
     ParameterRole,
     Plan,
@@ -168,6 +170,15 @@ class Mudd(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         assert state.weights is not None
         return ops.weighted_sum(state.outputs, state.weights[..., 0, :])
+
+    def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        if call is not None or site.branch == "mlp" or state.weights is None:
+            return None
+        return MixingWeights(state.weights[..., 0, :], state.outputs)
+
+    def final_weights(self, state: State) -> MixingWeights | None:
+        assert state.weights is not None
+        return MixingWeights(state.weights[..., 0, :], state.outputs, (None, *self.shape.sites()[1::2]))
 
     def flops_per_token(self) -> int:
         flops = 0

@@ -91,7 +91,8 @@ class ValueResidual(AttentionMixer[Config]):
             nn.init.zeros_(gate)
 
     def plan(self) -> Plan:
-        return replace(super().plan(), needs_own_kv=True)
+        # A gate has a number for each head.
+        return replace(super().plan(), needs_own_kv=True, heads_apart=not self.config.gate)
 
     def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
         site, v = call.site, call.v

@@ -30,9 +30,9 @@ from mixerzoo.data import (
     TextTokenizer,
     TokenWindows,
     default_cache_dir,
+    encoding,
     entry,
     prepare,
-    write,
     yardsticks,
 )
 from mixerzoo.data.entry import DamagedEntry, new_entry, open_entry
@@ -96,7 +96,7 @@ def test_small_batches_change_nothing(corpus: str, tmp_path: Path, monkeypatch: 
         batches.append(sum(map(len, texts)))
         return [self.encode(text) for text in texts]
 
-    monkeypatch.setattr(write, "_BATCH_CHARACTERS", 50)
+    monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 50)
     monkeypatch.setattr(TextTokenizer.pieces, "__defaults__", (20,))
     monkeypatch.setattr(TextTokenizer, "encode_batch", encode_batch)
     pieced = prepare(settings, cache_dir=tmp_path / "other")
@@ -370,15 +370,20 @@ print(prepared.fingerprint, sum(map(int, prepared.train.tokens)))
 """
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, tmp: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | ({} if tmp is None else {"TMPDIR": str(tmp)})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def test_processes_that_race_all_end_well(corpus: str, cache: Path, tmp_path: Path) -> None:
+    """As those of two machines with one cache, which wait for nobody."""
     ready = [tmp_path / "ready.0", tmp_path / "ready.1"]
     go = tmp_path / "go"
-    racers = [start(corpus, cache, "wait", flag, go) for flag in ready]
+    machines = [tmp_path / "machine.0", tmp_path / "machine.1"]
+    for machine in machines:
+        machine.mkdir()
+    racers = [start(corpus, cache, "wait", flag, go, tmp=tmp) for flag, tmp in zip(ready, machines, strict=True)]
     while not all(flag.exists() for flag in ready):
         assert all(racer.poll() is None for racer in racers)
     go.touch()

@@ -21,7 +21,7 @@ MIXED, KEYS, VALUES = "#3b82f6", "#2f9e44", "#d9730d"
 
 def decoder(name: str, num_layers: int = 6, **options: Any) -> Decoder:
     loop = {"loop": options.pop("loop")} if "loop" in options else {}
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "num_kv_heads": 1, "vocab_size": 8}
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "num_kv_heads": 1, "vocab_size": 9}
     config = ModelConfig(num_layers=num_layers, **sizes, **loop)
     mixer: type[Mixer] = load_registry().get(name).mixer
     with torch.device("meta"):
@@ -49,6 +49,53 @@ def arcs(drawn: str) -> dict[str, int]:
 )
 def test_every_read_is_an_arc(name: str, options: dict[str, Any], mixed: int, keys: int, values: int) -> None:
     assert arcs(diagram(decoder(name, **options))) == {MIXED: mixed, KEYS: keys, VALUES: values}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "weighed", "tables", "late", "streams"),
+    [
+        ("residual", {}, 0, 0, 0, 1),
+        ("scaled_residual", {}, 12, 0, 0, 1),
+        ("hyper_connections", {"num_streams": 3}, 12, 0, 0, 3),
+        ("krom_hc", {}, 12, 0, 0, 4),
+        # All but the first sublayer.
+        ("ladder", {}, 0, 0, 11, 1),
+        # Layers 1, 3 and 5.
+        ("value_embedding", {}, 0, 3, 0, 1),
+        # Arcs say it.
+        ("denseformer", {}, 0, 0, 0, 1),
+    ],
+)
+def test_what_only_the_calls_tell_is_drawn(
+    name: str, options: dict[str, Any], weighed: int, tables: int, late: int, streams: int
+) -> None:
+    drawn = diagram(decoder(name, **options))
+    marks = [drawn.count(f'class="mark-{mark}"') for mark in ("weighed", "table")]
+    assert (*marks, drawn.count("stroke-dasharray")) == (weighed, tables, late)
+    root = ElementTree.fromstring(drawn)
+    # From the embedding over 12 sites to the head.
+    assert len(list(root.iter(f"{SVG}line"))) == 13 * streams
+    assert (f"{streams} streams side by side" in drawn) == (streams > 1)
+    assert (f"{streams} streams<" in drawn) == (streams > 1)
+    assert ("sites do not wait for the newest output" in drawn) == (late > 0)
+
+
+def test_a_tail_is_an_arrow_from_the_tokens_before() -> None:
+    assert ">the token before<" in diagram(decoder("smear"))
+    assert "token before<" not in diagram(decoder("residual"))
+
+
+def test_what_cannot_be_followed_is_drawn_without_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = load_registry().get("ladder").mixer
+
+    def fails(*arguments: Any) -> Any:
+        raise RuntimeError("not on zeros")
+
+    model = decoder("ladder")
+    monkeypatch.setattr(mixer, "start", fails)
+    drawn = diagram(model)
+    assert "stroke-dasharray" not in drawn
+    assert "what its calls depend on could not be followed" in drawn
 
 
 def test_boxes_are_the_steps_of_a_looped_decoder() -> None:

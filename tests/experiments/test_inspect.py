@@ -56,6 +56,24 @@ def test_weights_of_an_average_after_each_block(trained):
         assert site.spread == pytest.approx([0.0] * len(site.mean), abs=1e-6)
 
 
+def test_weights_of_tokens_and_of_channels_are_averaged_together(trained):
+    directory = trained("{name: dca, dialect: outputs}")
+    found = inspect_checkpoint(directory)
+    assert [site.name for site in found.sites] == ["1 attention", "head"]
+    assert found.sites[1].sources == ("embedding", "0 mlp", "1 mlp")
+    # After four steps scores are small, and what is added to them is near the 1 at which it begins.
+    biases = mixerzoo.load_checkpoint(directory).mixer.queries["1"].bias
+    assert found.sites[0].mean == pytest.approx(biases.mean(1).tolist(), abs=0.1)
+    assert max(found.sites[0].spread) > 0
+
+
+def test_queries_stand_for_inputs_that_are_mixed_apart(trained):
+    found = inspect_checkpoint(trained("{name: mudd}"))
+    assert [site.name for site in found.sites] == ["1 attention", "head"]
+    assert found.sites[0].sources == ("embedding", "0 mlp")
+    assert found.sites[1].sources == ("embedding", "0 mlp", "1 mlp")
+
+
 def test_the_last_loss_is_the_decoder_s_own(trained, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("def f(x):\n    return x\n")

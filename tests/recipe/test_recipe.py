@@ -545,3 +545,50 @@ def test_what_is_compiled(tmp_path, given, read):
 def test_what_cannot_be_compiled(tmp_path):
     with pytest.raises(RecipeError, match="'layer' is none of layers, whole, off"):
         load_recipe(write(tmp_path), ["train.compile=layer"])
+
+
+# Several sources.
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("", "data: exactly one of source and sources says where the text comes from, and neither is given"),
+        (
+            "source: {name: stdlib}, sources: [{source: {name: stdlib}, weight: 1.0}],",
+            "data: exactly one of source and sources says where the text comes from, and both are given; null takes "
+            "one back that is inherited",
+        ),
+        (
+            "sources: [{source: {name: stdlib}, weight: 0.7}, {source: {name: stdlib}, weight: 0.2}],",
+            "data: the weights of sources must sum to 1; 0.7, 0.2 sum to 0.9",
+        ),
+        ("sources: [],", "data: the weights of sources must sum to 1; none of them sum to 0"),
+        ("source: {name: stdlib}, sources_seed: 1,", "data: sources_seed has no meaning with one source; remove it"),
+        (
+            "sources: [{source: {name: stdlib, max_byte: 3}, weight: 1.0}],",
+            "data.sources.0.source.max_byte: unknown key (did you mean 'max_bytes'?); known keys: max_bytes, name",
+        ),
+        (
+            "sources: [{source: {name: stdlib}, weigth: 1.0, weight: 1.0}],",
+            "data.sources.0.weigth: unknown key (did you mean 'weight'?); known keys: source, weight",
+        ),
+        (
+            "sources: [{source: {name: stdlib}, weight: 0.0}, {source: {name: stdlib}, weight: 1.0}],",
+            "data.sources.0.weight: input should be greater than 0, got 0.0",
+        ),
+    ],
+)
+def test_sources_that_cannot_be_mixed(data: str, expected: str, tmp_path: Path) -> None:
+    rest = f"data: {{{data} tokenizer: {{name: bytes}}, sequence_length: 8}}"
+    lines = errors(tmp_path, re.sub(r"(?m)^data:\n(?:  .*\n)+", rest + "\n", TEXT))
+    assert [line.partition(": ")[2] for line in lines] == [expected]
+
+
+def test_weights_need_sum_to_one_as_decimals_do(tmp_path: Path) -> None:
+    thirds = ", ".join("{source: {name: stdlib}, weight: 0.3333333}" for _ in range(3))
+    rest = f"data: {{sources: [{thirds}], tokenizer: {{name: bytes}}, sequence_length: 8}}\n"
+    recipe = load_recipe(write(tmp_path, re.sub(r"(?m)^data:\n(?:  .*\n)+", rest, TEXT)))
+    assert recipe.data.sources is not None
+    assert len(recipe.data.sources) == len(recipe.data.all_sources) == 3
+    assert parse_recipe(YamlSource(recipe.to_yaml(), "resolved")) == recipe

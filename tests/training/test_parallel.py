@@ -155,7 +155,9 @@ def test_short_weights_compute_what_autocast_does(tmp_path: Path) -> None:
         (["train.fsdp={}"], "fsdp has no meaning with parallel ddp"),
         ([FSDP, "train.fsdp={mixed_precision: true}"], "mixed_precision gathers weights in bf16, and precision is fl"),
         (["train.async_checkpoints=true"], "async_checkpoints writes what parallel fsdp shares out"),
-        ([FSDP, "train.compile=layers"], "compile cannot gather what"),
+        ([FSDP, "train.compile=layers", "train.ema=0.9"], "cannot share out a run with ema and compile layers"),
+        ([FSDP, "train.optimizer={name: muon}"], "cannot share out a run with optimizer muon"),
+        ([FSDP, "train.precision=fp16"], "cannot share out a run with precision fp16"),
     ],
 )
 def test_what_does_not_go_together(overrides: list[str], words: str) -> None:

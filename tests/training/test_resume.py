@@ -329,7 +329,7 @@ def test_what_cannot_be_read_is_not_damaged(unfinished, tmp_path):
     [
         (lambda o: o["state"][0].update(exp_avg=torch.zeros(3)), r"parameter 0: exp_avg is \(3,\)"),
         (lambda o: o["state"][0].update(exp_avg=o["state"][0]["exp_avg"].double()), "float64"),
-        (lambda o: o["state"][0].pop("step"), "no moments of AdamW"),
+        (lambda o: o["state"][0].pop("step"), "no state of this optimizer, which is step, exp_avg, exp_avg_sq"),
         (lambda o: o["state"][0].update(step=torch.tensor(99.0)), "has taken 99 steps"),
         (lambda o: o["state"].update({999: o["state"][0]}), "other parameters"),
         (lambda o: o["param_groups"].pop(), "other groups"),

@@ -20,8 +20,9 @@ from mixerzoo.errors import DataError, RunError
 from mixerzoo.evaluation import evaluate_run
 from mixerzoo.inference.scoring import score
 from mixerzoo.recipe.read import load_recipe
+from mixerzoo.training.arguments import training_arguments
 from mixerzoo.training.run import train
-from mixerzoo.training.trainer import MixerZooTrainer, SeededOrder, complete_checkpoints, training_arguments
+from mixerzoo.training.trainer import MixerZooTrainer, SeededOrder, complete_checkpoints
 from own import CHOICES, OWN
 from runs import OVERRIDES, QUICKSTART, RECORDS, fingerprint, tiny_recipe
 

@@ -44,7 +44,7 @@ class DecoderLM(TemplateLM):
         prefix: ids before every text, such as a BOS token. Without any, the end of text stands before a text that
             has no context.
         batch_size: sequences per forward.
-        bf16: run the forward in bf16 autocast.
+        autocast: run the forward in autocast of this dtype.
         progress: called after each batch with what is done, how many times, and of how many.
     """
 
@@ -56,7 +56,7 @@ class DecoderLM(TemplateLM):
         window: int,
         prefix: Sequence[int] = (),
         batch_size: int = 16,
-        bf16: bool = False,
+        autocast: torch.dtype | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DecoderLM(TemplateLM):
         self._prefix = list(prefix)
         self._start_token = prefix[-1] if prefix else self._tokenizer.end_of_text_id
         self._batch_size = batch_size
-        self._bf16 = bf16
+        self._autocast = autocast
         self._progress = progress or (lambda what, done, total: None)
         self._place = decoder.lm_head.weight.device
 
@@ -176,7 +176,7 @@ class DecoderLM(TemplateLM):
         rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(lengths))
         columns = torch.cat([torch.arange(len(w) - 1 - n, len(w) - 1) for w, n in zip(whole, lengths, strict=True)])
         targets = torch.cat([tokens[len(tokens) - n :] for tokens, n in zip(whole, lengths, strict=True)])
-        with torch.autocast(self._place.type, torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self._place.type, self._autocast, enabled=self._autocast is not None):
             hidden: Tensor = self._decoder.model(inputs)
             logits: Tensor = self._decoder.lm_head(hidden[rows.to(self._place), columns.to(self._place)])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

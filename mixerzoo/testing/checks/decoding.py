@@ -16,7 +16,7 @@ def _decode(decoder: Decoder, case: Case, tokens: Tensor, cache: KVCache) -> Ten
     return torch.cat([decoder(piece, cache) for piece in case.pieces(tokens)], dim=1)
 
 
-@clause("2.1", large=("rows", "long", "deep", "wide", "far"))
+@clause("2.1", large=("rows", "long", "deep", "wide", "far", "big", "varied"))
 @torch.no_grad()
 def cached_decoding(mixer: type[Mixer], case: Case) -> None:
     """Decoding in any chunking through a growing cache equals the full forward without one.

@@ -65,7 +65,7 @@ def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
         assert moves, f"the gradient of {name} is zero{ending}"
 
 
-@clause("6.2", large=("rows", "long", "deep"))
+@clause("6.2", large=("rows", "long", "deep", "big"))
 def gradients_are_derivatives(mixer: type[Mixer], case: Case) -> None:
     """Gradients agree with finite differences, so nothing is detached that should not be.
 

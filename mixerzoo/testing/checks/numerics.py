@@ -89,7 +89,7 @@ class _NarrowNorms(TorchDispatchMode):
         return result
 
 
-@clause("8.5")
+@clause("8.5", large=("rows", "long", "big"))
 @torch.no_grad()
 def wide_norms(mixer: type[Mixer], case: Case) -> None:
     """With bf16 weights, the mixer's norms and softmaxes are computed in float32 at least.

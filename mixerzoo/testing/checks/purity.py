@@ -35,7 +35,7 @@ def repeatable(mixer: type[Mixer], case: Case) -> None:
     assert_same(other(tokens), first, "a second decoder of the same weights in the same process")
 
 
-@clause("3.2", large=("rows", "long", "deep", "wide"))
+@clause("3.2", large=("rows", "long", "deep", "wide", "big"))
 @torch.no_grad()
 def inputs_untouched(mixer: type[Mixer], case: Case) -> None:
     """No call of the mixer changes a tensor that it was given.
@@ -98,7 +98,7 @@ def no_chance(mixer: type[Mixer], case: Case) -> None:
     assert random.getstate() == python, "Python's generator `random` was advanced or seeded"
 
 
-@clause("3.5", large=("rows", "long", "deep", "wide"))
+@clause("3.5", large=("rows", "long", "deep", "wide", "big"))
 @torch.no_grad()
 def returns(mixer: type[Mixer], case: Case) -> None:
     """Every call returns what the decoder expects: a state, and tensors of the right shape and dtype.

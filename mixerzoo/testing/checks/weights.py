@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from mixerzoo.mixer import AttentionInputs, Mixer, MixingWeights
+from mixerzoo.mixer import AttentionInputs, Mixer, MixingWeights, Site
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.observe import Call, observed
@@ -16,14 +18,17 @@ from mixerzoo.testing.observe import Call, observed
 def mixing_weights(mixer: type[Mixer], case: Case) -> None:
     """Weights shown for inspection, applied to their sources, give what the site gets, and know no later token.
 
+    They are shown at every site that has several `sources`, or at none.
+
     Sees: float64; without a cache.
-    Blind: mixers that show no weights, and what `finish` weighs.
+    Blind: mixers that show no weights at all.
     """
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     cut = 1 + case.pick % case.num_tokens
     shown = _shown(decoder.mixer, decoder, tokens)
-    for where, (given, got) in shown.items():
+    _shown_at_all_or_none(decoder.mixer, {site for _, site, _ in shown.values() if site is not None})
+    for where, (given, _, got) in shown.items():
         num_sources = len(given.sources)
         allowed = [(num_sources,), (*got.shape[:-1], num_sources)]
         assert tuple(given.weights.shape) in allowed, (
@@ -31,13 +36,17 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
         )
         for source in given.sources:
             assert source.shape == got.shape, f"{where}: a source {list(source.shape)} for {list(got.shape)}"
-        parts = [given.weights[..., n, None] * source for n, source in enumerate(given.sources)]
-        assert_close(torch.stack(parts).sum(0), got, f"{where}: weights applied to their sources")
+        if given.channels is not None:
+            wanted = (num_sources, got.shape[-1])
+            assert tuple(given.channels.shape) == wanted, (
+                f"{where}: channels {list(given.channels.shape)} for {num_sources} sources; it must be {list(wanted)}"
+            )
+        assert_close(torch.stack(given.parts()).sum(0), got, f"{where}: weights applied to their sources")
     if cut == case.num_tokens:
         return
     changed = torch.cat([tokens[:, :cut], case.tokens(draw=1)[:, cut:]], dim=1)
-    for where, (given, _) in _shown(decoder.mixer, decoder, changed).items():
-        before = shown[where][0].weights
+    for where, (given, *_) in _shown(decoder.mixer, decoder, changed).items():
+        before = shown[where].weights.weights
         if before.ndim > 1:
             what = f"{where}: weights of the first {cut} tokens after a change of later ones"
             assert_close(given.weights[..., :cut, :], before[..., :cut, :], what)
@@ -45,28 +54,50 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
             assert_close(given.weights, before, f"{where}: weights after a change of tokens")
 
 
-def _shown(mixer: Mixer, decoder: torch.nn.Module, tokens: Tensor) -> dict[str, tuple[MixingWeights, Tensor]]:
+def _shown_at_all_or_none(mixer: Mixer, told: set[Site]) -> None:
+    """Weights are shown at each attention (each MLP) that has several sources, or at no attention (no MLP)."""
+    for site in mixer.shape.sites():
+        sources = mixer.sources(site)
+        if len(sources) > 1 and site not in told:
+            others = [other.number for other in told if other.branch == site.branch]
+            assert not others, (
+                f"weights are shown at sites {sorted(others)}, and none at {site.number}, an {site.branch} whose "
+                f"`sources` are {list(sources)}"
+            )
+
+
+class _Shown(NamedTuple):
+    """What a mixer shows of one call: weights, where (None: for the head), and what the call gave."""
+
+    weights: MixingWeights
+    site: Site | None
+    got: Tensor
+
+
+def _shown(mixer: Mixer, decoder: torch.nn.Module, tokens: Tensor) -> dict[str, _Shown]:
     """By the call in words: what the mixer shows there, and what the call gave, or after `write` what is read next."""
     with observed(mixer) as calls:
         decoder(tokens)
-    shown: dict[str, tuple[MixingWeights, Tensor]] = {}
+    shown: dict[str, _Shown] = {}
     reads = [call for call in calls.made if call.name in ("read", "finish")]
     for call in calls.made:
+        site: Site | None
         got: Tensor
         if call.name == "read":
-            given, got = mixer.mixing_weights(*call.arguments), _read(call)
+            site, given, got = call.arguments[1], mixer.mixing_weights(*call.arguments), _read(call)
         elif call.name == "mix_kv":
             state, told = call.arguments
-            given, got = mixer.mixing_weights(state, told.site, told), call.result[2]
+            site, given, got = told.site, mixer.mixing_weights(state, told.site, told), call.result[2]
         elif call.name == "write":
             # Every `write` follows the `read` of its site.
-            given, got = mixer.write_weights(*call.arguments), _read(reads[call.arguments[1].number + 1])
+            site = call.arguments[1]
+            given, got = mixer.write_weights(*call.arguments), _read(reads[site.number + 1])
         elif call.name == "finish":
-            given, got = mixer.final_weights(*call.arguments), call.result
+            site, given, got = None, mixer.final_weights(*call.arguments), call.result
         else:
             continue
         if given is not None:
-            shown[str(call)] = (given, got)
+            shown[str(call)] = _Shown(given, site, got)
     return shown
 
 

@@ -97,9 +97,7 @@ def product_of_swaps(weights: Tensor) -> Tensor:
     Returns:
         [..., 2^K, 2^K]; where each pair of weights sums to 1, so do all rows and columns, up to rounding.
     """
-    factors = torch.stack([weights, weights.flip(-1)], dim=-2)
-    product = factors[..., 0, :, :]
-    for number in range(1, weights.size(-2)):
-        factor = factors[..., number, None, :, None, :]
-        product = (product[..., :, None, :, None] * factor).flatten(-4, -3).flatten(-2, -1)
+    product, *others = torch.stack([weights, weights.flip(-1)], dim=-2).unbind(-3)
+    for factor in others:
+        product = (product[..., :, None, :, None] * factor[..., None, :, None, :]).flatten(-4, -3).flatten(-2, -1)
     return product

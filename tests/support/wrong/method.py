@@ -20,6 +20,7 @@ from mixerzoo.testing import Reference
 from mixerzoo.testing.reference import TokenMixer
 from mixerzoo_plugins import depth_attention
 from mixerzoo_plugins.attn_res import AttnRes
+from mixerzoo_plugins.dca import Dca
 from mixerzoo_plugins.denseformer import DenseFormer
 from mixerzoo_plugins.depth_attention import DepthAttention
 from mixerzoo_plugins.residual import Residual
@@ -192,6 +193,23 @@ class ShowsOtherWeightsOfWriting(DenseFormer):
     def write_weights(self, state: Any, site: Site, y: Tensor) -> MixingWeights | None:
         shown = super().write_weights(state, site, y)
         return shown and shown._replace(weights=shown.weights.flip(0))
+
+
+@caught_by("mixing_weights")
+class ShowsNoChannels(Dca):
+    """Shows the weights of tokens without those of channels, to which they are added."""
+
+    def mixing_weights(self, state: Any, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        shown = super().mixing_weights(state, site, call)
+        return shown and shown._replace(channels=None)
+
+
+@caught_by("mixing_weights")
+class ShowsOnlyTheFirst(DepthAttention):
+    """Shows weights where there is a first source to mix, and none after that."""
+
+    def mixing_weights(self, state: Any, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        return super().mixing_weights(state, site, call) if len(self.sources(site)) < 2 else None
 
 
 @caught_by("mixing_weights")

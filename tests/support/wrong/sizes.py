@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mixerzoo import (
@@ -267,3 +268,64 @@ class TakesLongPaddingForText(Stream):
 
     def start(self, x: Tensor, context: Context) -> Tensor:
         return x + 0.1 * x[:, :1] if x.size(1) > 100 else x
+
+
+#: Numbers in a stream from which on these take another path.
+_MUCH = 2**17
+
+
+@caught_by("cached_decoding")
+class RoundsLargeStreams(Stream):
+    """A faster path for large tensors, less exact than it should be."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y if y.numel() < _MUCH else torch.lerp(state, state + y, 0.9999)
+
+
+class _Blocks(MixerConfig):
+    block_size: int = Field(1, ge=1, description="Layers whose outputs are scaled alike.")
+
+
+@caught_by("cached_decoding")
+class ForgetsInLargeBlocks(Stream):
+    """Adds at once what some layers give where there is much of it: not for the last layers, which fill no block."""
+
+    Config = _Blocks
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        size = self.config.block_size
+        whole = self.shape.num_steps // size * size
+        return state + y / size if y.numel() < _MUCH or site.step < whole or size == 1 else state + y
+
+
+@caught_by("gradients_are_derivatives")
+class DetachesLargeStreams(Stream):
+    """Saves memory where there is much to keep for the backward."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + (y if y.numel() < _MUCH else y.lerp(y.detach(), 0.1))
+
+
+@caught_by("inputs_untouched")
+class AddsLargeStreamsInPlace(Stream):
+    """Saves memory where nothing is kept for a backward and there is much to add."""
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y if torch.is_grad_enabled() or y.numel() < _MUCH else y.add_(state)
+
+
+@caught_by("wide_norms")
+class NormsLargeStreamsInBf16(Stream):
+    """Saves bandwidth where there is much to norm."""
+
+    def read(self, state: Tensor, site: Site) -> Tensor:
+        wide = state if state.numel() >= _MUCH else state.to(torch.promote_types(state.dtype, torch.float32))
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1)).to(state.dtype)
+
+
+@caught_by("returns")
+class WidensLargeStreams(Stream):
+    """Leaves the sum of large tensors as wide as it was computed."""
+
+    def read(self, state: Tensor, site: Site) -> Tensor:
+        return state if state.numel() < _MUCH else state.to(torch.promote_types(state.dtype, torch.float32))

@@ -1,0 +1,86 @@
+"""Tensor parallelism of transformers: two ranks give what one process gives, and what cannot be split says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.distributed import DistributedConfig
+
+import mixerzoo
+import two_ranks
+import zoo
+from mixerzoo.errors import MixerError
+from mixerzoo.hf import MixerZooConfig, MixerZooForCausalLM
+from zoo import ZooCase
+
+#: Mixers whose hooks need all heads, or have parameters of each.
+WHOLE = {"fusedkv", "lime", "moda", "satformer", "value_embedding"}
+
+
+def config_of(case: ZooCase, place: Path, **model: object) -> MixerZooConfig:
+    """The configuration of a case's decoder, whose weights lie in a folder."""
+    mixerzoo.save_checkpoint(zoo.make(case, dtype=torch.float32, **model), place)
+    return MixerZooConfig.from_pretrained(place)
+
+
+def run(folders: Iterable[Path]) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(two_ranks.__file__), *map(str, folders)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("case", zoo.PLAIN_CASES, ids=lambda case: case.mixer)
+def test_which_mixers_can_be_split(case: ZooCase, tmp_path: Path) -> None:
+    config = config_of(case, tmp_path)
+    assert (config.base_model_tp_plan is None) == (config.needs_whole is not None) == (case.mixer in WHOLE)
+    assert not {"base_model_tp_plan", "needs_whole", "tp_plan"} & config.to_dict().keys()
+    config.distributed_config = DistributedConfig(tp_size=2)
+    if case.mixer in WHOLE:
+        with pytest.raises(MixerError, match=rf"mixer '{case.mixer}' needs .* cannot be split among 2 ranks"):
+            MixerZooForCausalLM(config)
+        return
+    plan = MixerZooForCausalLM(config).tp_plan
+    assert plan["lm_head"] == "colwise_gather_output"
+    assert plan["model.layers.*.self_attn.o_proj"] == "rowwise"
+
+
+def test_a_gate_of_each_head_and_latents_stay_whole(tmp_path: Path) -> None:
+    gated = config_of(ZooCase("value_residual", {"gate": True}), tmp_path / "gated")
+    assert "parameters of each" in (gated.needs_whole or "")
+    sizes = {"kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4}
+    latent = MixerZooConfig(attention="mla", mla=sizes, num_key_value_heads=None, head_dim=None)
+    assert latent.needs_whole == "latent attention has no plan of tensor parallelism"
+
+
+def test_heads_must_be_shared_out_evenly(tmp_path: Path) -> None:
+    config = config_of(ZooCase("residual"), tmp_path)
+    config.distributed_config = DistributedConfig(tp_size=3)
+    with pytest.raises(MixerError, match="2 key/value heads cannot be shared out to 3 ranks; set tp_size to a divisor"):
+        MixerZooForCausalLM(config)
+
+
+def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
+    config_of(ZooCase("residual"), tmp_path / "residual", tie_embeddings=True)
+    config_of(ZooCase("depth_attention"), tmp_path / "depth_attention")
+    config_of(ZooCase("lime"), tmp_path / "refused")
+    said = run(tmp_path / name for name in ("residual", "depth_attention", "refused"))
+    for line in ("equal residual", "equal depth_attention", "refused: mixer 'lime' needs"):
+        assert said.count(line) == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_process_gives_for_every_mixer(tmp_path: Path) -> None:
+    cases = [case for case in zoo.REGISTERED_CASES if config_of(case, tmp_path / "any").needs_whole is None]
+    for number, case in enumerate(cases):
+        config_of(case, tmp_path / str(number), tie_embeddings=bool(number % 2))
+    said = run(tmp_path / str(number) for number in range(len(cases)))
+    assert said.count("equal ") == len(cases)
+    assert {case.mixer for case in cases} >= set(zoo.REGISTERED) - WHOLE
