@@ -117,7 +117,10 @@ def judge(mutant: Mutant, both: bool, answer: multiprocessing.connection.Connect
         return
     names = _SEEN_BY.get(mutant.function)
     checks = [check for check in checks_for(mixer) if names is None or check.name in names]
-    held = killer(mixer, [check for check in checks if check.needs], zoo.reference(mixer.name))
+    needing = [check for check in checks if check.needs]
+    if "reset" in mutant.function:
+        needing.sort(key=lambda check: check.name != "reference_start")
+    held = killer(mixer, needing, zoo.reference(mixer.name))
     if held and not both:
         answer.send((held, None))
         return

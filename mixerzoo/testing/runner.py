@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
-from hypothesis.strategies import SearchStrategy
 
 import mixerzoo.testing.checks  # noqa: F401  registers the checks
 from mixerzoo.errors import MixerzooError
@@ -22,11 +20,11 @@ from mixerzoo.testing.arguments import check_arguments, names_of
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import CHECKS, EXAMPLES, ORDINARY_EXAMPLES, SECONDS, Check, Profile, known_check
 from mixerzoo.testing.contained import contained
+from mixerzoo.testing.drawing import draw_and_hold
 from mixerzoo.testing.drawn_options import Overrides
 from mixerzoo.testing.large import large_cases
 from mixerzoo.testing.ordinary import ordinary_cases, smaller
 from mixerzoo.testing.results import Outcome, Result, failure_text, snippet
-from mixerzoo.testing.strategies import cases
 
 #: Refused cases for each that runs, at most; no built-in mixer comes near one.
 _MOST_REFUSED = 9
@@ -79,7 +77,7 @@ def run_check(
     try:
         with suppress(Unsatisfiable):
             if not check.named:
-                _draw(cases(mixer, overrides, refusals.append), wanted, shrinks, drawn, trial.hold)
+                draw_and_hold(mixer, overrides, wanted, shrinks, trial.hold, drawn, refusals)
             for case in _not_drawn(check, mixer, overrides, reference):
                 others.append(case)
                 trial.hold(case)
@@ -137,39 +135,6 @@ def _not_drawn(
         return
     yield from ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]
     yield from large_cases(mixer, check.large, overrides)
-
-
-#: Of all draws. Without it they would hang on the source text of `_draw`.
-_SEED = 2
-
-
-def _draw(
-    strategy: SearchStrategy[Case], examples: int, shrinks: bool, drawn: list[Case], hold: Callable[[Case], None]
-) -> None:
-    """Hold a check on drawn cases, each of which is added to `drawn`."""
-
-    @seed(_SEED)
-    @_settings(examples, shrinks)
-    @given(case=strategy)
-    def hold_drawn(case: Case) -> None:
-        drawn.append(case)
-        hold(case)
-
-    hold_drawn()
-
-
-def _settings(examples: int, shrinks: bool) -> settings:
-    """How Hypothesis draws. Every draw of a run is the same run: no database, no clock."""
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink) if shrinks else (Phase.generate,),
-        print_blob=False,
-        report_multiple_bugs=False,
-    )
 
 
 def _words_of(error: Exception) -> str:

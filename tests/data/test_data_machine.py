@@ -18,7 +18,7 @@ from mixerzoo.errors import DataError
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from mixerzoo.data import *
+from mixerzoo.data import BytesTokenizer, DataConfig, TextSource, prepare  # and no torch
 from mixerzoo.errors import DataError
 stop = sys.argv[3]
 def progress(stage, done, total):

@@ -355,7 +355,7 @@ class TestNotices:
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from mixerzoo.data import *
+from mixerzoo.data import BytesTokenizer, DataConfig, TextSource, prepare  # and no torch
 def progress(stage, done, total):
     if sys.argv[3] == "kill" and (stage, done) == ("tokenize", total):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -11,6 +11,7 @@ import torch
 
 import zoo
 from mixerzoo import MixerError, RecipeError, load_recipe
+from mixerzoo.testing import Case, rerun
 
 STREAMS = [name for name in zoo.REGISTERED if zoo.mixer_class(name).card.family in ("streams", "depth-weighted")]
 
@@ -73,6 +74,12 @@ def test_every_stream_mixer_joins_depth_attention(stream: str) -> None:
     zoo.assert_close(torch.cat(pieces, dim=1), decoder(tokens))
     vanilla = zoo.build("residual", {}, {})
     assert decoder.new_cache(1).bytes_per_token == vanilla.new_cache(1).bytes_per_token
+
+
+def test_a_gate_on_the_normed_input_sees_that_of_the_values_where_inputs_are_separate() -> None:
+    model = {"num_layers": 3, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2}
+    case = Case(model, {"of": [{"name": "dca"}, {"name": "satformer"}]}, chunks=(3,))
+    rerun("reference_logits", zoo.mixer_class("compose"), case, zoo.reference("compose"))
 
 
 def test_a_part_that_plans_the_cache_plans_the_composition_s() -> None:

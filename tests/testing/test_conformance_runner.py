@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 import zoo
-from mixerzoo import DecoderShape, Mixer, MixerConfig
+from mixerzoo import DecoderShape, Mixer, MixerConfig, ops
 from mixerzoo.errors import MixerzooError
 from mixerzoo.testing import (
     CHECKS,
@@ -24,10 +24,13 @@ from mixerzoo.testing import (
     run_check,
 )
 from mixerzoo.testing.check import SECONDS
+from mixerzoo.testing.large import large_cases
 from mixerzoo.testing.ordinary import is_served
+from mixerzoo_plugins.attn_res import AttnRes
 from mixerzoo_plugins.denseformer import DenseFormer
 from mixerzoo_plugins.residual import Residual
 from wrong import decoding, precision
+from wrong.sequence import LeaksOneTokenAhead
 
 MODEL = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 2, "num_heads": 2}
 
@@ -203,3 +206,32 @@ def test_the_likely_cause_comes_first_and_alone_has_a_snippet() -> None:
     assert text.endswith("With the same message as the first: 8.2 (meta_device).")
     assert failures_text(results[:2]) == failure_text(results[1]).rstrip()
     assert failures_text(results[:1]) == ""
+
+
+def test_varied_cases_have_each_choice_and_larger_numbers_and_reach_what_large_tensors_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cases = large_cases(AttnRes, ("varied",))
+    assert [dict(case.options) for case in cases] == [{"block_size": 6}, {"dialect": "snapshot", "block_size": 6}]
+    taken = []
+    read = ops.source_reads
+    monkeypatch.setattr(ops, "source_reads", lambda *given: taken.append(len(given[2])) or read(*given))
+    for case in cases:
+        rerun("cached_decoding", AttnRes, case)
+    # Of the prefill and of the forward: four reads at once, and what is left of them before the next source.
+    assert set(taken) == {2, 3, 4}
+
+
+def test_checks_draw_the_same_cases_and_one_that_fails_on_them_still_finds_the_smallest() -> None:
+    class Leaks(LeaksOneTokenAhead):
+        """Of its own, so that nothing was drawn for it."""
+
+    seen: dict[str, list[Case]] = {"first": [], "again": []}
+    for name, cases in seen.items():
+        check = replace(CHECKS["card"], name=name, body=lambda mixer, case, to=cases: to.append(case))
+        assert run_check(check, Leaks).ran == len(cases)
+    assert seen["first"] == seen["again"]
+    result = run_check(CHECKS["causality"], Leaks)
+    assert result.outcome == "failed"
+    assert "'num_layers': 1," in result.snippet
+    assert "chunks=(1, 1)," in result.snippet or "chunks=(2,)," in result.snippet

@@ -25,7 +25,7 @@ def gradient_modes(mixer: type[Mixer], case: Case) -> None:
     """With gradients, without, and in inference mode the bits are the same, and no call changes what it was given.
 
     Sees: float64; gradients, no_grad, inference mode; cached in inference mode.
-    Blind: the same in narrower dtypes.
+    Blind: the same in narrower dtypes, and in tensors so large that an operation may take another form.
     """
     decoder = case.decoder(mixer)
     tokens = case.tokens()

@@ -47,31 +47,38 @@ class Composed(TokenMixer):
         return x
 
     def mix_raw_kv(self, step: int, layer: int, k: list[Tensor], v: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        for part in [self.stream, *self.attention]:
+        for part in self._told():
             k, v = part.mix_raw_kv(step, layer, k, v)
         return k, v
 
     def mix_kv(
         self, step: int, layer: int, q: list[Tensor], k: list[Tensor], v: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        for part in [self.stream, *self.attention]:
+        for part in self._told():
             k, v = part.mix_kv(step, layer, q, k, v)
         return k, v
 
     def depth_kv(self, step: int, layer: int, q: list[Tensor], rotate: Rotation) -> tuple[Heads, Heads]:
         keys: Heads = []
         values: Heads = []
-        for part in [self.stream, *self.attention]:
+        for part in self._told():
             part_keys, part_values = part.depth_kv(step, layer, q, rotate)
             keys, values = keys + part_keys, values + part_values
         return keys, values
 
     def write(self, step: int, layer: int, branch: str, y: Tensor) -> None:
-        for part in [self.stream, *self.attention]:
+        for part in self._told():
             part.write(step, layer, branch, y)
 
     def finish(self) -> Tensor:
         return self.stream.finish()
+
+    def _told(self) -> list[TokenMixer]:
+        """The parts, each with what the attention's projections read."""
+        parts = [self.stream, *self.attention]
+        for part in parts:
+            part.normed = self.normed
+        return parts
 
 
 def reference_of(part: Mixer) -> Reference:
