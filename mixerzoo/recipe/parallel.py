@@ -35,7 +35,7 @@ def check_sharding(optimizer: OptimizerChoice, precision: Precision, ema: float 
     found = [name for name, is_wrong in wrong.items() if is_wrong]
     if found:
         raise ValueError(
-            f"parallel fsdp cannot share out a run with {' and '.join(found)}; set parallel to ddp, or train with adamw "
+            f"parallel fsdp cannot share a run with {' and '.join(found)}; set parallel to ddp, or train with adamw "
             "in float32 or bf16, and with compile off"
         )
 

@@ -32,11 +32,12 @@ FSDP = "train.parallel=fsdp"
 SHARED = {"before": (FSDP,), "during": (FSDP, "train.async_checkpoints=true")}
 
 
-def torchrun(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(count: int, *arguments: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `parallel_job` in several processes."""
     job = str(parallel_job.__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--standalone", job]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    options = [f"--nproc-per-node={count}", f"--max-restarts={restarts}", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, job, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def curve(directory: Path) -> list[float]:
@@ -138,6 +139,16 @@ def test_any_number_of_processes_goes_on_with_any_other_s_run(kind: str, alone: 
     assert curve(directory) == pytest.approx(curve(alone), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_processes_that_are_started_again_go_on(alone: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    done = torchrun(2, "elastic", str(directory), restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert "Signal 9" in done.stderr or "exitcode: -9" in done.stderr
+    assert curve(directory) == pytest.approx(curve(alone), rel=1e-5)
+
+
 def test_short_weights_compute_what_autocast_does(tmp_path: Path) -> None:
     losses = [
         train(tiny_recipe("train.precision=bf16", *overrides), tmp_path / str(len(overrides)))["loss"]
@@ -155,9 +166,9 @@ def test_short_weights_compute_what_autocast_does(tmp_path: Path) -> None:
         (["train.fsdp={}"], "fsdp has no meaning with parallel ddp"),
         ([FSDP, "train.fsdp={mixed_precision: true}"], "mixed_precision gathers weights in bf16, and precision is fl"),
         (["train.async_checkpoints=true"], "async_checkpoints writes what parallel fsdp shares out"),
-        ([FSDP, "train.compile=layers", "train.ema=0.9"], "cannot share out a run with ema and compile layers"),
-        ([FSDP, "train.optimizer={name: muon}"], "cannot share out a run with optimizer muon"),
-        ([FSDP, "train.precision=fp16"], "cannot share out a run with precision fp16"),
+        ([FSDP, "train.compile=layers", "train.ema=0.9"], "cannot share a run with ema and compile layers"),
+        ([FSDP, "train.optimizer={name: muon}"], "cannot share a run with optimizer muon"),
+        ([FSDP, "train.precision=fp16"], "cannot share a run with precision fp16"),
     ],
 )
 def test_what_does_not_go_together(overrides: list[str], words: str) -> None:
