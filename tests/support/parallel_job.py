@@ -1,4 +1,4 @@
-"""What each of several processes runs: ``compare``, ``train DIRECTORY STOP OVERRIDE…``, ``quick`` or ``elastic DIRECTORY``."""
+"""What each process runs: ``compare``, ``train DIRECTORY STOP OVERRIDE…``, ``quick`` or ``elastic DIRECTORY``."""
 
 from __future__ import annotations
 
