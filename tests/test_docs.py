@@ -42,6 +42,7 @@ from mixerzoo.recipe.optimizer import (
     VectorGroup,
     WidthScaling,
 )
+from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.recipe.recipe import EvalConfig, TrainConfig
 from mixerzoo.training.run import train
@@ -157,6 +158,7 @@ def test_links_between_pages_lead_somewhere(page):
         ("data.tokenizer: {name: bpe}", BpeTokenizer),
         ("data.tokenizer: {name: pretrained}", PretrainedTokenizer),
         ("train", TrainConfig),
+        ("train.fsdp", FsdpConfig),
         ("train.optimizer: {name: adamw}", AdamwOptimizer),
         ("train.optimizer: {name: muon}", MuonOptimizer),
         ("train.optimizer: {name: adafactor}", AdafactorOptimizer),

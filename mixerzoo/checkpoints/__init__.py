@@ -12,7 +12,7 @@ from mixerzoo.checkpoints.load import (
     load_checkpoint,
     load_config,
 )
-from mixerzoo.checkpoints.save import save_checkpoint, save_weights, write_shim
+from mixerzoo.checkpoints.save import save_checkpoint, save_configuration, save_weights, write_shim
 
 __all__ = [
     "CARD_FILE",
@@ -38,6 +38,7 @@ __all__ = [
     "read_own",
     "records_k_norm",
     "save_checkpoint",
+    "save_configuration",
     "save_weights",
     "weights_fingerprint",
     "write_shim",

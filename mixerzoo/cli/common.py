@@ -57,13 +57,13 @@ _SILENCE = 10.0
 
 
 def report(error: MixerzooError | OSError) -> None:
-    """Print an error, under torchrun once: what one machine's processes run into, all of them do."""
+    """Print an error, under torchrun once: what one machine's processes run into, all of them do as a rule."""
     # A recipe is wrong on every machine, all else may be the trouble of one.
-    if rank_of(every_machine=isinstance(error, RecipeError)) == 0:
-        print_error(error)
-    else:
+    if rank_of(every_machine=isinstance(error, RecipeError)) != 0:
         # torchrun ends all processes with the first that fails, so the one that speaks must come before.
         time.sleep(_SILENCE)
+    # Who is still there by then is alone with its trouble.
+    print_error(error)
 
 
 def rank_of(*, every_machine: bool = True) -> int:

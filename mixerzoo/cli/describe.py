@@ -19,6 +19,14 @@ def command(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
+    devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, help="How many train together.", show_default=False),
+    ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option("--parallel", help="ddp or fsdp, as train.parallel.", show_default=False),
+    ] = None,
     svg: Annotated[bool, typer.Option("--svg", help="Draw who reads whom, as SVG on standard output.")] = False,
 ) -> None:
     """Say what a recipe's decoder costs and who reads whom in it.
@@ -28,14 +36,15 @@ def command(
     from mixerzoo.describe import describe, diagram
     from mixerzoo.recipe import build, load_recipe
 
+    asked = [] if parallel is None else [f"train.parallel={parallel}"]
     tell_recipe(recipe, overrides or ())
-    found = load_recipe(recipe, overrides or ())
+    found = load_recipe(recipe, (*(overrides or ()), *asked))
     if svg:
         if as_json:
             raise MixerzooError("--svg and --json are two outputs; ask for one")
         typer.echo(diagram(build(found, device="meta")))
         return
-    description = describe(found)
+    description = describe(found, devices)
     if as_json:
         print_json({"recipe": recipe, **description.to_dict()})
     else:
@@ -89,8 +98,11 @@ def _print_training(found: Description) -> None:
     listing.add_row("Memory of the optimizer's state", _size(run.memory.optimizer))
     if run.memory.average:
         listing.add_row("Memory of the mean of the weights", _size(run.memory.average))
+    if run.memory.gathered:
+        listing.add_row("Memory of what is gathered", _size(run.memory.gathered))
     listing.add_row("Memory of activations, an estimate", _size(run.memory.activations))
-    listing.add_row("Memory in all, an estimate", _size(run.memory.total))
+    each = "" if run.devices == 1 else " on each device"
+    listing.add_row(f"Memory in all{each}, an estimate", _size(run.memory.total))
     out.print(listing, "", sep="\n")
     for text in run.notices:
         out.print(f"Notice: {text}", soft_wrap=True)

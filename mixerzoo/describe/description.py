@@ -65,7 +65,7 @@ class TrainingCosts:
     Attributes:
         tokens: that it trains on: steps × batch × accumulation × sequence × devices.
         tokens_per_step: that one optimiser step sees.
-        devices: 1, or the processes of torchrun.
+        devices: as asked for, else the processes of torchrun, else 1.
         text_tokens: of the training text when it was last trained on here; None where it never was.
         epochs: how often the run reads its text; None where that is not known.
         memory: of each device.
@@ -86,6 +86,7 @@ class TrainingCosts:
             "weights_bytes": self.memory.weights,
             "gradients_bytes": self.memory.gradients,
             "optimizer_bytes": self.memory.optimizer,
+            "gathered_bytes": self.memory.gathered,
             "average_bytes": self.memory.average,
             "activations_bytes_estimate": self.memory.activations,
             "total_bytes_estimate": self.memory.total,
@@ -137,13 +138,14 @@ class Description:
         }
 
 
-def describe(recipe: Recipe) -> Description:
+def describe(recipe: Recipe, devices: int | None = None) -> Description:
     """Count what a recipe's decoder costs.
 
     Bytes are counted in the dtype in which the recipe computes: float32, bfloat16 or float16.
 
     Args:
         recipe: a validated recipe.
+        devices: how many train together; default: the processes of torchrun.
 
     Raises:
         RecipeError: the vocabulary size is open, and no tokenizer that is known without its data fills it.
@@ -157,7 +159,11 @@ def describe(recipe: Recipe) -> Description:
     length = recipe.data.sequence_length
     decoder = build(recipe, device="meta")
     with in_words(recipe.mixer.name):
-        costs, drawn, training = count_costs(decoder, length, dtype), picture(decoder), _training(recipe, decoder)
+        costs, drawn, training = (
+            count_costs(decoder, length, dtype),
+            picture(decoder),
+            _training(recipe, decoder, devices),
+        )
     with torch.device("meta"):
         plain = Decoder(decoder.config, load_registry().get(BASELINE).mixer)
     return Description(
@@ -172,8 +178,8 @@ def describe(recipe: Recipe) -> Description:
     )
 
 
-def _training(recipe: Recipe, decoder: Decoder) -> TrainingCosts:
-    devices = launch().world_size
+def _training(recipe: Recipe, decoder: Decoder, devices: int | None) -> TrainingCosts:
+    devices = devices or launch().world_size
     tokens, text = tokens_of_run(recipe, devices), remembered(recipe.data)
     return TrainingCosts(
         tokens=tokens,
@@ -181,7 +187,7 @@ def _training(recipe: Recipe, decoder: Decoder) -> TrainingCosts:
         devices=devices,
         text_tokens=text,
         epochs=None if text is None else tokens / text,
-        memory=training_memory(recipe, decoder),
+        memory=training_memory(recipe, decoder, devices),
         notices=() if text is None else tuple(sense(recipe, text, decoder.shape.vocab_size, devices)),
     )
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from mixerzoo.data import TokenFile, documents_of
 from mixerzoo.errors import DataError
-from mixerzoo.model import Decoder
+from mixerzoo.model import Decoder, compute_device, drop_gathered, is_sharded
 
 #: Called with the sequences scored so far and in all.
 Progress = Callable[[int, int], None]
@@ -99,28 +99,35 @@ def score(
     if len(tokens) == 0:
         raise DataError("there are no tokens to score")
     num_windows = -(-len(tokens) // sequence_length)
-    chosen = np.arange(num_windows)
-    if max_sequences is not None and max_sequences < num_windows:
-        chosen = np.linspace(0, num_windows - 1, max_sequences).round().astype(np.int64)
-        num_bytes = None
+    chosen = _spread(num_windows, max_sequences)
+    num_bytes = num_bytes if len(chosen) == num_windows else None
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = chosen[rank::world]
-    device = decoder.lm_head.weight.device
+    each = [_batches(chosen[r::world], len(tokens), sequence_length, batch_size) for r in range(world)]
+    device = compute_device(decoder.lm_head.weight)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     done = 0
-    for batch in _batches(mine, len(tokens), sequence_length, batch_size):
-        inputs, targets = _windows(tokens, batch, sequence_length, start_token)
+    for batch in _in_step(each, rank) if is_sharded(decoder) else each[rank]:
+        inputs, targets = _windows(tokens, batch or [0], sequence_length, start_token)
         documents = documents_of(inputs, start_token).to(device) if document_mask else None
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             nll = decoder.token_losses(inputs.to(device), targets.to(device), documents=documents)
-        sums[0] += nll.double().sum()
-        sums[1] += targets.numel()
+        if not batch:
+            continue  # in step with others
+        sums += torch.stack([nll.double().sum(), torch.tensor(targets.numel(), device=device)])
         done += len(batch)
         if progress is not None:
-            progress(done, len(mine))
+            progress(done, len(chosen[rank::world]))
+    drop_gathered(decoder)
     if world > 1:
         dist.all_reduce(sums)
     return Score(nll=float(sums[0]), num_tokens=int(sums[1]), num_bytes=num_bytes)
+
+
+def _spread(num_windows: int, most: int | None) -> np.ndarray[Any, Any]:
+    """The numbers of so many windows at most, spread evenly."""
+    if most is None or most >= num_windows:
+        return np.arange(num_windows)
+    return np.linspace(0, num_windows - 1, most).round().astype(np.int64)
 
 
 def _batches(mine: np.ndarray[Any, Any], length: int, sequence_length: int, batch_size: int) -> list[list[int]]:
@@ -128,6 +135,11 @@ def _batches(mine: np.ndarray[Any, Any], length: int, sequence_length: int, batc
     full = [int(i) for i in mine if (i + 1) * sequence_length <= length]
     batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
     return batches + [[int(i)] for i in mine if (i + 1) * sequence_length > length]
+
+
+def _in_step(each: list[list[list[int]]], rank: int) -> list[list[int]]:
+    """The batches of one process, and empty ones: a forward gathers shares from all, so all must take as many."""
+    return each[rank] + [[]] * (max(map(len, each)) - len(each[rank]))
 
 
 def accounting(decoder: Decoder) -> dict[str, Any]:

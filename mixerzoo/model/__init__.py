@@ -15,8 +15,10 @@ from mixerzoo.model.layer import Layer
 from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy
 from mixerzoo.model.norm import RMSNorm, compute_dtype
 from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
+from mixerzoo.model.recompute import EveryNth, Recompute, recomputes
 from mixerzoo.model.regions import Compiled
 from mixerzoo.model.rope import SCALINGS, Rotary
+from mixerzoo.model.sharding import compute_device, drop_gathered, is_sharded
 from mixerzoo.model.stack import Stack
 from mixerzoo.model.swap_mixer import left_out, remix
 from mixerzoo.model.tail import earlier
@@ -29,6 +31,7 @@ __all__ = [
     "BackendName",
     "Compiled",
     "Decoder",
+    "EveryNth",
     "KVCache",
     "KeysAndValues",
     "LatentAttention",
@@ -37,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "Past",
     "RMSNorm",
+    "Recompute",
     "Rotary",
     "Run",
     "Stack",
@@ -44,18 +48,22 @@ __all__ = [
     "apply_lr_factors",
     "check_backend",
     "chunk_tokens",
+    "compute_device",
     "compute_dtype",
     "decay_parameter_names",
+    "drop_gathered",
     "earlier",
     "find_device",
     "find_dtype",
     "flops_per_token",
     "forward_flops",
     "initialise_mixer",
+    "is_sharded",
     "left_out",
     "linear_cross_entropy",
     "materialize",
     "parameter_roles",
+    "recomputes",
     "remix",
     "roles_within",
 ]

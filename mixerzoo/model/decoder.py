@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.mixer import Context, Mixer, MixerConfig, Plan, State
@@ -31,6 +30,7 @@ from mixerzoo.model.inputs import check_inputs, check_targets
 from mixerzoo.model.latent_attention import LatentAttention
 from mixerzoo.model.loss import linear_cross_entropy, token_losses
 from mixerzoo.model.past import KeysAndValues, Run
+from mixerzoo.model.recompute import Recompute, recomputed
 from mixerzoo.model.regions import Compiled, Regions
 from mixerzoo.model.rope import Rotary
 from mixerzoo.model.stack import Stack
@@ -74,7 +74,7 @@ class Backbone(Stack):
             mixer,
             lambda _, has_k, has_v: LatentAttention(config, has_k) if latent else Attention(config, has_k, has_v),
         )
-        self.activation_checkpointing = False
+        self.activation_checkpointing: Recompute = "none"
         #: Whether positions count from 0 in each document of a packed row, or through the row.
         self.reset_positions = True
         self._regions: Regions | None = None
@@ -95,10 +95,10 @@ class Backbone(Stack):
         last_only: bool = False,
     ) -> Tensor:
         """Normed hidden states [B, T, D], or [B, 1, D] with ``last_only``; arguments as in `Decoder.forward`."""
-        if self._is_sequential and self.activation_checkpointing and torch.is_grad_enabled():
+        if self._is_sequential and self.activation_checkpointing != "none" and torch.is_grad_enabled():
             raise MixerError(
                 f"mixer {self.mixer.name!r} lets steps write one slot in turn, which cannot be computed again in the "
-                "backward; set train.activation_checkpointing to false"
+                "backward; set train.activation_checkpointing to none"
             )
         if self._whole is not None and cache is None and torch.is_grad_enabled():
             return self._whole(tokens, None, left_padding, documents, last_only)
@@ -143,7 +143,7 @@ class Backbone(Stack):
         """All steps of the new tokens."""
         run = self._run(new, cache, left_padding, documents)
         num_new, last_step = new.x.size(1), len(self.plan.order) - 1
-        recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
+        recompute = self.activation_checkpointing if torch.is_grad_enabled() and cache is None else "none"
         narrows = last_only and documents is None and num_new > 1
         state = self.mixer.start(new.x, self._context(new, cache))
         held: dict[int, KeysAndValues] = {}
@@ -152,10 +152,7 @@ class Backbone(Stack):
             run_layer: Callable[..., tuple[State, KeysAndValues]] = layer
             if self._regions is not None and cache is None and torch.is_grad_enabled():
                 run_layer = partial(self._regions.step, layer)
-            # Non-re-entrant: the re-entrant variant loses the gradients of tensors inside the state.
-            if recompute:
-                run_layer = partial(checkpoint, run_layer, use_reentrant=False)
-            state, written = run_layer(state, step, reads, run)
+            state, written = recomputed(run_layer, recompute, step)(state, step, reads, run)
             if self.lends(step):
                 held[step] = written
             # Later steps only read what is stored by now, so tokens whose logits nobody asks for end here.

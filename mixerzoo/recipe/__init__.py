@@ -9,11 +9,13 @@ from mixerzoo.recipe.feasibility import (
     check_size,
     remembered,
     sense,
+    sequences_per_step,
     tokens_of_run,
     training_memory,
 )
 from mixerzoo.recipe.optimizer import AdafactorOptimizer, LionOptimizer, MuonOptimizer
 from mixerzoo.recipe.optimizer_state import Kept, kept_of
+from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.parameter_groups import TrainedParameter, trained_parameters
 from mixerzoo.recipe.precision import Precision, autocast_dtype, compute_dtype, weights_dtype
 from mixerzoo.recipe.read import load_recipe, parse_recipe, to_recipe
@@ -23,6 +25,7 @@ from mixerzoo.recipe.yaml_source import YamlSource
 
 __all__ = [
     "AdafactorOptimizer",
+    "FsdpConfig",
     "Kept",
     "LionOptimizer",
     "MuonOptimizer",
@@ -45,6 +48,7 @@ __all__ = [
     "recipes_at_hand",
     "remembered",
     "sense",
+    "sequences_per_step",
     "summary_of",
     "to_recipe",
     "tokens_of_run",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -18,10 +18,13 @@ from mixerzoo.errors import RecipeError
 from mixerzoo.files import write_text
 from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
+from mixerzoo.recipe.activations import kept_elements
 from mixerzoo.recipe.building import build
 from mixerzoo.recipe.optimizer_state import state_bytes
+from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.precision import compute_dtype, weights_dtype
 from mixerzoo.recipe.recipe import Recipe
+from mixerzoo.recipe.shares import gathered_bytes, share
 
 #: Readings of the same text beyond which more of them teach little (Muennighoff et al., arXiv 2305.16264).
 MANY_EPOCHS = 4
@@ -44,6 +47,7 @@ class TrainingMemory:
             kernels that run nor what a mixer keeps within a step.
         logits: the part of the activations that is certain: the scores of as many tokens as the loss takes at a time.
         average: the mean of the weights that ``train.ema`` keeps, in float32.
+        gathered: what sharding holds in the middle of a step beside the shares that the others are.
     """
 
     weights: int
@@ -52,42 +56,40 @@ class TrainingMemory:
     activations: int
     logits: int
     average: int = 0
+    gathered: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+        return self.weights + self.gradients + self.optimizer + self.average + self.gathered + self.activations
 
     @property
     def least(self) -> int:
         """The part that is certain."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.logits
+        return self.weights + self.gradients + self.optimizer + self.average + self.gathered + self.logits
 
 
-def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
-    """Count what training takes.
+def training_memory(recipe: Recipe, decoder: Decoder, devices: int = 1) -> TrainingMemory:
+    """Count what training takes of each device.
 
     Args:
-        recipe: batch size, sequence length and precision.
+        recipe: batch size, sequence length, precision and sharding.
         decoder: its decoder, on any device.
+        devices: that train together.
     """
     shape, train = decoder.shape, recipe.train
     count = sum(decoder.num_parameters())
     weights = count * weights_dtype(train.precision).itemsize
     compute = compute_dtype(train.precision)
     tokens = train.batch_size * recipe.data.sequence_length
-    # Two norms and two residual additions; queries, keys, values and attention's output; gate, up and their product.
-    step = 6 * shape.hidden_size + 2 * shape.num_heads * (shape.head_dim + shape.v_head_dim)
-    step += 2 * shape.num_kv_heads * (shape.head_dim + shape.v_head_dim) + 4 * recipe.model.intermediate_size
-    steps = shape.num_steps
-    kept = shape.hidden_size * steps + step if train.activation_checkpointing else step * steps
+    kept = kept_elements(shape, recipe.model.intermediate_size, train.activation_checkpointing)
     kept = kept * compute.itemsize + decoder.mixer.in_flight_bytes(compute)
     # The scores and their log-probabilities.
     logits = 2 * chunk_tokens(tokens, shape.vocab_size) * shape.vocab_size * torch.float32.itemsize
     # Who sees whom; flex keeps it by blocks.
     masked = recipe.data.document_mask and recipe.model.attention_backend != "flex"
     mask = tokens * recipe.data.sequence_length * torch.bool.itemsize if masked else 0
-    return TrainingMemory(
+    every = TrainingMemory(
         weights=weights,
         gradients=weights,
         optimizer=state_bytes(recipe, decoder),
@@ -95,6 +97,23 @@ def training_memory(recipe: Recipe, decoder: Decoder) -> TrainingMemory:
         logits=logits,
         average=0 if train.ema is None else count * torch.float32.itemsize,
     )
+    if train.parallel != "fsdp":
+        return every
+    options = train.fsdp or FsdpConfig()
+    # Shares that leave the GPU are none of its memory.
+    own, state = (0, 0) if options.cpu_offload else (share(weights, devices), share(every.optimizer, devices))
+    gathered = gathered_bytes(decoder, options)
+    return replace(every, weights=own, gradients=own, optimizer=state, gathered=gathered)
+
+
+def sequences_per_step(recipe: Recipe, world_size: int = 1) -> int:
+    """Sequences that one optimiser step sees.
+
+    Args:
+        recipe: the experiment.
+        world_size: devices that train together.
+    """
+    return recipe.train.batch_size * recipe.train.accumulation * world_size
 
 
 def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
@@ -104,8 +123,7 @@ def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
         recipe: the experiment.
         world_size: devices that train together.
     """
-    train = recipe.train
-    return train.steps * train.batch_size * train.accumulation * recipe.data.sequence_length * world_size
+    return recipe.train.steps * sequences_per_step(recipe, world_size) * recipe.data.sequence_length
 
 
 def check_size(recipe: Recipe) -> list[str]:
@@ -120,15 +138,17 @@ def check_size(recipe: Recipe) -> list[str]:
     """
     if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
         return []
-    need = training_memory(recipe, build(recipe, device="meta"))
+    need = training_memory(recipe, build(recipe, device="meta"), launch().world_size)
     free, where = free_bytes()
     if where == "this machine":
         free //= launch().local_world_size
     if need.least > free:
+        gathered = f"gathered {gib(need.gathered)}, " if need.gathered else ""
         average = f"average {gib(need.average)}, " if need.average else ""
         raise RecipeError(
             f"training needs at least {gib(need.least)} (weights {gib(need.weights)}, gradients "
-            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, {average}logits {gib(need.logits)}), and "
+            f"{gib(need.gradients)}, optimizer {gib(need.optimizer)}, {average}{gathered}"
+            f"logits {gib(need.logits)}), and "
             f"{where} has {gib(free)} free; make the model, train.batch_size or data.sequence_length smaller"
         )
     if need.total > free:

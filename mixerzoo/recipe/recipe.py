@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mixerzoo.data.config import DataConfig
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import MixerChoice
-from mixerzoo.model import Compiled, ModelConfig
+from mixerzoo.model import Compiled, ModelConfig, Recompute
 from mixerzoo.recipe.optimizer import (
     AdafactorOptimizer,
     AdamwOptimizer,
@@ -20,6 +20,7 @@ from mixerzoo.recipe.optimizer import (
     WidthScaling,
     check_moments,
 )
+from mixerzoo.recipe.parallel import FsdpConfig, Parallel, check_sharding
 from mixerzoo.recipe.precision import Precision
 from mixerzoo.yaml_text import to_yaml
 
@@ -43,6 +44,13 @@ def _mode(given: Any) -> Any:
 
 
 _Compile = Annotated[Compiled, BeforeValidator(_mode, json_schema_input_type=Compiled | bool)]
+
+
+def _recompute(given: Any) -> Any:
+    return {True: "layers", False: "none"}[given] if isinstance(given, bool) else given
+
+
+_Recompute = Annotated[Recompute, BeforeValidator(_recompute, json_schema_input_type=Recompute | bool)]
 
 
 class TrainConfig(BaseModel):
@@ -87,7 +95,17 @@ class TrainConfig(BaseModel):
         description="Whether torch.compile runs the steps: what repeats once for all layers (true is that too), all as "
         "one whole graph, or off (false).",
     )
-    activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward.")
+    activation_checkpointing: _Recompute = Field(
+        "none",
+        description="What is computed again in the backward, and not kept: `none` (false is that too), `layers` (or "
+        "true), `selective`, which keeps matrix products, or one layer in n with `{every: n}`.",
+    )
+    parallel: Parallel = Field(
+        "ddp",
+        description="What each of several devices has: `ddp` all weights, `fsdp` a share of weights, gradients and "
+        "optimizer state.",
+    )
+    fsdp: FsdpConfig | None = Field(None, description="How `parallel: fsdp` shares out; default: its defaults.")
     log_interval: int = Field(10, ge=1, le=_MAX_STEPS, description="Steps between lines of metrics.jsonl.")
     checkpoint_interval: int | None = Field(
         None, ge=1, le=_MAX_STEPS, description="Steps between checkpoints; default: a tenth of the steps."
@@ -98,12 +116,30 @@ class TrainConfig(BaseModel):
         le=10_000,
         description="How many of the newest checkpoints to keep; 0: one while training, none once finished.",
     )
+    async_checkpoints: bool = Field(
+        False, description="Whether training goes on while a checkpoint is written; with `parallel: fsdp` alone."
+    )
     trackers: _Trackers = Field((), description="Trackers that are told all metrics; each is an extra to install.")
 
     @model_validator(mode="after")
     def _each_tracker_once(self) -> Self:
         if len(set(self.trackers)) < len(self.trackers):
             raise ValueError(f"trackers: one is there twice: {', '.join(self.trackers)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_is_possible(self) -> Self:
+        if self.fsdp is not None and self.parallel != "fsdp":
+            raise ValueError(f"fsdp has no meaning with parallel {self.parallel}; remove it, or set parallel to fsdp")
+        if self.fsdp is not None and self.fsdp.mixed_precision and self.precision != "bf16":
+            raise ValueError(
+                f"fsdp.mixed_precision gathers weights in bf16, and precision is {self.precision}; set that to bf16, "
+                "or leave mixed_precision out"
+            )
+        if self.parallel == "fsdp":
+            check_sharding(self.optimizer, self.precision, self.ema, self.compile)
+        if self.async_checkpoints and self.parallel != "fsdp":
+            raise ValueError("async_checkpoints writes what parallel fsdp shares out; set it to false")
         return self
 
     @model_validator(mode="after")

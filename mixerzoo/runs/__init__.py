@@ -14,11 +14,14 @@ from mixerzoo.runs.checkpoints import (
 from mixerzoo.runs.directory import RunDirectory
 from mixerzoo.runs.layout import GENERATION_FILE, RECIPE_FILE, TENSORBOARD
 from mixerzoo.runs.log import METRICS_FILE, read_metrics_file
+from mixerzoo.runs.records import BATCH, LENGTH
 from mixerzoo.runs.results import metrics_frame, read_metrics, read_results, results_frame
 from mixerzoo.runs.text_format import check_tokenizer, home_of
 
 __all__ = [
+    "BATCH",
     "GENERATION_FILE",
+    "LENGTH",
     "METRICS_FILE",
     "OPTIMIZER_FILE",
     "RECIPE_FILE",

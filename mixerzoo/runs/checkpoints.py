@@ -22,7 +22,11 @@ STATE_FILE = "trainer_state.json"
 _COMPLETE = re.compile(r"checkpoint-([0-9]{1,18})")
 #: What is put behind the name of a checkpoint that cannot be used.
 _DAMAGED = ".damaged"
-_NEEDED = ("config.json", "model.safetensors", OPTIMIZER_FILE, SCHEDULER_FILE, STATE_FILE)
+_NEEDED = ("config.json", SCHEDULER_FILE, STATE_FILE)
+_WHOLE = ("model.safetensors", OPTIMIZER_FILE)
+#: What each of several processes has written of weights and optimizer state; the rest of the first one's names.
+_SHARES = ("-model-00001-of-00002.safetensors", "-model-00002-of-00002.safetensors")
+_FIRST_SHARES = tuple(f"shard-00001{rest}" for rest in _SHARES)
 
 
 def complete_checkpoints(directory: Path) -> list[tuple[int, Path]]:
@@ -37,7 +41,7 @@ def complete_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if path.is_dir())
 
 
-def publish_checkpoint(folder: Path, target: Path, *, run: str, step: int, processes: int) -> None:
+def publish_checkpoint(folder: Path, target: Path, *, run: str, step: int, processes: int, sequences: int) -> None:
     """Give a checkpoint that is written its manifest and its name.
 
     Args:
@@ -46,12 +50,13 @@ def publish_checkpoint(folder: Path, target: Path, *, run: str, step: int, proce
         run: identity of the run.
         step: after which it was taken.
         processes: how many train.
+        sequences: that a step of all of them sees.
 
     Raises:
         OSError: the disk is full or fails.
     """
     names = [path.name for path in folder.iterdir()]
-    write_manifest(folder, names, run=run, step=step, processes=processes)
+    write_manifest(folder, names, run=run, step=step, processes=processes, sequences=sequences)
     if target.exists():
         files.remove_directory(target)
     files.publish(folder, target)
@@ -111,7 +116,8 @@ def _why_not(folder: Path, step: int, run: str) -> Iterator[str]:
     if manifest.get("step") != step:
         yield f"{folder} was taken after step {manifest.get('step')} (by its {MANIFEST_FILE}), and was renamed"
     entries = manifest["files"]
-    for name in _NEEDED:
+    shares = any(name.startswith("shard-") for name in entries)
+    for name in _NEEDED + (_FIRST_SHARES if shares else _WHOLE):
         if name not in entries:
             yield f"{folder} has no {name}, so it holds weights and cannot be trained on"
     found = difference(folder, entries)
@@ -161,13 +167,14 @@ def tidy(directory: Path, keep: int) -> None:
     """
     prune(directory, keep)
     for _, folder in complete_checkpoints(directory)[:-1]:
-        optimizer = folder / OPTIMIZER_FILE
-        if optimizer.exists():
+        optimizer = [path for path in folder.iterdir() if path.name == OPTIMIZER_FILE or path.name.endswith(_SHARES[1])]
+        if optimizer:
             manifest = read_manifest(folder)
-            manifest["files"].pop(OPTIMIZER_FILE, None)
+            names = manifest["files"].keys() - {path.name for path in optimizer}
             rest = {key: value for key, value in manifest.items() if key != "files"}
-            write_manifest(folder, manifest["files"], **rest)
-            optimizer.unlink()
+            write_manifest(folder, names, **rest)
+        for path in optimizer:
+            path.unlink()
 
 
 def remove_all(directory: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -246,13 +246,18 @@ class RunDirectory:
         saved = self.recipe()
         return recipe.train.steps > saved.train.steps and differences(recipe, saved).keys() <= LENGTH
 
-    def check_same(self, recipe: Recipe, fingerprint: str) -> None:
+    def check_same(self, recipe: Recipe, fingerprint: str, free: Collection[str] = ()) -> None:
         """Refuse to resume anything but the run that the directory holds.
+
+        Args:
+            recipe: as given now.
+            fingerprint: of its data.
+            free: keys in which the recipe may differ.
 
         Raises:
             RunError: there is no run, its recipe differs (says where), or its data changed.
         """
-        differing = differences(recipe, self.recipe())
+        differing = {key: how for key, how in differences(recipe, self.recipe()).items() if key not in free}
         if differing:
             lines = [f"  {key}: {how}" for key, how in differing.items()]
             hint = "\ntrain.steps can only grow" if "train.steps" in differing else ""

@@ -18,6 +18,8 @@ from mixerzoo.yaml_text import one_line
 
 #: What a run may change to go on for longer. Whether the steps that are done would have been the same, training says.
 LENGTH = frozenset({"train.steps", "train.warmup_fraction"})
+#: What may change with the number of processes where a step sees as many sequences as before; training says whether.
+BATCH = frozenset({"train.accumulation", "train.batch_size"})
 #: What changes nothing of a run.
 _FREE = frozenset({"train.trackers", "data.workers", "data.loader_workers"})
 

@@ -76,5 +76,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         dataloader_num_workers=recipe.data.loader_workers,
         remove_unused_columns=False,
         disable_tqdm=True,
+        # Or every process but the first would warn again of what is no error.
+        log_level_replica="passive",
         report_to="none",
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -30,10 +32,13 @@ class Interrupts:
     Args:
         hold: whether the first is held back at all.
         say: what is written to standard error then; "" for nothing.
+        once: seconds after the first in which another is no second one: a scheduler's goes to all processes, and
+            torchrun hands on its own.
     """
 
-    def __init__(self, *, hold: bool = True, say: str = "") -> None:
-        self._hold, self._say = hold, say
+    def __init__(self, *, hold: bool = True, say: str = "", once: float = 0.0) -> None:
+        self._hold, self._say, self._once = hold, say, once
+        self._since = -math.inf
         self._holding = False
         self._before: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
@@ -74,10 +79,12 @@ class Interrupts:
         if os.getpid() != self._process:
             return  # a worker of the loader, which ends with the process that it reads for
         if self._holding and self.received is None:
-            self.received = number
+            self.received, self._since = number, time.monotonic()
             if self._say:
                 # Nothing else may be called here: a stream of Python's could be in the middle of a line.
                 os.write(2, f"\n{self._say}\n".encode())
+            return
+        if self._holding and time.monotonic() - self._since < self._once:
             return
         _end(number)
 

@@ -18,14 +18,26 @@ from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, ya
 from mixerzoo.errors import DataError, RecipeError, RunError
 from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
-from mixerzoo.model import Decoder, check_backend
+from mixerzoo.model import Decoder, check_backend, is_sharded
 from mixerzoo.process import launch, notices, recipe_decides
 from mixerzoo.recipe import Recipe, build, check_data, check_size, compute_dtype, to_recipe, weights_dtype
-from mixerzoo.runs import GENERATION_FILE, METRICS_FILE, RunDirectory, newest_whole, read_metrics_file, run_card, tidy
+from mixerzoo.runs import (
+    BATCH,
+    GENERATION_FILE,
+    LENGTH,
+    METRICS_FILE,
+    RunDirectory,
+    newest_whole,
+    read_metrics_file,
+    run_card,
+    tidy,
+)
 from mixerzoo.training.arguments import learning_rates
 from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.optimizers import check_optimizer_installed
+from mixerzoo.training.parallel import check_parallel, process_group, whole_weights
 from mixerzoo.training.precision import check_precision
+from mixerzoo.training.processes import check_step, losses_in_words, step_in_words
 from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation
 from mixerzoo.training.trackers import Trackers, check_trackers
@@ -84,8 +96,7 @@ def train(
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     _say(reporter, _check_possible(recipe))
     run = RunDirectory(Path(directory).resolve())
-    say = "Saving a checkpoint after this step; once more ends at once." if main else ""
-    with Interrupts(hold=save_on_interrupt, say=say) as interrupts, memory_in_words():
+    with _interrupts(save_on_interrupt, main) as interrupts, _surroundings(recipe):
         work = _Work(run, recipe, command, name or run.path.name, reporter, interrupts, main)
         if not main:
             return work.train(resume)
@@ -96,15 +107,28 @@ def train(
             return work.train(resume)
 
 
+def _interrupts(hold: bool, main: bool) -> Interrupts:
+    say = "Saving a checkpoint after this step; once more ends at once." if main else ""
+    return Interrupts(hold=hold, say=say, once=5.0 if launch().world_size > 1 else 0.0)
+
+
 def _check_possible(recipe: Recipe) -> Iterable[str]:
     """Fail before minutes go into the data of a recipe that cannot run, and before it replaces a run; else notices."""
     check_trackers(recipe)
+    check_parallel(recipe)
     where = "cuda" if torch.cuda.is_available() else "cpu"
     precision = recipe.train.precision
     check_precision(precision)
     check_optimizer_installed(recipe)
     check_backend(recipe.model.attention_backend, where, training=True, dtype=compute_dtype(precision))
     return check_size(recipe)
+
+
+@contextmanager
+def _surroundings(recipe: Recipe) -> Iterator[None]:
+    """What a run needs of its process, and what goes wrong around it in words."""
+    with memory_in_words(), losses_in_words(), process_group(recipe):
+        yield
 
 
 def _say(reporter: Reporter, texts: Iterable[str]) -> None:
@@ -173,8 +197,10 @@ class _Work:
                     tidy(run.checkpoints, self.recipe.train.keep_checkpoints)
                 reporter.notice(f"{run.path} is already finished; its figures:")
                 return run.result()
-            start = self._newest(longer)
+            start = self._newest(data, longer)
         _say(reporter, (*data.notices, *check_data(self.recipe, data)))
+        if (processes := launch().world_size) > 1:
+            reporter.notice(step_in_words(self.recipe, processes))
         decoder = self._begin(data, start, resume)
         end = data.tokenizer.end_of_text_id if self.recipe.data.document_mask else None
         windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length, end)
@@ -207,16 +233,17 @@ class _Work:
         else:
             with self.interrupts.held():
                 trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+                trainer.finish_saving()
 
     def _check_same(self, data: PreparedData) -> bool:
         """Refuse to resume another run; says whether this one is to take more steps than it was started with."""
         if not self.run.lengthens(self.recipe):
-            self.run.check_same(self.recipe, data.fingerprint)
+            self.run.check_same(self.recipe, data.fingerprint, () if self.run.finished else BATCH)
             return False
         self.run.check_data(data.fingerprint)
         return True
 
-    def _newest(self, longer: bool) -> _Start:
+    def _newest(self, data: PreparedData, longer: bool) -> _Start:
         """The checkpoint to go on from."""
         run = self.run
         found = newest_whole(run.checkpoints, run.run_id, self.reporter.notice, main=self.main)
@@ -226,6 +253,10 @@ class _Work:
                 f"{self.recipe.train.keep_checkpoints})"
             )
         start = _Start() if found is None else _Start(*found)
+        if start.checkpoint is None:
+            run.check_same(self.recipe, data.fingerprint, LENGTH if longer else ())
+        elif (changed := check_step(start.checkpoint, run.recipe(), self.recipe, launch().world_size)) is not None:
+            self.reporter.notice(changed)
         if longer:
             _check_schedule(run.recipe(), self.recipe, start.step)
         return start
@@ -276,9 +307,10 @@ class _Work:
             "steps": recipe.train.steps,
             **trainer.records.after(recipe.train.steps),
         }
+        weights = whole_weights(decoder, keep=self.main) if is_sharded(decoder) else None
         if self.main:
             run.check_there()
-            save_checkpoint(decoder, run.path)
+            save_checkpoint(decoder, run.path, weights)
             if recipe.model.init_from is None:
                 end = data.tokenizer.end_of_text_id
                 write_text(run.path / GENERATION_FILE, to_json({"eos_token_id": end, "pad_token_id": end}))

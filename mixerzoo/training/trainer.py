@@ -21,22 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mixerzoo import files
-from mixerzoo.checkpoints import load_checkpoint, save_checkpoint
+from mixerzoo.checkpoints import load_checkpoint, save_checkpoint, save_configuration
 from mixerzoo.data import TokenWindows
 from mixerzoo.errors import RunError
-from mixerzoo.files import MANIFEST_FILE, read_manifest
-from mixerzoo.model import Decoder, decay_parameter_names
-from mixerzoo.recipe import Recipe, kept_of, trained_parameters
-from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints, prune, publish_checkpoint
+from mixerzoo.model import Decoder, decay_parameter_names, is_sharded
+from mixerzoo.recipe import FsdpConfig, Recipe, kept_of, sequences_per_step, trained_parameters
+from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints
 from mixerzoo.training.arguments import training_arguments
 from mixerzoo.training.mean_weights import MEAN_FILE, MeanWeights
 from mixerzoo.training.optimizers import load_state, make_optimizer
+from mixerzoo.training.parallel import ParallelTrainer, first_of_all, own_share, shard
 from mixerzoo.training.precision import Float8
+from mixerzoo.training.process_state import process_file, process_state
 from mixerzoo.training.records import Records
+from mixerzoo.training.saving import Pending
+from mixerzoo.training.sharded import Writing, load_optimizer, load_weights
 from mixerzoo.training.state import (
     check_optimizer,
     check_scheduler,
@@ -101,7 +104,7 @@ class SeededOrder(Sampler[int]):
             number += 1
 
 
-class MixerZooTrainer(Trainer):
+class MixerZooTrainer(ParallelTrainer):
     """Trainer over a `NextTokenLoss`, run as a recipe's ``train`` section says.
 
     Args:
@@ -126,13 +129,21 @@ class MixerZooTrainer(Trainer):
         self.directory = directory
         self.run = run
         self._saving_into: Path | None = None
+        self._pending: Pending | None = None
+        self._writing: Writing | None = None
+        self._group: Any = None
         self.float8 = Float8(decoder) if recipe.train.precision == "float8" else None
         decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
         decoder.model.reset_positions = recipe.data.reset_positions
         decoder.model.compile_training(recipe.train.compile)
+        args = training_arguments(recipe, directory)
+        if recipe.train.parallel == "fsdp":
+            shard(decoder, recipe.train.fsdp or FsdpConfig(), args.device)
+            if recipe.train.async_checkpoints:
+                self._group = torch.distributed.new_group(backend="gloo")
         super().__init__(
             model=NextTokenLoss(decoder),
-            args=training_arguments(recipe, directory),
+            args=args,
             train_dataset=dataset,
             callbacks=callbacks,
         )
@@ -190,8 +201,9 @@ class MixerZooTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         self.check_finite()
         with self.records.stopwatch.paused():
+            self.finish_saving()
             target = self.directory / f"checkpoint-{self.state.global_step}"
-            self._saving_into = Path(str(self._agreed(str(files.unfinished(target)))))
+            self._saving_into = Path(self.agreed(str(files.unfinished(target))))
             try:
                 if self.args.should_save:
                     self.directory.mkdir(exist_ok=True)
@@ -202,60 +214,75 @@ class MixerZooTrainer(Trainer):
                 with written(target):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    self._publish(self._saving_into / target.name, target)
+                if self.args.should_save and self.run is not None:
+                    self.run.check_there()
+                    self.run.metrics.copy_to(self._saving_into / target.name)
+                self._pending = self._to_publish(self._saving_into / target.name, target)
+                if self._group is None:
+                    self.finish_saving()
             except BaseException:
                 shutil.rmtree(self._saving_into, ignore_errors=True)
                 raise
             finally:
                 self._saving_into = None
 
-    def _publish(self, folder: Path, target: Path) -> None:
-        if self.run is not None:
-            self.run.check_there()
-            self.run.metrics.copy_to(folder)
-        publish_checkpoint(
+    def _to_publish(self, folder: Path, target: Path) -> Pending:
+        return Pending(
             folder,
             target,
-            run="" if self.run is None else self.run.run_id,
             step=self.state.global_step,
             processes=self.args.world_size,
+            sequences=sequences_per_step(self.recipe, self.args.world_size),
+            # Without any, a run that is cut off would begin anew; what a finished one keeps is decided at its end.
+            keep=max(1, self.recipe.train.keep_checkpoints),
+            run=self.run,
+            main=self.args.should_save,
+            writing=self._writing,
         )
-        folder.parent.rmdir()
-        # Without any, a run that is cut off would begin anew; what a finished one keeps is decided at its end.
-        prune(self.directory, max(1, self.recipe.train.keep_checkpoints))
 
-    def _agreed(self, value: str) -> Any:
-        """The first process's value, in every process."""
-        shared = [value]
-        if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(shared)
-        return shared[0]
+    def finish_saving(self, *, wait: bool = True) -> None:
+        """Give a checkpoint that is written its name, if there is one without.
+
+        Args:
+            wait: whether for one that is still being written.
+
+        Raises:
+            RunError: a process could not write.
+            OSError: the disk is full or fails.
+        """
+        pending = self._pending
+        if pending is not None and (wait or pending.done):
+            self._pending = None
+            pending.publish()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.finish_saving(wait=False)
+        return super().training_step(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
+        if self.args.should_save and is_sharded(self.decoder):
+            save_configuration(self.decoder, Path(output_dir or self.directory))
+        elif self.args.should_save:
             save_checkpoint(self.decoder, output_dir or self.directory)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.args.should_save:
-            return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        states = {OPTIMIZER_FILE: self.optimizer.state_dict(), SCHEDULER_FILE: self.lr_scheduler.state_dict()}
+        parts: dict[str, Any] = {OPTIMIZER_FILE: self.optimizer, SCHEDULER_FILE: self.lr_scheduler}
+        if is_sharded(self.decoder):
+            self._writing = Writing(self.decoder, parts.pop(OPTIMIZER_FILE), Path(output_dir), self._group)
+        if not self.args.should_save:
+            return
+        states = {name: part.state_dict() for name, part in parts.items()}
         if self.mean_weights is not None:
             states[MEAN_FILE] = self.mean_weights.state()
         for name, state in states.items():
             with written(Path(output_dir, name)):
                 torch.save(state, Path(output_dir, name))
 
-    def _process_file(self, folder: str | Path) -> Path:
-        """Where a checkpoint has the state of this process alone."""
-        world = self.args.world_size
-        return Path(folder, "rng_state.pth" if world <= 1 else f"rng_state_{self.args.process_index}.pth")
-
     def _save_rng_state(self, output_dir: str) -> None:
         """Save what each process has of its own: random numbers, the loss since the last log line, records."""
-        path = self._process_file(output_dir)
+        path = process_file(output_dir, self.args.process_index, self.args.world_size)
         state = {
             "random": random_state(),
             "loss": self._tr_loss.detach().cpu(),
@@ -277,25 +304,20 @@ class MixerZooTrainer(Trainer):
             CheckpointError: they cannot be read, or are not those of this decoder.
             RunError: the rest of it cannot be read.
         """
-        self._check_processes(folder)
-        saved = load_checkpoint(folder)
-        try:
-            self.decoder.load_state_dict(saved.state_dict())
-        except RuntimeError as error:
-            raise RunError(f"{folder}: holds the weights of another decoder than the recipe's") from error
+        if is_sharded(self.decoder):
+            load_weights(self.decoder, folder)
+        else:
+            try:
+                self.decoder.load_state_dict(load_checkpoint(folder).state_dict())
+            except RuntimeError as error:
+                raise RunError(f"{folder}: holds the weights of another decoder than the recipe's") from error
         if self.mean_weights is not None:
             self.mean_weights.load_state(read_state(folder / MEAN_FILE), folder / MEAN_FILE)
-        self.records.load_state(self._process_state(folder)["records"], self._process_file(folder))
+        state, path = self._process_state(folder)
+        self.records.load_state(state["records"], path)
 
-    def _check_processes(self, folder: Path) -> None:
-        if not (folder / MANIFEST_FILE).exists():
-            return
-        then, now = read_manifest(folder).get("processes"), self.args.world_size
-        if then != now:
-            raise RunError(
-                f"{folder}: was saved by a run of {then} processes, and this one has {now}, so a step would see "
-                f"another number of sequences; go on with {then}"
-            )
+    def _process_state(self, folder: Path) -> tuple[dict[str, Any], Path]:
+        return process_state(folder, self.args.process_index, self.args.world_size, _step_of(folder))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -304,30 +326,24 @@ class MixerZooTrainer(Trainer):
         assert self.lr_scheduler is not None
         folder = Path(checkpoint)
         step = _step_of(folder)
-        optimizer = read_state(folder / OPTIMIZER_FILE)
-        trained = trained_parameters(self.recipe, self.decoder).values()
-        kept = {id(each.parameter): kept_of(self.recipe, each) for each in trained}
-        check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step, kept)
         schedule, may_lag = read_state(folder / SCHEDULER_FILE), self.recipe.train.precision == "fp16"
         check_scheduler(schedule, self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE, step, may_lag=may_lag)
-        load_state(self.optimizer, optimizer)
+        if is_sharded(self.decoder):
+            load_optimizer(self.decoder, self.optimizer, folder, schedule["_last_lr"])
+        else:
+            optimizer = read_state(folder / OPTIMIZER_FILE)
+            trained = trained_parameters(self.recipe, self.decoder).values()
+            kept = {id(each.parameter): kept_of(self.recipe, each) for each in trained}
+            check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step, kept)
+            load_state(self.optimizer, optimizer)
         self.lr_scheduler.load_state_dict(schedule)
-
-    def _process_state(self, folder: Path) -> dict[str, Any]:
-        path = self._process_file(folder)
-        state = read_state(path)
-        kinds = {"random": dict, "loss": Tensor, "logged": int, "records": dict}
-        if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
-            raise RunError(f"{path}: holds no state of a process that trains; remove the checkpoint")
-        if state["loss"].shape != () or not 0 <= state["logged"] <= _step_of(folder):
-            raise RunError(f"{path}: damaged: the loss since the last log line; remove the checkpoint")
-        return state
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state = self._process_state(Path(checkpoint))
-        set_random_state(state["random"], self._process_file(checkpoint))
+        state, path = self._process_state(Path(checkpoint))
+        if state["random"] is not None:
+            set_random_state(state["random"], path)
         self._tr_loss = state["loss"].to(self._tr_loss)
         self._globalstep_last_logged = state["logged"]
 
@@ -341,9 +357,12 @@ class MixerZooTrainer(Trainer):
         if self.args.world_size > 1:
             loss = self.accelerator.gather(loss)
         self._refuse_not_finite({"loss": loss.mean().item()})
-        for name, parameter in self.decoder.named_parameters():
-            if not parameter.isfinite().all():
-                raise RunError(f"the weights of {name} are not finite after step {self.state.global_step}; {_LOWER}")
+        shares = ((name, own_share(parameter)) for name, parameter in self.decoder.named_parameters())
+        bad = next((name for name, share in shares if not share.isfinite().all()), None)
+        if is_sharded(self.decoder):
+            bad = first_of_all(bad)
+        if bad is not None:
+            raise RunError(f"the weights of {bad} are not finite after step {self.state.global_step}; {_LOWER}")
 
     def _refuse_not_finite(self, logs: dict[str, float]) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):

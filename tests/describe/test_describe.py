@@ -16,7 +16,7 @@ from mixerzoo.describe.description import count_costs, describe, flops_per_token
 from mixerzoo.describe.picture import MAX_ROWS, picture
 from mixerzoo.errors import MixerError, RecipeError
 from mixerzoo.model.layer import Layer
-from mixerzoo.recipe.feasibility import check_data, check_size, free_bytes
+from mixerzoo.recipe.feasibility import TrainingMemory, check_data, check_size, free_bytes
 from mixerzoo.recipe.read import parse_recipe
 from mixerzoo.recipe.yaml_source import YamlSource
 from runs import tiny_recipe
@@ -433,6 +433,14 @@ def test_memory_of_training(monkeypatch) -> None:
     assert memory.activations > memory.logits
     lighter = describe(paper_recipe("360M", train={"batch_size": 4, "activation_checkpointing": True})).training.memory
     assert lighter.activations < memory.activations
+    modes = [{"every": 1}, "layers", "selective", {"every": 3}, "none"]
+    kept = [
+        describe(paper_recipe("360M", train={"batch_size": 4, "activation_checkpointing": mode})).training.memory
+        for mode in modes
+    ]
+    assert [each.activations for each in kept] == sorted(each.activations for each in kept)
+    assert kept[0] == kept[1] == lighter
+    assert kept[-1] == memory
     assert lighter.optimizer == memory.optimizer
     # What surely does not fit is refused, what may not fit is said.
     monkeypatch.setattr("mixerzoo.recipe.feasibility.free_bytes", lambda: (memory.least - 1, "this machine"))
@@ -442,6 +450,21 @@ def test_memory_of_training(monkeypatch) -> None:
     assert check_size(recipe)[0].startswith("Training may need ")
     monkeypatch.setattr("mixerzoo.recipe.feasibility.free_bytes", lambda: (memory.total, "this machine"))
     assert check_size(recipe) == []
+
+
+def test_memory_of_shares() -> None:
+    def memory(devices: int, **fsdp: bool) -> TrainingMemory:
+        recipe = paper_recipe("360M", train={"batch_size": 4, "parallel": "fsdp", "fsdp": fsdp})
+        return describe(recipe, devices).training.memory
+
+    one, eight = memory(1), memory(8)
+    plain = describe(paper_recipe("360M", train={"batch_size": 4}), 8).training.memory
+    assert (one.weights, plain.gathered) == (plain.weights, 0)
+    for part in ("weights", "gradients", "optimizer"):
+        assert getattr(eight, part) == pytest.approx(getattr(one, part) / 8, abs=2)
+    assert (eight.gathered, eight.activations) == (one.gathered, plain.activations)
+    assert eight.total < plain.total
+    assert eight.gathered < memory(8, reshard_after_forward=False).gathered < 2 * plain.weights
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from mixerzoo import Decoder
 from mixerzoo.errors import MixerError
+from mixerzoo.model import EveryNth, Recompute
 from zoo import ZooCase, assert_close, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
@@ -55,9 +57,9 @@ def test_activation_checkpointing_gives_the_same_gradients(case: ZooCase) -> Non
     plain = gradients_of(decoder, tokens)
     runs: list[int] = []
     decoder.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: runs.append(0))
-    decoder.model.activation_checkpointing = True
+    decoder.model.activation_checkpointing = "layers"
     if decoder.plan.is_sequential:
-        with pytest.raises(MixerError, match=r"slot in turn.*set train\.activation_checkpointing to false"):
+        with pytest.raises(MixerError, match=r"slot in turn.*set train\.activation_checkpointing to none"):
             gradients_of(decoder, tokens)
         return
     recomputed = gradients_of(decoder, tokens)
@@ -66,6 +68,39 @@ def test_activation_checkpointing_gives_the_same_gradients(case: ZooCase) -> Non
     assert recomputed.keys() == plain.keys()
     for name, gradient in recomputed.items():
         assert_close(gradient, plain[name], 1e-12)
+
+
+@pytest.mark.parametrize("mode", [EveryNth(every=2), "selective"], ids=str)
+@pytest.mark.parametrize("mixer", ["smear", "attn_res", "depth_attention"])
+def test_less_may_be_computed_again(mixer: str, mode: Recompute) -> None:
+    decoder, tokens = zoo.make(ZooCase(mixer, {}, zoo.LOOPED)), some_tokens(2, 6)
+    plain = gradients_of(decoder, tokens)
+    runs: list[int] = []
+    for layer in decoder.model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: runs.append(0))
+    decoder.model.activation_checkpointing = mode
+    with _Products() as counted:
+        recomputed = gradients_of(decoder, tokens)
+    steps = len(decoder.plan.order)
+    assert len(runs) == (2 * steps if mode == "selective" else steps + -(-steps // 2))
+    for name, gradient in recomputed.items():
+        assert_close(gradient, plain[name], 1e-12)
+    if mode == "selective":
+        decoder.model.activation_checkpointing = "none"
+        with _Products() as without:
+            gradients_of(decoder, tokens)
+        # The forward's products are not computed again.
+        assert counted.number == without.number
+
+
+class _Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
 
 
 @every_registered_case

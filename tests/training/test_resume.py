@@ -149,6 +149,19 @@ def test_a_signal_that_is_ignored_stays_so():
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_that_a_launcher_hands_on_is_the_same_one():
+    reached = []
+
+    def step():
+        with Interrupts(once=60) as interrupts, interrupts.held():
+            send(signal.SIGTERM, signal.SIGTERM)
+            reached.append(interrupts.received)
+
+    with pytest.raises(Terminated):
+        step()
+    assert reached == [signal.SIGTERM]
+
+
 @pytest.mark.slow
 def test_several_processes_stop_at_the_same_step(tmp_path):
     script = tmp_path / "job.py"
@@ -175,7 +188,7 @@ def test_several_processes_stop_at_the_same_step(tmp_path):
             assert complete_checkpoints(directory / "checkpoints")[-1][0] == 5
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "alone")
     (tmp_path / "run" / "result.json").unlink()
-    with pytest.raises(RunError, match="saved by a run of 2 processes, and this one has 1"):
+    with pytest.raises(RunError, match=r"a run of 2 processes whose steps saw 16 .*set train\.accumulation=4"):
         train(tiny_recipe(), tmp_path / "run", resume=True)
 
 

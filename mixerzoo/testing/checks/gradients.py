@@ -110,7 +110,7 @@ def activation_checkpointing(mixer: type[Mixer], case: Case) -> None:
     """
     decoder = case.decoder(mixer)
     expected = {n: None if g is None else g.clone() for n, g in _gradients(decoder, case).items()}
-    decoder.model.activation_checkpointing = True
+    decoder.model.activation_checkpointing = "layers"
     for name, gradient in _gradients(decoder, case).items():
         plain = expected[name]
         assert (gradient is None) == (plain is None), f"{name} has a gradient in one of two ways only"
