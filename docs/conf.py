@@ -25,6 +25,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "mixer_pages",
     "command_pages",
+    "joined_streams",
 ]
 exclude_patterns = ["example-plugin", "_extensions"]
 

@@ -200,6 +200,8 @@ def test_tutorials_show_what_their_cells_put_out(site: Path) -> None:
     assert pages_of.keys() == {path.stem for path in (DOCS / "tutorials").glob("*.md")}
     for text in pages_of.values():
         assert '<div class="output' in text
+    # A row of a table is in one piece.
+    assert re.search(r"Decoder parameters +3,148,608 +3,148,608 +0 %\n", pages_of["first-steps"])
     for name in ("first-steps", "compare", "inspect", "pretrained"):
         assert re.search(r'<img [^>]*src="[^"]*_images/', pages_of[name]), name
 
