@@ -1,4 +1,4 @@
-"""What each process runs: ``compare``, ``train DIRECTORY STOP OVERRIDE…``, ``quick`` or ``elastic DIRECTORY``."""
+"""What each process runs: ``compare``, ``train DIRECTORY STOP OVERRIDE…``, ``quick DIRECTORY``."""
 
 from __future__ import annotations
 
@@ -91,13 +91,6 @@ if __name__ == "__main__":
         except MixerzooError as error:
             report(error)
             sys.exit(2)
-    elif what == "elastic":
-        dist.init_process_group("gloo")
-        numbers = [0, 0]
-        dist.all_gather_object(numbers, os.getpid())
-        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        kills = At(6 if first else 0, signal.SIGKILL, numbers[1])
-        train(tiny_recipe("train.parallel=fsdp", "train.batch_size=2"), given[0], resume=True, reporter=kills)
     else:
         directory, stop, *overrides = given
         begun = (Path(directory) / "recipe.yaml").exists()
