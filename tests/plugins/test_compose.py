@@ -101,6 +101,12 @@ def test_what_cannot_be_joined_is_refused(parts: list[str], message: str) -> Non
         composed(*({"name": name} for name in parts))
 
 
+@pytest.mark.parametrize("name", ["lime", "moda", "satformer", "value_embedding", "value_residual"])
+def test_what_needs_keys_and_values_of_its_own_says_so(name: str) -> None:
+    with pytest.raises(MixerError, match="needs each layer's own keys and values"):
+        composed({"name": "cla", "group": 2}, {"name": name})
+
+
 def test_what_the_names_forbid_is_refused_before_any_part_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     def looked(value: Any) -> Any:
         raise AssertionError(value)
