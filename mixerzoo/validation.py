@@ -102,7 +102,10 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     involved: tuple[Path, ...] = ()
     if kind == "extra_forbidden":
         known = sorted(_known_keys(model, location[:-1]))
-        message = f"unknown key{did_you_mean(str(location[-1]), known)}; known keys: {', '.join(known) or 'none'}"
+        key = str(location[-1])
+        deeper = _sections_with(model, key) if len(location) == 1 else []
+        meant = f" (did you mean {' or '.join(map(repr, deeper))}?)" if deeper else did_you_mean(key, known)
+        message = f"unknown key{meant}; known keys: {', '.join(known) or 'none'}"
     elif kind == "missing":
         message = f"the key {location[-1]!r} is required"
     elif kind == "union_tag_invalid":
@@ -213,6 +216,15 @@ def _known_keys(model: type[BaseModel], path: Path) -> set[str]:
         fields = (m.model_fields[str(key)] for m in models if str(key) in m.model_fields)
         models = [inner for field in fields for inner in _models_in(field)]
     return {name for m in models for name in m.model_fields}
+
+
+def _sections_with(model: type[BaseModel], key: str) -> list[str]:
+    """The dotted keys of that name one level down."""
+    return [
+        f"{name}.{key}"
+        for name, field in model.model_fields.items()
+        if any(key in inner.model_fields for inner in _models_in(field))
+    ]
 
 
 def _tag(model: type[BaseModel]) -> str | None:

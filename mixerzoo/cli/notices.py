@@ -44,7 +44,8 @@ class Notices:
         if num_tokens > trained:
             what = f"the prompt has {num_tokens} tokens"
         else:
-            what = f"the prompt's {num_tokens} tokens and up to {new} new ones are {num_tokens + new}"
+            given = "one token" if num_tokens == 1 else f"{num_tokens} tokens"
+            what = f"the prompt's {given} and up to {new} new ones are {num_tokens + new}"
         _tell(f"{what}, and the decoder was trained on {trained} at once; beyond, expect worse text")
 
 

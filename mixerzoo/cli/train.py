@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json, rank_of, tell_recipe
+from mixerzoo.cli.common import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    pick_device,
+    print_json,
+    rank_of,
+    tell_recipe,
+)
 from mixerzoo.cli.results import print_result
 from mixerzoo.cli.verbosity import detail, hint
 from mixerzoo.errors import RunError
@@ -55,6 +63,7 @@ def command(
     tell_recipe(recipe, overrides or ())
     detail(f"run directory: {directory.absolute()}")
     experiment = load_recipe(recipe, overrides or ())
+    pick_device(None)
     if overwrite and find_recipe(recipe).resolve().is_relative_to(directory.resolve()):
         raise RunError(f"the recipe {recipe} lies in {directory}, which --overwrite would replace; copy it elsewhere")
     from mixerzoo.cli.progress import BarReporter

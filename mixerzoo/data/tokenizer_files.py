@@ -34,6 +34,8 @@ _NAMES_ENDS = ("config.json", "generation_config.json")
 _CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([^"]*)"')
 # Several times what the largest vocabularies take.
 _MOST_BYTES = 256 << 20
+# Folders of a folder that are named in its place.
+_MOST_NAMED = 3
 # What other libraries keep a tokenizer in.
 _OTHER_FORMATS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 
@@ -223,10 +225,11 @@ def _ids(value: object, where: str, limit: int) -> list[int]:
 
 
 def _instead(directory: Path) -> str:
-    """What lies there in place of a tokenizer.json, and how one is made of it."""
+    """What lies there in place of a tokenizer.json, and how one is made of it; or which folders in there have one."""
     found = [name for name in _OTHER_FORMATS if (directory / name).exists()]
     if not found:
-        return ""
+        within = sorted(str(path.parent) for path in directory.glob("*/tokenizer.json"))[:_MOST_NAMED]
+        return f"; there is one in {' and in '.join(within)}" if within else ""
     return (
         f": there is only {found[0]}, another format; transformers makes a tokenizer.json of it: "
         f"AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"

@@ -216,8 +216,12 @@ def compare(
         DataError: a tokenizer is missing, or a task wants what the decoder cannot do.
     """
     reporter = reporter or Reporter()
-    for directory in directories if validation else ():
-        RunDirectory(directory).finished_recipe()
+    recipes = [RunDirectory(directory).finished_recipe() for directory in directories] if validation else []
+    if len({recipe.data.document_mask for recipe in recipes}) > 1:
+        reporter.notice(
+            "data.document_mask differs among these runs, and where it is on a token sees less in validation; figures "
+            "of validation do not rank them"
+        )
     asked = [Checkpoint(directory, settings) if texts or tasks else None for directory in directories]
     windows = sorted({checkpoint.window for checkpoint in asked if checkpoint is not None})
     if len(windows) > 1:

@@ -25,19 +25,20 @@ def check_sharding(optimizer: OptimizerChoice, precision: Precision, ema: float 
     Raises:
         ValueError: there is such a key.
     """
+    # What is not computed, and what to set instead.
     wrong = {
-        f"optimizer {optimizer.name}": optimizer.name != "adamw",
-        "optimizer.state_precision": getattr(optimizer, "state_precision", None) is not None,
-        f"precision {precision}": precision not in ("float32", "bf16"),
-        "ema": ema is not None,
-        f"compile {compiled}": compiled != "off",
+        (f"optimizer {optimizer.name}", "optimizer to adamw"): optimizer.name != "adamw",
+        ("optimizer.state_precision", "optimizer.state_precision to null"): (
+            getattr(optimizer, "state_precision", None) is not None
+        ),
+        (f"precision {precision}", "precision to float32 or bf16"): precision not in ("float32", "bf16"),
+        ("ema", "ema to null"): ema is not None,
+        (f"compile {compiled}", "compile to off"): compiled != "off",
     }
-    found = [name for name, is_wrong in wrong.items() if is_wrong]
+    found = [words for words, is_wrong in wrong.items() if is_wrong]
     if found:
-        raise ValueError(
-            f"parallel fsdp cannot share a run with {' and '.join(found)}; set parallel to ddp, or train with adamw "
-            "in float32 or bf16, and with compile off"
-        )
+        names, instead = (" and ".join(words) for words in zip(*found, strict=True))
+        raise ValueError(f"parallel fsdp cannot share a run with {names}; set {instead}, or parallel to ddp")
 
 
 class FsdpConfig(BaseModel):

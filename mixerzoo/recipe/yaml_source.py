@@ -224,12 +224,15 @@ class YamlSource:
 
     def _set(self, path: Path, value: Any, place: str) -> None:
         target = self.data
-        for part in path[:-1]:
+        for depth, part in enumerate(path[:-1], 1):
             inner = target.get(str(part))
             if inner is None:
                 inner = target[str(part)] = {}
             if not isinstance(inner, dict):
-                raise RecipeError(f"{place}: {shown(part)} is not a mapping")
+                what = "a list" if isinstance(inner, list) else shown(inner)
+                raise RecipeError(
+                    f"{place}: {shown(part)} is not a mapping but {what}; set all of it: {dotted(path[:depth])}=…"
+                )
             target = inner
         target[str(path[-1])] = value
         self._overridden[path] = place
@@ -270,7 +273,9 @@ def shown_path(path: FilePath) -> str:
 def _nearest(path: FilePath) -> str:
     """What may have been meant by a recipe that is not there: a file nearby, or the name of one at hand."""
     files = map(str, [*path.parent.glob("*.yaml"), *FilePath("recipes").rglob("*.yaml")])
+    at_hand = recipes_at_hand()
     if path.name != str(path) or path.suffix:
-        return did_you_mean(str(path), files)
-    meant = did_you_mean(str(path), recipes_at_hand())
+        same = f"; {path.stem!r} alone names the recipe that comes with mixerzoo" if path.stem in at_hand else ""
+        return same or did_you_mean(str(path), files)
+    meant = did_you_mean(str(path), at_hand)
     return f", and no recipe of that name at hand{meant or '; `mixerzoo recipes` lists them'}"

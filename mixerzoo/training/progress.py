@@ -84,7 +84,7 @@ class ProgressReporter(Reporter):
         self.notice(
             f"{recipe.mixer.name}: {parameters:,} parameters; "
             f"{len(data.train.tokens):,} training and {len(data.validation.tokens):,} validation tokens "
-            f"({data.train.num_bytes / 1e6:.1f} and {data.validation.num_bytes / 1e6:.1f} MB of text)"
+            f"({_size(data.train.num_bytes)} and {_size(data.validation.num_bytes)} of text)"
         )
         self.last_step = first_step
         self._steps = recipe.train.steps
@@ -125,3 +125,8 @@ class ProgressReporter(Reporter):
                 self.notice(f"{title} …")
             self._tasks[title] = self._bars.add_task(title, total=total or None, note=note)
         self._bars.update(self._tasks[title], completed=done, total=total or None, note=note)
+
+
+def _size(num_bytes: int) -> str:
+    """In the unit in which something is to be seen of it."""
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 100_000 else f"{num_bytes / 1e3:,.1f} kB"

@@ -159,6 +159,10 @@ def test_script_and_module_are_the_same_program() -> None:
             ["train", "quickstrt"],
             "quickstrt: no such file, and no recipe of that name at hand (did you mean 'quickstart'?)",
         ),
+        (
+            ["describe", "folder/quickstart.yaml"],
+            "no such file; 'quickstart' alone names the recipe that comes with mix",
+        ),
         (["train", "zzzzz"], "zzzzz: no such file, and no recipe of that name at hand; `mixerzoo recipes` lists them"),
         (["describe", "RECIPE", "mixer.stide=2"], "mixer.stide: unknown key (did you mean 'stride'?)"),
         (["describe", "RECIPE", "model.num_layers=two"], "model.num_layers: expected a whole number, got 'two'"),

@@ -73,6 +73,11 @@ def test_verbose_says_what_was_chosen_and_changes_no_result() -> None:
     assert run("-v", "describe", "quickstart", "mixer.stride=2").stderr == told.stderr
 
 
+def test_verbose_says_which_device_trains(tmp_path: Path) -> None:
+    nothing = "data.source={name: text, paths: [none/*.md]}"
+    assert "\ndevice: c" in run("train", "quickstart", nothing, "--out", tmp_path / "run", "-v").stderr
+
+
 def test_verbose_shows_where_an_error_comes_from() -> None:
     usual, told = run("describe", "nowhere.yaml"), run("describe", "nowhere.yaml", "--verbose")
     assert "Traceback" not in usual.stderr

@@ -202,6 +202,11 @@ class TestPretrained:
         with pytest.raises(DataError, match=r"no tokenizer at .*: there is only tokenizer\.model, .*save_pretrained"):
             TextTokenizer.load(tmp_path)
 
+    def test_folders_of_it_that_have_one_are_named(self, tmp_path: Path) -> None:
+        BPE.save(tmp_path / "b")
+        with pytest.raises(DataError, match=r"no tokenizer at .*tokenizer\.json; there is one in .*b$"):
+            TextTokenizer.load(tmp_path)
+
     def test_dropout_of_merges_is_switched_off(self, tmp_path: Path) -> None:
         BPE.save(tmp_path)
         data = json.loads((tmp_path / "tokenizer.json").read_text())

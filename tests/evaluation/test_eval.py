@@ -234,7 +234,11 @@ def test_the_window_of_a_stock_checkpoint(checkpoint, tmp_path):
 def test_runs_with_other_validation_text_are_not_ranked(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXERZOO_CACHE", str(finished.parent / "cache"))
     tokenizer = "data.tokenizer={name: bpe, vocab_size: 300}"
-    changes = {"other": ["data.validation_fraction=0.5"], "same": ["data.sequence_length=16", tokenizer]}
+    changes = {
+        "other": ["data.validation_fraction=0.5"],
+        "same": ["data.sequence_length=16", tokenizer],
+        "apart": ["data.document_mask=true"],
+    }
     for name, overrides in changes.items():
         train(tiny_recipe("train.steps=1", *overrides), tmp_path / name)
     same = figures_of(finished, tmp_path / "same")
@@ -249,6 +253,8 @@ def test_runs_with_other_validation_text_are_not_ranked(finished, tmp_path, monk
     assert "their figures do not rank these checkpoints" in shown.stdout
     assert both[1]["validation_text"][:12] in shown.stdout
     assert "the validation texts of these runs differ" in shown.stderr
+    assert "data.document_mask differs among these runs" in run(finished, tmp_path / "apart").stderr
+    assert "document_mask" not in shown.stderr
     assert "same_validation_text" not in figures_of(finished)
 
 

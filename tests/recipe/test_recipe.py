@@ -363,7 +363,11 @@ def test_a_whole_section_can_be_overridden(tmp_path: Path) -> None:
         ("=3", "override '=3': expected key.path=value"),
         ("train..steps=3", "override 'train..steps=3': expected key.path=value"),
         ("train.steps=[3", "override 'train.steps=[3': not valid YAML: "),
-        ("train.steps.more=3", "override 'train.steps.more=3': 'steps' is not a mapping"),
+        (
+            "train.steps.more=3",
+            "override 'train.steps.more=3': 'steps' is not a mapping but 10; set all of it: train.steps=…",
+        ),
+        ("steps=3", "override 'steps=3': steps: unknown key (did you mean 'train.steps'?); known keys: "),
         ("train.steps=x", "override 'train.steps=x': train.steps: expected a whole number, got 'x'"),
         ("train.step=3", "override 'train.step=3': train.step: unknown key (did you mean 'steps'?)"),
         ("model.loop.count=0", "override 'model.loop.count=0': model.loop.count: input should be greater than"),

@@ -156,8 +156,11 @@ def test_short_weights_compute_what_autocast_does(tmp_path: Path) -> None:
         (["train.fsdp={}"], "fsdp has no meaning with parallel ddp"),
         ([FSDP, "train.fsdp={mixed_precision: true}"], "mixed_precision gathers weights in bf16, and precision is fl"),
         (["train.async_checkpoints=true"], "async_checkpoints writes what parallel fsdp shares out"),
-        ([FSDP, "train.compile=layers", "train.ema=0.9"], "cannot share a run with ema and compile layers"),
-        ([FSDP, "train.optimizer={name: muon}"], "cannot share a run with optimizer muon"),
+        ([FSDP, "train.compile=layers", "train.ema=0.9"], "with ema and compile layers; set ema to null and comp"),
+        (
+            [FSDP, "train.optimizer={name: muon}"],
+            "a run with optimizer muon; set optimizer to adamw, or parallel to ddp$",
+        ),
         ([FSDP, "train.precision=fp16"], "cannot share a run with precision fp16"),
     ],
 )
