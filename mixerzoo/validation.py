@@ -82,8 +82,9 @@ def problems(error: ValidationError, model: type[BaseModel], value: Any) -> list
         else:
             found.append(_problem(item, location, path, model, value))
     for path, choice in choices.items():
-        # A member whose value failed further in is the one that was meant.
-        if not any(len(other) > len(path) and other[: len(path)] == path for other in choices):
+        # A member that took the value's type, and failed by its bounds or further in, is the one that was meant.
+        within = any(len(other) > len(path) and other[: len(path)] == path for other in choices)
+        if not within and not any(problem.path == path for problem in found):
             found.append(Problem(path, f"expected {' or '.join(choice.expected)}, got {shown(choice.given)}"))
     if len(items) > _MOST:
         found.append(Problem((), f"{len(items) - _MOST} more problems"))

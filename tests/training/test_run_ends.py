@@ -276,6 +276,7 @@ def test_the_reporter_for_scripts_writes_lines_where_nothing_moves(tmp_path):
     said = (tmp_path / "said").read_text()
     assert reporter.last_step == 4
     assert "step 2/4: loss " in said
+    assert re.search(r" validation tokens \(\d+\.\d [kM]B and [1-9]\d*\.\d kB of text\)", said)
     assert "Validate …" in said
 
 
