@@ -27,6 +27,7 @@ from mixerzoo.training import Reporter
 if TYPE_CHECKING:
     from mixerzoo.evaluation.tasks.harness import TaskSet
     from mixerzoo.evaluation.tasks.language_model import DecoderLM
+    from mixerzoo.recipe import Recipe
 
 #: Tokens of a window where no recipe says how many.
 WINDOW = 1024
@@ -217,18 +218,8 @@ def compare(
     """
     reporter = reporter or Reporter()
     recipes = [RunDirectory(directory).finished_recipe() for directory in directories] if validation else []
-    if len({recipe.data.document_mask for recipe in recipes}) > 1:
-        reporter.notice(
-            "data.document_mask differs among these runs, and where it is on a token sees less in validation; figures "
-            "of validation do not rank them"
-        )
     asked = [Checkpoint(directory, settings) if texts or tasks else None for directory in directories]
-    windows = sorted({checkpoint.window for checkpoint in asked if checkpoint is not None})
-    if len(windows) > 1:
-        reporter.notice(
-            f"windows differ ({', '.join(map(str, windows))} tokens), and a longer one sees more; to compare, set one "
-            "for all with --window"
-        )
+    _say_what_differs(recipes, asked, reporter)
     results = []
     for directory, checkpoint in zip(directories, asked, strict=True):
         if len(directories) > 1:
@@ -246,6 +237,21 @@ def compare(
         for result in results:
             result["same_validation_text"] = same
     return results
+
+
+def _say_what_differs(recipes: Sequence[Recipe], asked: Sequence[Checkpoint | None], reporter: Reporter) -> None:
+    """Notices of how much context tokens have, where that is not the same for all."""
+    if len({recipe.data.document_mask for recipe in recipes}) > 1:
+        reporter.notice(
+            "data.document_mask differs among these runs, and where it is on a token sees less in validation; figures "
+            "of validation do not rank them"
+        )
+    windows = sorted({checkpoint.window for checkpoint in asked if checkpoint is not None})
+    if len(windows) > 1:
+        reporter.notice(
+            f"windows differ ({', '.join(map(str, windows))} tokens), and a longer one sees more; to compare, set one "
+            "for all with --window"
+        )
 
 
 def _answers(
