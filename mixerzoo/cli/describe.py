@@ -27,15 +27,25 @@ def command(
         str | None,
         typer.Option("--parallel", help="ddp or fsdp, as train.parallel.", show_default=False),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="What each device is, as H100: how long does the run take?", show_default=False),
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option("--mfu", help="Share of the GPU's peak that is assumed; default 0.4.", show_default=False),
+    ] = None,
     svg: Annotated[bool, typer.Option("--svg", help="Draw who reads whom, as SVG on standard output.")] = False,
 ) -> None:
     """Say what a recipe's decoder costs and who reads whom in it.
 
     Each cost stands beside that of a plain residual decoder of the same sizes. No weight is allocated.
     """
-    from mixerzoo.describe import describe, diagram
+    from mixerzoo.describe import MFU, describe, diagram
     from mixerzoo.recipe import build, load_recipe
 
+    if mfu is not None and (gpu is None or not 0 < mfu <= 1):
+        raise MixerzooError("--mfu is a share, above 0 and at most 1, of the peak of what --gpu names; give both")
     asked = [] if parallel is None else [f"train.parallel={parallel}"]
     tell_recipe(recipe, overrides or ())
     found = load_recipe(recipe, (*(overrides or ()), *asked))
@@ -44,7 +54,7 @@ def command(
             raise MixerzooError("--svg and --json are two outputs; ask for one")
         typer.echo(diagram(build(found, device="meta")))
         return
-    description = describe(found, devices)
+    description = describe(found, devices, gpu, MFU if mfu is None else mfu)
     if as_json:
         print_json({"recipe": recipe, **description.to_dict()})
     else:
@@ -89,6 +99,10 @@ def _print_training(found: Description) -> None:
     on = "" if run.devices == 1 else f" on {run.devices} devices"
     listing.add_row(f"Tokens of the run{on}", _count(run.tokens))
     listing.add_row("Tokens per step", _count(run.tokens_per_step))
+    listing.add_row("FLOPs of the run", f"{run.flops:.3g}")
+    if run.expected is not None:
+        where = f"{run.devices} × {run.expected.gpu} at {run.expected.mfu:.0%} of the peak"
+        listing.add_row(f"Time on {where}", _duration(run.expected.seconds))
     if run.epochs is None or run.text_tokens is None:
         listing.add_row("Readings of the text", "not known before its first run here")
     else:
@@ -121,6 +135,13 @@ def _size(value: int) -> str:
             break
         size /= 1024
     return f"{size:,.4g} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.3g} {unit}"
+    return f"{seconds:,.3g} seconds"
 
 
 def _percent(extra: float | None, own: int) -> str:

@@ -1,7 +1,7 @@
 """What a recipe costs, which layers read which, and what a mixer says of itself."""
 
 from mixerzoo.describe.compared import COMPARED, TOKENS, Figures, figures, short, with_defaults
-from mixerzoo.describe.description import BASELINE, Description, describe
+from mixerzoo.describe.description import BASELINE, MFU, Description, describe
 from mixerzoo.describe.diagram import diagram
 from mixerzoo.describe.mathml import mathml
 from mixerzoo.describe.mixer_page import DRAWN, LETTERS, glance, mixer_page
@@ -12,6 +12,7 @@ __all__ = [
     "COMPARED",
     "DRAWN",
     "LETTERS",
+    "MFU",
     "TOKENS",
     "Description",
     "Figures",

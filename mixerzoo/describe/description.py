@@ -14,8 +14,9 @@ from mixerzoo.describe.picture import picture
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import DecoderShape, load_registry
 from mixerzoo.model import Decoder, flops_per_token
-from mixerzoo.process import launch
+from mixerzoo.process import KNOWN_GPUS, launch, peak_of
 from mixerzoo.recipe import (
+    FORWARDS_PER_STEP,
     Recipe,
     TrainingMemory,
     build,
@@ -27,8 +28,10 @@ from mixerzoo.recipe import (
     training_memory,
 )
 
-__all__ = ["BASELINE", "Costs", "Description", "count_costs", "describe", "flops_per_token", "picture"]
+__all__ = ["BASELINE", "MFU", "Costs", "Description", "count_costs", "describe", "flops_per_token", "picture"]
 
+#: Model FLOPs utilisation of a decoder that is trained well on its GPUs.
+MFU = 0.4
 #: The mixer that every other one is compared with.
 BASELINE = "residual"
 
@@ -59,6 +62,21 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class ExpectedTime:
+    """How long a run takes at an assumed share of a GPU's peak.
+
+    Attributes:
+        gpu: what each device is.
+        mfu: model FLOPs utilisation, above 0 and at most 1.
+        seconds: of all steps.
+    """
+
+    gpu: str
+    mfu: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TrainingCosts:
     """What the whole run takes.
 
@@ -66,6 +84,8 @@ class TrainingCosts:
         tokens: that it trains on: steps × batch × accumulation × sequence × devices.
         tokens_per_step: that one optimiser step sees.
         devices: as asked for, else the processes of torchrun, else 1.
+        flops: of all its steps, by the decoder's own account; what is computed again is not counted.
+        expected: how long that takes on given GPUs; None where none are given.
         text_tokens: of the training text when it was last trained on here; None where it never was.
         epochs: how often the run reads its text; None where that is not known.
         memory: of each device.
@@ -75,6 +95,8 @@ class TrainingCosts:
     tokens: int
     tokens_per_step: int
     devices: int
+    flops: int
+    expected: ExpectedTime | None
     text_tokens: int | None
     epochs: float | None
     memory: TrainingMemory
@@ -138,7 +160,7 @@ class Description:
         }
 
 
-def describe(recipe: Recipe, devices: int | None = None) -> Description:
+def describe(recipe: Recipe, devices: int | None = None, gpu: str | None = None, mfu: float = MFU) -> Description:
     """Count what a recipe's decoder costs.
 
     Bytes are counted in the dtype in which the recipe computes: float32, bfloat16 or float16.
@@ -146,9 +168,12 @@ def describe(recipe: Recipe, devices: int | None = None) -> Description:
     Args:
         recipe: a validated recipe.
         devices: how many train together; default: the processes of torchrun.
+        gpu: what each of them is, as ``"H100"``; None: how long the run takes is not asked.
+        mfu: model FLOPs utilisation that is assumed then, above 0 and at most 1.
 
     Raises:
-        RecipeError: the vocabulary size is open, and no tokenizer that is known without its data fills it.
+        RecipeError: the vocabulary size is open, and no tokenizer that is known without its data fills it; or the
+            peak of the GPU is not known.
         MixerError: the mixer cannot work on this decoder.
     """
     if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
@@ -162,7 +187,7 @@ def describe(recipe: Recipe, devices: int | None = None) -> Description:
         costs, drawn, training = (
             count_costs(decoder, length, dtype),
             picture(decoder),
-            _training(recipe, decoder, devices),
+            _training(recipe, decoder, devices, gpu, mfu),
         )
     with torch.device("meta"):
         plain = Decoder(decoder.config, load_registry().get(BASELINE).mixer)
@@ -178,18 +203,28 @@ def describe(recipe: Recipe, devices: int | None = None) -> Description:
     )
 
 
-def _training(recipe: Recipe, decoder: Decoder, devices: int | None) -> TrainingCosts:
+def _training(recipe: Recipe, decoder: Decoder, devices: int | None, gpu: str | None, mfu: float) -> TrainingCosts:
     devices = devices or launch().world_size
     tokens, text = tokens_of_run(recipe, devices), remembered(recipe.data)
+    flops = FORWARDS_PER_STEP * flops_per_token(decoder, recipe.data.sequence_length) * tokens
     return TrainingCosts(
         tokens=tokens,
         tokens_per_step=tokens // recipe.train.steps,
         devices=devices,
+        flops=flops,
+        expected=None if gpu is None else _expected(flops / devices, gpu, mfu, recipe.train.precision),
         text_tokens=text,
         epochs=None if text is None else tokens / text,
         memory=training_memory(recipe, decoder, devices),
         notices=() if text is None else tuple(sense(recipe, text, decoder.shape.vocab_size, devices)),
     )
+
+
+def _expected(flops: float, gpu: str, mfu: float, precision: str) -> ExpectedTime:
+    peak = peak_of(gpu, precision)
+    if peak is None:
+        raise RecipeError(f"the peak of a GPU {gpu!r} is not known; known: {', '.join(KNOWN_GPUS)}")
+    return ExpectedTime(gpu, mfu, flops / (mfu * peak))
 
 
 def count_costs(decoder: Decoder, sequence_length: int, dtype: torch.dtype) -> Costs:

@@ -11,14 +11,12 @@ import torch.nn.functional as F
 
 from mixerzoo.describe import Description, describe
 from mixerzoo.experiments.grid import Cell, Comparison, Variant
-from mixerzoo.recipe import Recipe, autocast_dtype, build, weights_dtype
+from mixerzoo.recipe import FORWARDS_PER_STEP, Recipe, autocast_dtype, build, weights_dtype
 
 #: Seconds of a run in which nothing is trained or scored: imports, checkpoints, the report of progress.
 _SECONDS_OF_A_RUN = 8.0
 #: Seconds that measuring one mixer takes, where it can be so short, and after which no more of them are measured.
 _SECONDS_OF_ONE, _SECONDS_OF_ALL = 1.0, 20.0
-#: A training step is as many forwards.
-_FORWARDS_PER_STEP = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
 
 def _estimate(cell: Cell, found: Description, speed: float) -> Estimate:
     costs, training = found.costs, found.training
-    flops = _FORWARDS_PER_STEP * costs.flops_per_token * training.tokens
+    flops = FORWARDS_PER_STEP * costs.flops_per_token * training.tokens
     scored = costs.flops_per_token * _validation_tokens(cell.recipe, training.text_tokens)
     seconds = (flops + scored) / speed + _SECONDS_OF_A_RUN
     return Estimate(cell, costs.parameters, training.tokens, flops, training.memory.total, seconds)
@@ -105,7 +103,7 @@ def _speeds(comparison: Comparison, described: Mapping[Variant, Description]) ->
             speeds[contender.label] = min(speeds.values())
             continue
         variant = comparison.variants_of(contender.label, comparison.settings[0])[0]
-        flops = _FORWARDS_PER_STEP * described[variant].costs.flops_per_token
+        flops = FORWARDS_PER_STEP * described[variant].costs.flops_per_token
         speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops)
     return speeds
 

@@ -17,6 +17,7 @@ from mixerzoo.experiments.learned import learned
 from mixerzoo.experiments.runner import Workers
 from mixerzoo.experiments.statistics import LEVEL, differences, estimate, frontier
 from mixerzoo.experiments.tuning import Tuning
+from mixerzoo.recipe import FORWARDS_PER_STEP
 from mixerzoo.version import __version__
 from mixerzoo.yaml_text import from_yaml
 
@@ -25,8 +26,6 @@ _SHARED = ("parameters", "mixer_parameters", "kv_bytes_per_token", "in_flight_by
 #: Those whose mean over seeds is told. An older run may lack one; then it is null.
 _MEANS = ("tokens_per_second", "train_seconds", "train_flops", "mfu")
 _LARGEST = ("peak_memory_bytes",)
-#: An operation of the forward is three of a training step.
-_FORWARDS_PER_STEP = 3
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _mixer(findings: Findings, label: str, setting: Values) -> dict[str, Any]:
         # The decoder's own account, the same as that of its runs.
         row["parameters"], row["mixer_parameters"] = costs.parameters, costs.mixer_parameters
     finished = [findings.directory.run(cell).path for cell in cells if findings.directory.run(cell).finished]
-    flops = None if costs is None else _FORWARDS_PER_STEP * costs.flops_per_token
+    flops = None if costs is None else FORWARDS_PER_STEP * costs.flops_per_token
     row["curve"] = curve(finished, tokens_per_step=_tokens_per_step(cells), flops_per_token=flops) if finished else []
     return row
 

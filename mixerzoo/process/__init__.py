@@ -1,6 +1,7 @@
 """The process that a run lives in: what of its environment is not read, and its global state."""
 
 from mixerzoo.process.environment import full_precision, launch, notices, recipe_decides
+from mixerzoo.process.peaks import KNOWN_GPUS, peak_of
 from mixerzoo.process.state import Snapshot
 
-__all__ = ["Snapshot", "full_precision", "launch", "notices", "recipe_decides"]
+__all__ = ["KNOWN_GPUS", "Snapshot", "full_precision", "launch", "notices", "peak_of", "recipe_decides"]

@@ -4,6 +4,7 @@ from mixerzoo.files import recipes_at_hand
 from mixerzoo.recipe.at_hand import find_recipe, summary_of
 from mixerzoo.recipe.building import build, in_words
 from mixerzoo.recipe.feasibility import (
+    FORWARDS_PER_STEP,
     TrainingMemory,
     check_data,
     check_size,
@@ -24,6 +25,7 @@ from mixerzoo.recipe.schema import json_schema
 from mixerzoo.recipe.yaml_source import YamlSource
 
 __all__ = [
+    "FORWARDS_PER_STEP",
     "AdafactorOptimizer",
     "FsdpConfig",
     "Kept",

@@ -26,6 +26,8 @@ from mixerzoo.recipe.precision import compute_dtype, weights_dtype
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.recipe.shares import gathered_bytes, share
 
+#: A backward takes twice the operations of its forward: each product once for its input and once for its weight.
+FORWARDS_PER_STEP = 3
 #: Readings of the same text beyond which more of them teach little (Muennighoff et al., arXiv 2305.16264).
 MANY_EPOCHS = 4
 #: Occurrences of a token, on average, below which most are too rare to be learned.

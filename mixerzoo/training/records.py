@@ -12,12 +12,9 @@ import torch
 
 from mixerzoo.errors import RunError
 from mixerzoo.model import Decoder, flops_per_token
-from mixerzoo.recipe import Recipe, tokens_of_run
+from mixerzoo.recipe import FORWARDS_PER_STEP, Recipe, tokens_of_run
 from mixerzoo.training.hardware import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
 from mixerzoo.training.stopwatch import Stopwatch
-
-#: A backward takes twice the operations of its forward: each product once for its input and once for its weight.
-_FORWARDS_PER_STEP = 3
 
 #: Keys of `Records.after` that two runs of the same bits differ in.
 MEASURED = ("train_seconds", "validation_seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
@@ -47,7 +44,7 @@ class Records:
         self.stopwatch = Stopwatch(compiled=recipe.train.compile != "off")
         self._seed, self._device, self._processes = recipe.seed, device, processes
         self._tokens_per_step = tokens_of_run(recipe, processes) // recipe.train.steps
-        self._flops_per_token = _FORWARDS_PER_STEP * flops_per_token(decoder, recipe.data.sequence_length, documents)
+        self._flops_per_token = FORWARDS_PER_STEP * flops_per_token(decoder, recipe.data.sequence_length, documents)
         self._peak_flops = peak_flops(device, recipe.train.precision)
         self._validation_seconds = 0.0
         self._peak_memory = 0

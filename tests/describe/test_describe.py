@@ -406,6 +406,16 @@ def test_tokens_of_the_run() -> None:
     assert (run.tokens, run.tokens_per_step, run.devices) == (30 * 4 * 2 * SEQUENCE, 4 * 2 * SEQUENCE, 1)
 
 
+def test_the_time_of_a_run_is_its_operations_over_what_the_gpus_reach() -> None:
+    recipe = paper_recipe("360M", train={"steps": 30, "precision": "bf16"})
+    found = describe(recipe, devices=8, gpu="H100", mfu=0.5)
+    assert found.training.flops == 3 * found.costs.flops_per_token * found.training.tokens
+    assert found.training.expected.seconds == pytest.approx(found.training.flops / (8 * 0.5 * 989.4e12))
+    assert describe(recipe).training.expected is None
+    with pytest.raises(RecipeError, match=r"the peak of a GPU 'H1000' is not known; known: .*H100"):
+        describe(recipe, gpu="H1000")
+
+
 def test_epochs_are_those_of_the_text_as_it_was_last_prepared(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path))
     recipe = tiny_recipe("train.steps=2000", "data.source.max_bytes=50000")

@@ -56,6 +56,14 @@ def test_weights_of_an_average_after_each_block(trained):
         assert site.spread == pytest.approx([0.0] * len(site.mean), abs=1e-6)
 
 
+def test_weights_of_values(trained):
+    found = inspect_checkpoint(trained("{name: depth_attention, stride: 1}"))
+    assert [(site.name, site.sources) for site in found.sites] == [
+        ("1 attention values", ("0 attention", "1 attention"))
+    ]
+    assert sum(found.sites[0].mean) == pytest.approx(1, abs=1e-5)
+
+
 def test_weights_of_tokens_and_of_channels_are_averaged_together(trained):
     directory = trained("{name: dca, dialect: outputs}")
     found = inspect_checkpoint(directory)

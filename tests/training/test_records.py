@@ -11,6 +11,7 @@ import torch
 import mixerzoo
 from mixerzoo.errors import RunError
 from mixerzoo.model import flops_per_token
+from mixerzoo.process import peak_of
 from mixerzoo.training import hardware, run_callback
 from mixerzoo.training.records import Records
 from mixerzoo.training.run import Reporter, train
@@ -123,8 +124,8 @@ def test_the_share_of_the_peak_is_operations_over_what_all_devices_could_do(monk
     ],
 )
 def test_the_peak_of_a_gpu_is_that_of_its_name(name, bf16, float32):
-    assert hardware.peak_of(name, "bf16") == pytest.approx(bf16)
-    assert hardware.peak_of(name, "float32") == pytest.approx(float32)
+    assert peak_of(name, "bf16") == pytest.approx(bf16)
+    assert peak_of(name, "float32") == pytest.approx(float32)
 
 
 def test_the_peak_of_the_memory_counts_from_where_it_is_reset():
