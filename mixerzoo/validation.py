@@ -77,13 +77,17 @@ def problems(error: ValidationError, model: type[BaseModel], value: Any) -> list
     for item in items[:_MOST]:
         location: Path = tuple(item["loc"])
         path = keys_in(location, value)
-        if item["type"] in _EXPECTED and path == keys_in(location[:-1], value) and location[-1:] != path[-1:]:
-            choices.setdefault(path, _Choice(item["input"], [])).expected.append(_EXPECTED[item["type"]])
+        expected = (
+            f"one of {', '.join(_known(item))}" if item["type"] == "literal_error" else _EXPECTED.get(item["type"])
+        )
+        if expected is not None and path == keys_in(location[:-1], value) and location[-1:] != path[-1:]:
+            choices.setdefault(path, _Choice(item["input"], [])).expected.append(expected)
         else:
             found.append(_problem(item, location, path, model, value))
     for path, choice in choices.items():
         # A member that took the value's type, and failed by its bounds or further in, is the one that was meant.
-        within = any(len(other) > len(path) and other[: len(path)] == path for other in choices)
+        others = (*choices, *(problem.path for problem in found))
+        within = any(len(other) > len(path) and other[: len(path)] == path for other in others)
         if not within and not any(problem.path == path for problem in found):
             found.append(Problem(path, f"expected {' or '.join(choice.expected)}, got {shown(choice.given)}"))
     if len(items) > _MOST:
@@ -117,7 +121,7 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     elif kind == "union_tag_not_found":
         message = f"the key {item['ctx']['discriminator']} is required"
     elif kind == "literal_error":
-        known = [each.strip("'") for each in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        known = _known(item)
         message = f"{shown(given)} is none of {', '.join(known)}{did_you_mean(str(given), known)}"
     elif kind in _EXPECTED:
         message = f"expected {_EXPECTED[kind]}, got {shown(given)}"
@@ -134,6 +138,11 @@ def _problem(item: Any, location: Path, path: Path, model: type[BaseModel], valu
     else:
         message = f"{item['msg'][:1].lower()}{item['msg'][1:]}, got {shown(given)}"
     return Problem(path, message, involved)
+
+
+def _known(item: Any) -> list[str]:
+    """The words of a Literal."""
+    return [each.strip("'") for each in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
 
 
 def _number(bound: float) -> str:
@@ -210,9 +219,10 @@ def _known_keys(model: type[BaseModel], path: Path) -> set[str]:
     for key in path:
         if isinstance(key, int):
             continue  # all entries of a list are of the same kinds
-        tagged = [m for m in models if _tag(m) == key]
-        if len(models) > 1 and tagged:
-            models = tagged
+        tagged = [m for m in models if _tag(m) == key and len(models) > 1]
+        named = [m for m in models if m.__name__ == key]  # a member of a union without tags
+        if tagged or named:
+            models = tagged or named
             continue
         fields = (m.model_fields[str(key)] for m in models if str(key) in m.model_fields)
         models = [inner for field in fields for inner in _models_in(field)]

@@ -22,6 +22,8 @@ INDEX_FILE = "model.safetensors.index.json"
 
 #: What writers of shards call them.
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+#: What `torch.distributed.checkpoint` calls the parts of several processes.
+_SHARE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 #: Far beyond what any checkpoint has, and still quickly read.
 _MOST_BYTES = 32 << 20
 
@@ -187,6 +189,11 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _what_else(directory: Path) -> str:
     """What lies where weights were expected."""
     others = sorted(path.name for path in directory.glob("*.safetensors") if not path.is_dir())
+    if others and all(map(_SHARE.fullmatch, others)):
+        return (
+            "; it has the shares of a run in the middle, which training alone reads (train … --resume): the run's own "
+            "directory has the weights in one file once it is finished"
+        )
     if others:
         return f"; it has {listed(others)}: rename what holds the whole model, or restore {INDEX_FILE} for shards"
     pickled = sorted(path.name for path in (*directory.glob("*.bin"), *directory.glob("*.pt*")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,8 @@ def build(
     Raises:
         DataError: the text cannot be read or encoded, or one of several sources ends too early.
     """
-    tokenizer = ready or _make_tokenizer(splits, config, report)
+    held_out = _held_out(splits, report)
+    tokenizer = ready or _make_tokenizer(splits, config, held_out, report)
     tokenizer.save(scratch)
     dtype = "<u2" if tokenizer.vocab_size < 2**16 else "<u4"
     meter = Meter(report, "tokenize", sum(split.num_bytes for split in splits))
@@ -64,19 +66,43 @@ def build(
         if config.sources is None:
             _write_both(splits[0], encoder, train, validation, meter)
         else:
-            mixture = _write_mixture(splits, "train", encoder, train, config, meter)
-            _write_mixture(splits, "validation", encoder, validation, config, meter)
+            texts = [_train_texts(split, held_out) for split in splits]
+            mixture = _write_mixture(texts, encoder, train, config, meter, splits)
+            texts = [split.side("validation") for split in splits]
+            _write_mixture(texts, encoder, validation, config, meter)
     meter.finish()
     save_bigrams(scratch / "bigrams.npy", train.bigrams, validation.bigrams)
     shutil.rmtree(scratch / SPOOL, ignore_errors=True)
     seal(scratch, dtype, train.counts(), validation.counts(), mixture)
 
 
-def _make_tokenizer(splits: Sequence[SplitCorpus], config: DataConfig, report: Progress) -> TextTokenizer:
+def _held_out(splits: Sequence[SplitCorpus], report: Progress) -> frozenset[bytes]:
+    """The hashes of what several sources hold out; one alone has no other that could train on it."""
+    if len(splits) == 1:
+        return frozenset()
+    meter = Meter(report, "read", sum(split.num_bytes for split in splits))
+    found = set()
+    for side, text in chain.from_iterable(splits):
+        meter.add(len(data := text.encode()))
+        if side == "validation":
+            found.add(hashlib.sha256(data).digest())
+    meter.finish()
+    return frozenset(found)
+
+
+def _train_texts(split: SplitCorpus, held_out: frozenset[bytes]) -> Iterator[str]:
+    """The training documents of a source, without what another one holds out."""
+    texts = split.side("train")
+    return (text for text in texts if hashlib.sha256(text.encode()).digest() not in held_out) if held_out else texts
+
+
+def _make_tokenizer(
+    splits: Sequence[SplitCorpus], config: DataConfig, held_out: frozenset[bytes], report: Progress
+) -> TextTokenizer:
     if not isinstance(config.tokenizer, BpeTokenizer):
         return TextTokenizer.for_bytes()
     meter = Meter(report, "train_tokenizer", sum(split.num_bytes for split in splits))
-    texts = chain.from_iterable(split.side("train") for split in splits)
+    texts = chain.from_iterable(_train_texts(split, held_out) for split in splits)
     tokenizer = TextTokenizer.train_bpe(meter.watch(texts), config.tokenizer.vocab_size)
     meter.finish()
     return tokenizer
@@ -96,26 +122,30 @@ def _write_both(split: SplitCorpus, encoder: Encoder, train: SideWriter, validat
 
 
 def _write_mixture(
-    splits: Sequence[SplitCorpus], side: Side, encoder: Encoder, writer: SideWriter, config: DataConfig, meter: Meter
+    texts: Sequence[Iterator[str]],
+    encoder: Encoder,
+    writer: SideWriter,
+    config: DataConfig,
+    meter: Meter,
+    limited: Sequence[SplitCorpus] | None = None,
 ) -> MixtureCounts:
-    """One side of several sources; gives what came of each."""
+    """One side of several sources; gives what came of each. Where it is limited, it must not end before."""
     assert config.sources is not None
-    texts = [split.side(side) for split in splits]
 
     def stream(source: int) -> Iterator[Encoded[int]]:
         return encoded(((source, text) for text in meter.watch(texts[source])), encoder)
 
     weights = [each.weight for each in config.sources]
-    mixture = Mixture([stream(source) for source in range(len(splits))], weights, config.sources_seed)
-    given = [SideCounts(0, 0, 0)] * len(splits)
+    mixture = Mixture([stream(source) for source in range(len(texts))], weights, config.sources_seed)
+    given = [SideCounts(0, 0, 0)] * len(texts)
     for part in mixture:
         before = writer.counts()
         writer.write(part)
         given[part.label] = given[part.label].plus(writer.counts(), before)
         if writer.full:
             break
-    if side == "train" and not writer.full:
-        _check_enough(mixture, splits, config, writer)
+    if limited is not None and not writer.full:
+        _check_enough(mixture, limited, config, writer)
     # What was not drawn is read too: the key of the entry says that it is what was split.
     for rest in texts:
         deque(rest, maxlen=0)

@@ -71,10 +71,12 @@ def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Prog
         raise DataError(f"{directory} was written and cannot be read back: check the disk")
     num_tokens = len(prepared.train.tokens)
     if num_tokens <= config.sequence_length:
+        limited = config.max_tokens is not None or config.max_documents is not None
+        advice = "give more text, set the limit higher" if limited else "give more text"
         raise DataError(
             f"the training text has {num_tokens} tokens ({prepared.train.num_bytes} bytes in "
             f"{prepared.train.num_documents} documents), and one sequence of sequence_length "
-            f"{config.sequence_length} needs {config.sequence_length + 1}: give more text or shorten it"
+            f"{config.sequence_length} needs {config.sequence_length + 1}: {advice} or shorten it"
         )
     return replace(prepared, notices=(*made["notices"], *notices(config, prepared)))
 

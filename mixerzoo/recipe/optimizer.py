@@ -128,17 +128,15 @@ def check_moments(optimizer: Any, beta2: float, *, halved: bool) -> str | None:
     """
     if not (halved or getattr(optimizer, "state_precision", None)) or isinstance(optimizer, AdafactorOptimizer):
         return None
-    decays = {"train.beta2": beta2}
+    decays = {"beta2": beta2}
     if isinstance(optimizer, LionOptimizer):
-        decays = {"train.optimizer.beta2": optimizer.beta2}
+        decays = {"optimizer.beta2": optimizer.beta2}
     elif isinstance(optimizer, MuonOptimizer):
-        decays["train.optimizer.momentum"] = optimizer.momentum
+        decays["optimizer.momentum"] = optimizer.momentum
     for key, decay in decays.items():
         if decay > _SLOWEST:
-            return (
-                f"{key} {decay} changes a moment by less than bf16 can hold; set at most {_SLOWEST}, or keep the state "
-                "in float32"
-            )
+            other = "precision to bf16" if halved else "optimizer.state_precision to null"
+            return f"{key} {decay} changes a moment by less than bf16 can hold; set at most {_SLOWEST}, or {other}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one run: what their number changes, and what is said when one of them is lost."""
+"""The processes of a run: what the number of those that train changes, and what is said when one is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mixerzoo.errors import RunError
+from mixerzoo.errors import DataError, RunError
 from mixerzoo.files import MANIFEST_FILE, read_manifest
 from mixerzoo.process import launch
 from mixerzoo.recipe import Recipe, sequences_per_step
@@ -88,4 +88,30 @@ def losses_in_words() -> Iterator[None]:
         raise RunError(
             f"another process of the run has ended, or cannot be reached any more, so this one ends too; what it said "
             f"stands above, if it could say anything\n--resume goes on from the newest checkpoint ({reason})"
+        ) from error
+
+
+@contextmanager
+def loader_in_words() -> Iterator[None]:
+    """Turn what becomes of a process of ``data.loader_workers`` into words.
+
+    Raises:
+        RunError: it was killed.
+        DataError: it could not read the text.
+    """
+    try:
+        yield
+    except DataError as error:
+        text = str(error)
+        if "in DataLoader worker process" not in text:
+            raise
+        # The traceback of the other process comes first.
+        raise DataError(text.rpartition(f"{DataError.__name__}: ")[2]) from error
+    except RuntimeError as error:
+        text = str(error)
+        if not text.startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            f"a process of data.loader_workers is gone ({text.splitlines()[0].rstrip('. ')}): where memory or /dev/shm "
+            "is short, lower data.loader_workers\n--resume goes on from the newest checkpoint"
         ) from error

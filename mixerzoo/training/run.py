@@ -37,7 +37,7 @@ from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.optimizers import check_optimizer_installed
 from mixerzoo.training.parallel import check_parallel, process_group, whole_weights
 from mixerzoo.training.precision import check_precision
-from mixerzoo.training.processes import check_step, losses_in_words, step_in_words
+from mixerzoo.training.processes import check_step, loader_in_words, losses_in_words, step_in_words
 from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation
 from mixerzoo.training.trackers import Trackers, check_trackers
@@ -127,7 +127,7 @@ def _check_possible(recipe: Recipe) -> Iterable[str]:
 @contextmanager
 def _surroundings(recipe: Recipe) -> Iterator[None]:
     """What a run needs of its process, and what goes wrong around it in words."""
-    with memory_in_words(), losses_in_words(), process_group(recipe):
+    with memory_in_words(), losses_in_words(), loader_in_words(), process_group(recipe):
         yield
 
 

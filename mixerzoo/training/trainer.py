@@ -28,7 +28,7 @@ from mixerzoo import files
 from mixerzoo.checkpoints import load_checkpoint, save_checkpoint, save_configuration
 from mixerzoo.data import TokenWindows
 from mixerzoo.errors import RunError
-from mixerzoo.model import Decoder, decay_parameter_names, is_sharded
+from mixerzoo.model import Decoder, is_sharded
 from mixerzoo.recipe import FsdpConfig, Recipe, kept_of, sequences_per_step, trained_parameters
 from mixerzoo.runs import OPTIMIZER_FILE, SCHEDULER_FILE, RunDirectory, complete_checkpoints
 from mixerzoo.training.arguments import training_arguments
@@ -178,10 +178,6 @@ class MixerZooTrainer(ParallelTrainer):
         if self.float8 is not None:
             self.float8.take_out()
         return self.decoder
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The decoder's matrices, and what the mixer says of its own."""
-        return decay_parameter_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -92,6 +92,22 @@ class TestMixture:
         for file in whole.directory.iterdir():
             assert file.read_bytes() == (pieced.directory / file.name).read_bytes()
 
+    @pytest.mark.parametrize("told", [True, False])
+    def test_what_one_source_holds_out_no_other_trains_on(self, few: str, letters: tuple[str, str], told: bool) -> None:
+        """Whether a source is told what to hold out, or holds out a share of so few that the other's rule differs."""
+        first: dict[str, object] = {"name": "text", "paths": [few]}
+        if told:
+            first["validation_paths"] = [letters[1]]
+        second = {"name": "text", "paths": [few, letters[1]]}
+        sources = [{"source": source, "weight": 0.5} for source in (first, second)]
+        tokenizer = {"name": "bpe", "vocab_size": 260}
+        asked = DataConfig.model_validate({"sources": sources, "tokenizer": tokenizer, "sequence_length": 8})
+        prepared = prepare(asked)
+        train, validation = (set(documents_of(prepared, side)) for side in ("train", "validation"))
+        assert train
+        assert validation
+        assert not train & validation
+
     def test_without_a_limit_it_ends_with_the_first_source_that_does(self, letters: tuple[str, str]) -> None:
         prepared = prepare(config((letters[0], 0.5), (letters[1], 0.5)))
         (notice,) = prepared.notices
@@ -192,7 +208,7 @@ class TestLimits:
         assert notice.endswith("and data.max_documents allows 1,000,000,000")
 
     def test_a_limit_below_one_sequence(self, few: str) -> None:
-        with pytest.raises(DataError, match="the training text has 0 tokens"):
+        with pytest.raises(DataError, match=r"the training text has 0 tokens.*set the limit higher or shorten it"):
             prepare(config((few, 1), max_tokens=1))
 
     def test_what_is_recorded(self, few: str) -> None:

@@ -551,6 +551,21 @@ def test_what_cannot_be_compiled(tmp_path):
         load_recipe(write(tmp_path), ["train.compile=layer"])
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("layer", ": expected one of none, layers, selective or a mapping of keys to values, got 'layer'"),
+        ("{every: 0}", ".every: input should be greater than or equal to 1, got 0"),
+        ("{every: 2, nth: 1}", ".nth: unknown key; known keys: every"),
+    ],
+)
+def test_what_cannot_be_computed_again(given: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as found:
+        load_recipe(write(tmp_path), [f"train.activation_checkpointing={given}"])
+    assert str(found.value).endswith(f": train.activation_checkpointing{words}")
+    assert "\n" not in str(found.value)
+
+
 # Several sources.
 
 

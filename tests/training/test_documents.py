@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mixerzoo import Decoder, build, load_recipe, load_registry, train
 from mixerzoo.data import TextTokenizer, TokenWindows, prepare
-from mixerzoo.errors import RecipeError
+from mixerzoo.errors import DataError, RecipeError, RunError
 from mixerzoo.evaluation.validate import evaluate_run
 from mixerzoo.inference import score
 from mixerzoo.model import ModelConfig, flops_per_token, materialize
@@ -156,6 +157,41 @@ def test_a_run_of_documents_apart_and_its_loader(tmp_path: Path) -> None:
     train(tiny_recipe(*apart, "data.loader_workers=1", "data.workers=1"), tmp_path / "a", resume=True)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
     assert "data" not in json.loads((tmp_path / "a" / "run.json").read_text())
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def unreadable() -> None:
+    raise DataError("text.bin has become shorter")
+
+
+@FORKED
+@pytest.mark.parametrize(
+    ("fate", "kind", "words"),
+    [
+        (
+            killed,
+            RunError,
+            r"a process of data\.loader_workers is gone \(DataLoader worker .*lower data\.loader_workers",
+        ),
+        (unreadable, DataError, r"^text\.bin has become shorter$"),
+    ],
+)
+def test_a_worker_of_the_loader_that_is_lost(
+    fate: Callable[[], None], kind: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, read = os.getpid(), TokenWindows.__getitem__
+
+    def item(self: TokenWindows, index: int) -> dict[str, Tensor]:
+        if os.getpid() != trainer:
+            fate()
+        return read(self, index)
+
+    monkeypatch.setattr(TokenWindows, "__getitem__", item)
+    with pytest.raises(kind, match=words):
+        train(tiny_recipe("data.loader_workers=1"), tmp_path / "run")
 
 
 def test_the_memory_of_the_mask_is_counted() -> None:

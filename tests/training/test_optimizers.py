@@ -205,10 +205,17 @@ def test_a_missing_package_is_said_before_any_data_is_touched(monkeypatch: pytes
         (["train.optimizer={name: muon, momentum: 1.0}"], "input should be less than 1"),
         (["train.optimizer=lion", "train.beta2=0.98"], "set optimizer={name: lion, beta2: 0.98}"),
         (["train.optimizer=adafactor", "train.beta2=0.98"], "beta2 is AdamW's and has no meaning with adafactor"),
-        (["train.optimizer={name: adamw, state_precision: bf16}", "train.beta2=0.999"], "set at most 0.99"),
-        (["train.precision=bf16_weights", "train.beta2=0.999"], "less than bf16 can hold"),
-        (["train.optimizer={name: muon, state_precision: bf16, momentum: 0.995}"], "train.optimizer.momentum 0.995"),
-        (["train.optimizer={name: lion, state_precision: bf16, beta2: 0.999}"], "train.optimizer.beta2 0.999"),
+        (
+            ["train.optimizer={name: adamw, state_precision: bf16}", "train.beta2=0.999"],
+            "or optimizer.state_precision to null",
+        ),
+        (
+            ["train.precision=bf16_weights", "train.beta2=0.999"],
+            "override 'train.beta2=0.999': train: beta2 0.999 changes a moment by less than bf16 can hold; set at most "
+            "0.99, or precision to bf16",
+        ),
+        (["train.optimizer={name: muon, state_precision: bf16, momentum: 0.995}"], "optimizer.momentum 0.995"),
+        (["train.optimizer={name: lion, state_precision: bf16, beta2: 0.999}"], "optimizer.beta2 0.999"),
         (["train.groups.head.weight_decay=0", "model.tie_embeddings=true"], "set train.groups.embedding"),
         (["train.groups.vectors.weight_decay=0"], "unknown key"),
         (["train.groups.heads.weight_decay=0"], "did you mean 'head'?"),

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 import parallel_job
-from mixerzoo.errors import RecipeError, RunError
+from mixerzoo.checkpoints import load_checkpoint
+from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.files.manifest import read_manifest
 from mixerzoo.runs.checkpoints import complete_checkpoints
 from mixerzoo.training import processes
@@ -95,6 +96,8 @@ def test_one_process_has_all_shares(written: str, alone: Path, tmp_path: Path) -
     # As in any finished run the newest checkpoint alone has the optimizer's state.
     older, newest = (read_manifest(folder)["files"] for _, folder in complete_checkpoints(directory / "checkpoints"))
     assert newest.keys() - older.keys() == {"shard-00001-model-00002-of-00002.safetensors"}
+    with pytest.raises(CheckpointError, match="has the shares of a run in the middle, which training alone reads"):
+        load_checkpoint(directory / "checkpoints" / "checkpoint-12")
 
 
 @pytest.mark.parametrize("written", ["before", "during"])
