@@ -12,7 +12,7 @@ import mixerzoo
 from mixerzoo.cli import COMMANDS, app
 from mixerzoo.cli.verbosity import stderr_console
 from mixerzoo.data import TextTokenizer
-from mixerzoo.recipe import load_recipe
+from mixerzoo.recipe import find_recipe, load_recipe
 from runs import OVERRIDES, QUICKSTART
 
 
@@ -69,7 +69,7 @@ def test_verbose_says_what_was_chosen_and_changes_no_result() -> None:
     usual, told = run("describe", "quickstart", "mixer.stride=2"), run("describe", "quickstart", "mixer.stride=2", "-v")
     assert (usual.stderr, usual.stdout) == ("", told.stdout)
     assert f"mixerzoo {mixerzoo.__version__}, Python 3." in told.stderr
-    assert f"recipe: {QUICKSTART}\n  with mixer.stride=2\n" in told.stderr
+    assert f"recipe: {find_recipe('quickstart')}\n  with mixer.stride=2\n" in told.stderr
     assert run("-v", "describe", "quickstart", "mixer.stride=2").stderr == told.stderr
 
 

@@ -209,7 +209,7 @@ class ShowsOnlyTheFirst(DepthAttention):
     """Shows weights where there is a first source to mix, and none after that."""
 
     def mixing_weights(self, state: Any, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        return super().mixing_weights(state, site, call) if len(self.sources(site)) < 2 else None
+        return super().mixing_weights(state, site, call) if len(self.sources(site)) < 3 else None
 
 
 @caught_by("mixing_weights")
