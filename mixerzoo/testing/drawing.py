@@ -56,9 +56,20 @@ def draw_and_hold(
     Raises:
         Exception: what `hold` raises.
     """
+
+    def draw() -> None:
+        @seed(_SEED)
+        @_settings(examples, shrinks)
+        @given(case=cases(mixer, overrides, refusals.append))
+        def hold_drawn(case: Case) -> None:
+            drawn.append(case)
+            hold(case)
+
+        hold_drawn()
+
     known = {} if overrides else _known.setdefault(mixer, {})
     if examples not in known:
-        _draw(mixer, overrides, examples, shrinks, hold, drawn, refusals)
+        draw()
         known[examples] = _Draws(tuple(drawn), tuple(refusals))
         return
     try:
@@ -68,29 +79,10 @@ def draw_and_hold(
     except Exception:
         if shrinks:
             drawn.clear()
-            _draw(mixer, overrides, examples, shrinks, hold, drawn, refusals)
+            draw()
         # Also where no time is left to meet it again.
         raise
     refusals += known[examples].refusals
-
-
-def _draw(
-    mixer: type[Mixer],
-    overrides: Overrides | None,
-    examples: int,
-    shrinks: bool,
-    hold: Callable[[Case], None],
-    drawn: list[Case],
-    refusals: list[str],
-) -> None:
-    @seed(_SEED)
-    @_settings(examples, shrinks)
-    @given(case=cases(mixer, overrides, refusals.append))
-    def hold_drawn(case: Case) -> None:
-        drawn.append(case)
-        hold(case)
-
-    hold_drawn()
 
 
 def _settings(examples: int, shrinks: bool) -> settings:
