@@ -23,6 +23,7 @@ extensions = [
     "sphinx_design",
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
+    "results_pages",
     "mixer_pages",
     "command_pages",
     "joined_streams",

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import mixerzoo
 import mixerzoo.testing
+import publish_results
 from mixerzoo.cli import COMMANDS, app
 from mixerzoo.data import (
     BpeTokenizer,
@@ -254,12 +255,28 @@ def test_the_changelog_names_the_version():
     assert f"## {mixerzoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_table_of_results_has_every_small_recipe_and_all_beat_the_bigram_yardstick():
-    rows = re.findall(r"^\| `?\(?(\w+)\)?`? \| ([\d.]+) \|", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
-    results = {name: float(bits) for name, bits in rows}
-    bigram, _ = results.pop("bigram"), results.pop("xz")
-    assert set(results) == {path.stem for path in (ROOT / "recipes" / "small").glob("*.yaml")}
-    assert max(results.values()) < bigram
+def test_the_page_of_results_says_what_the_published_comparison_found():
+    page, results = publish_results.PAGE.read_text(), publish_results.read_published()
+    assert publish_results.with_tables(page, results) == page
+    for setting in results["settings"]:
+        (table,) = re.findall(rf"^{re.escape(publish_results.heading(setting))}(.*?)(?=^## |\Z)", page, re.M | re.S)
+        rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|", table, re.MULTILINE)
+        found = {label: tuple(map(float, figures)) for label, *figures in rows}
+        assert found.keys() == {row["label"] for row in setting["mixers"]}
+        for row in setting["mixers"]:
+            expected = [row["bits_per_byte"][key] for key in ("mean", "low", "high")]
+            assert found[row["label"]] == pytest.approx(expected, abs=6e-5)
+
+
+def test_the_published_comparison_is_of_its_recipe_is_whole_and_all_beat_the_bigram_yardstick():
+    results = publish_results.read_published()
+    asked = read_comparison(ROOT / results["source"])
+    assert (results["finished"], results["failures"]) == (results["runs"], [])
+    assert results["seeds"] == list(asked.seeds)
+    assert list(results["recipes"]) == [contender.label for contender in asked.contenders]
+    assert [setting["vary"] for setting in results["settings"]] == [dict(each) for each in asked.settings]
+    for setting in results["settings"]:
+        assert max(row["bits_per_byte"]["mean"] for row in setting["mixers"]) < setting["bigram_bits_per_byte"]
 
 
 @pytest.mark.parametrize("module", [mixerzoo, mixerzoo.ops, mixerzoo.testing], ids=lambda module: module.__name__)
