@@ -6,10 +6,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from typer.testing import CliRunner, Result
 
 from mixerzoo.cli import app
+
+RECIPE: dict[str, Any] = {
+    "model": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_layers": 6,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+    },
+    "mixer": {"name": "depth_attention", "stride": 2},
+    "data": {"source": {"name": "stdlib"}, "tokenizer": {"name": "bytes"}, "sequence_length": 64},
+    "train": {"steps": 1, "batch_size": 1, "learning_rate": 0.001},
+}
 
 
 def run(*arguments: object, columns: int = 80, stdin: str | None = None) -> Result:
