@@ -20,6 +20,8 @@ from mixerzoo.cli import COMMANDS, schema
 from mixerzoo.cli.common import print_error
 from mixerzoo.errors import CheckpointError
 
+# Starting.
+
 
 def test_help_imports_neither_torch_nor_pydantic() -> None:
     found = subprocess_run(["-X", "importtime", "-m", "mixerzoo", "--help"])
