@@ -10,11 +10,11 @@ import pytest
 
 import mixerzoo
 import zoo
+from case import DEPTH
 from command_line import RECIPE
 from mixerzoo import TextFormat, TextTokenizer
 from mixerzoo.yaml_text import to_yaml
 from text_files import CHATML, chain, write
-from zoo import ZooCase
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def talker(request: Any, tmp_path_factory: Any) -> Path:
     """A checkpoint with random weights, a tokenizer that begins texts, and a chat template."""
     place = write(tmp_path_factory.mktemp("talker") / "it", request.param, more={"chat_template": CHATML})
     size = TextTokenizer.load(place).vocab_size
-    mixerzoo.save_checkpoint(zoo.make(ZooCase("depth_attention", {"stride": 1}), vocab_size=size), place)
+    mixerzoo.save_checkpoint(zoo.make(DEPTH, vocab_size=size), place)
     return place
 
 
