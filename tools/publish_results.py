@@ -2,7 +2,7 @@
 
 python tools/publish_results.py comparisons/small
 
-What stands between two tables of docs/results.md is written by hand, and stays.
+In docs/results.md it writes between two marks below the heading of each setting; all else is written by hand, and stays.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mixerzoo.experiments import COLUMNS, cell, setting_in_words, summary
 DOCS = Path(__file__).parents[1] / "docs"
 #: The results that the documentation shows, and the page that has their tables.
 PUBLISHED, PAGE = DOCS / "results" / "small.json", DOCS / "results.md"
+BEGIN, END = "% From here on the tool writes.", "% Down to here."
 SHOWN = ("bits_per_byte", "difference", "mixer_parameters", "cache_bytes", "in_flight_bytes_per_token")
 
 
@@ -55,21 +56,22 @@ def section(results: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
 
 
 def with_tables(page: str, results: Mapping[str, Any]) -> str:
-    """The page with the beginnings of its sections made anew.
+    """The page with what stands between its marks made anew.
 
     Args:
-        page: with a heading for every setting, see `heading`, and a table below each.
+        page: has, below the heading of every setting (see `heading`), the marks `BEGIN` and `END`.
         results: from ``results.json``.
 
     Raises:
         SystemExit: a setting has no such section.
     """
     for setting in results["settings"]:
-        begins = heading(setting)
-        found = re.search(rf"^{re.escape(begins)}(?:[^#|\n].*\n|\n)*(?:\|.*\n)+", page, re.MULTILINE)
-        if found is None:
-            raise SystemExit(f"{PAGE}: no section {begins.strip()!r} with a table; write one")
-        page = f"{page[: found.start()]}{begins}\n{section(results, setting)}{page[found.end() :]}"
+        title = heading(setting)
+        found = re.search(rf"^{re.escape(title)}(?:(?!^## ).)*?^{BEGIN}$", page, re.MULTILINE | re.DOTALL)
+        end = page.find(END, found.end()) if found else -1
+        if found is None or end < 0:
+            raise SystemExit(f"{PAGE}: no section {title.strip()!r} with the lines {BEGIN!r} and {END!r}; write them")
+        page = f"{page[: found.end()]}\n\n{section(results, setting)}\n{page[end:]}"
     return page
 
 
@@ -83,9 +85,10 @@ def main() -> None:
         raise SystemExit(
             f"{source}: {results['finished']} of {results['runs']} runs are finished; go on with `compare`"
         )
+    page = with_tables(PAGE.read_text(encoding="utf-8"), results)
     PUBLISHED.parent.mkdir(exist_ok=True)
     shutil.copyfile(source, PUBLISHED)
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from mixerzoo.experiments import cell, plots, report_page, setting_in_words
@@ -26,9 +26,10 @@ RESULTS = Path(__file__).parents[1] / "results" / "small.json"
 REPORT = "results/small.html"
 
 
-@cache
 def published() -> dict[str, Any]:
     """The content of the published ``results.json``."""
+    if not RESULTS.is_file():
+        raise ExtensionError(f"{RESULTS} is missing; `python tools/publish_results.py DIR` puts it there")
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return results
 
@@ -40,23 +41,29 @@ def fill(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = _with_figures(source[0])
     elif folder == "mixers":
         source[0] += "".join(_of_mixer(mixer))
+    else:
+        return
+    app.env.note_dependency(RESULTS)
 
 
 def _with_figures(text: str) -> str:
     """The page of results with figures at the end of each setting's section, and a link to the whole report."""
-    for number, setting in enumerate(published()["settings"]):
+    results = published()
+    for number, setting in enumerate(results["settings"]):
         heading = f"## {setting_in_words(setting)}\n"
+        if heading not in text:
+            raise ExtensionError(f"results.md has no section {heading.strip()!r}; the published comparison has")
         end = text.find("\n## ", text.index(heading) + len(heading))
         end = len(text) if end < 0 else end
-        text = f"{text[:end].rstrip()}\n\n{_figures(setting, f'f{number}')}{text[end:]}"
+        text = f"{text[:end].rstrip()}\n\n{_figures(results, setting, f'f{number}')}{text[end:]}"
     whole = f'<p><a href="{REPORT}">The whole report</a>: every cost, curves of the loss, learned weights, recipes.</p>'
     return f"{text.rstrip()}\n\n```{{raw}} html\n{whole}\n```\n"
 
 
-def _figures(setting: Mapping[str, Any], name: str) -> str:
+def _figures(results: Mapping[str, Any], setting: Mapping[str, Any], name: str) -> str:
     rows = setting["mixers"]
     numbers = {row["label"]: number for number, row in enumerate(rows)}
-    tuned = [each for each in published()["tuning"] if each["vary"] == setting["vary"]]
+    tuned = [each for each in results["tuning"] if each["vary"] == setting["vary"]]
     drawn = [
         (plots.scores(rows, f"{name}-scores"), "Bits per byte: mean, interval, and every seed"),
         (
@@ -75,18 +82,19 @@ def _figures(setting: Mapping[str, Any], name: str) -> str:
 
 def _of_mixer(mixer: str) -> Iterator[str]:
     """The section of a mixer's page; nothing for one that was not compared."""
-    settings = [
-        (setting, [row for row in setting["mixers"] if row["mixer"]["name"] == mixer])
-        for setting in published()["settings"]
+    results = published()
+    found = [
+        (_decoder(setting), row)
+        for setting in results["settings"]
+        for row in setting["mixers"]
+        if row["mixer"]["name"] == mixer
     ]
-    if not any(rows for _, rows in settings):
+    if not found:
         return
-    baseline = published()["baseline"]
-    yield f"\n## Results\n\nFrom [the comparison](../results.md), as `{settings[0][1][0]['label']}`:\n\n"
-    yield f"| decoder | bits per byte | difference to `{baseline}` |\n|---|---:|---:|\n"
-    for setting, rows in settings:
-        for row in rows:
-            yield f"| {_decoder(setting)} | {cell(row, 'bits_per_byte')} | {cell(row, 'difference')} |\n"
+    yield "\n## Results\n\nFrom [the comparison](../results.md):\n\n"
+    yield f"| | decoder | bits per byte | difference to `{results['baseline']}` |\n|---|---|---:|---:|\n"
+    for decoder, row in found:
+        yield f"| `{row['label']}` | {decoder} | {cell(row, 'bits_per_byte')} | {cell(row, 'difference')} |\n"
 
 
 def _decoder(setting: Mapping[str, Any]) -> str:
@@ -99,11 +107,13 @@ class ResultsDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The table."""
-        settings: Sequence[Mapping[str, Any]] = published()["settings"]
+        results = published()
+        self.env.note_dependency(RESULTS)
+        settings: Sequence[Mapping[str, Any]] = results["settings"]
         titles = ["mixer", *(_decoder(setting) for setting in settings), "its parameters", "its cache"]
         lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
         last = settings[-1]["mixers"]
-        baseline = next(row for row in last if row["label"] == published()["baseline"])
+        baseline = next(row for row in last if row["label"] == results["baseline"])
         for number in sorted(range(len(last)), key=lambda number: last[number]["bits_per_byte"]["mean"]):
             rows = [setting["mixers"][number] for setting in settings]
             cells = [f"[{rows[0]['label']}](mixers/{rows[0]['mixer']['name']}.md)"]
