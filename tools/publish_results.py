@@ -2,7 +2,8 @@
 
 python tools/publish_results.py comparisons/small
 
-In docs/results.md it writes between two marks below the heading of each setting; all else is written by hand, and stays.
+In docs/results.md it writes between two marks below the heading of each setting; all else is written by hand, and
+stays.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mixerzoo.experiments import COLUMNS, cell, setting_in_words, summary
 DOCS = Path(__file__).parents[1] / "docs"
 #: The results that the documentation shows, and the page that has their tables.
 PUBLISHED, PAGE = DOCS / "results" / "small.json", DOCS / "results.md"
-BEGIN, END = "% From here on the tool writes.", "% Down to here."
+BEGIN, END = "<!-- The tool writes from here -->", "<!-- to here -->"
 SHOWN = ("bits_per_byte", "difference", "mixer_parameters", "cache_bytes", "in_flight_bytes_per_token")
 
 
