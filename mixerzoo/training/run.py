@@ -207,26 +207,25 @@ class _Work:
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
         with Trackers(self.recipe, run, trainer.args, self.name) as trackers:
-            trainer.add_callback(
-                RunCallback(
-                    run,
-                    self.recipe,
-                    data,
-                    reporter,
-                    self.interrupts,
-                    trainer.records,
-                    trackers,
-                    main=self.main,
-                    validate_first=self._validation_missing(start),
-                    as_saved=trainer.as_saved,
-                )
+            callback = RunCallback(
+                run,
+                self.recipe,
+                data,
+                reporter,
+                self.interrupts,
+                trainer.records,
+                trackers,
+                main=self.main,
+                validate_first=self._validation_missing(start),
+                as_saved=trainer.as_saved,
             )
+            trainer.add_callback(callback)
             if self.main:
                 trackers.begin(start.step, sum(decoder.num_parameters()))
-            self._steps(trainer, start)
+            self._steps(trainer, callback, start)
             return self._finish(trainer, data, trackers)
 
-    def _steps(self, trainer: MixerZooTrainer, start: _Start) -> None:
+    def _steps(self, trainer: MixerZooTrainer, callback: RunCallback, start: _Start) -> None:
         if start.checkpoint is not None and start.step >= self.recipe.train.steps:
             # Trainer would take one step more than asked.
             trainer.load_weights(start.checkpoint)
@@ -234,6 +233,8 @@ class _Work:
             with self.interrupts.held():
                 trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
                 trainer.finish_saving()
+                # One that ends with the signal has torchrun end the first, which may be at its checkpoint still.
+                callback.to_stop()
 
     def _check_same(self, data: PreparedData) -> bool:
         """Refuse to resume another run; says whether this one is to take more steps than it was started with."""
