@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from mixerzoo.checkpoints import load_checkpoint
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
 from mixerzoo.files.manifest import read_manifest
 from mixerzoo.runs.checkpoints import complete_checkpoints
-from mixerzoo.training import processes
+from mixerzoo.training import arguments, parallel, processes
 from mixerzoo.training.interrupts import Terminated
 from mixerzoo.training.process_state import process_file, process_state
 from mixerzoo.training.run import train
@@ -140,6 +141,30 @@ def test_any_number_of_processes_goes_on_with_any_other_s_run(kind: str, alone: 
         done = torchrun(count, "train", str(directory), str(stop), *recipe)
         assert (done.returncode == 0) == (not stop), done.stderr
     assert curve(directory) == pytest.approx(curve(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variables", "store"),
+    [({}, True), ({"WORLD_SIZE": "2"}, False), ({"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "a"}, False)],
+    ids=["alone", "several without torchrun", "torchrun"],
+)
+def test_processes_of_any_launcher_meet(
+    variables: dict[str, str], store: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[dict[str, Any]] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: met.append(options))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if variables:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+            monkeypatch.setenv(name, value)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with parallel.process_group(tiny_recipe(FSDP)):
+        assert [bool(options) for options in met] == [store]
+    monkeypatch.setattr(arguments, "TrainingArguments", SimpleNamespace)
+    backend = arguments.training_arguments(tiny_recipe(), Path()).ddp_backend
+    assert backend == (None if store or torch.cuda.is_available() else "gloo")
 
 
 def test_short_weights_compute_what_autocast_does(tmp_path: Path) -> None:
