@@ -157,7 +157,7 @@ class TrainConfig(BaseModel):
                 self, key
             ):
                 raise ValueError(f"{key} is AdamW's and has no meaning with {name}; remove it{_own_key(self, key)}")
-        wrong = check_moments(self.optimizer, self.beta2, halved=self.precision == "bf16_weights")
+        wrong = check_moments(self.optimizer, self.beta1, self.beta2, halved=self.precision == "bf16_weights")
         if wrong is not None:
             raise ValueError(wrong)
         return self
