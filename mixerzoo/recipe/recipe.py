@@ -207,6 +207,15 @@ class EvalConfig(BaseModel):
         None, ge=1, le=2**53, description="Sequences used while training; the final validation uses all."
     )
 
+    @model_validator(mode="after")
+    def _part_is_used(self) -> Self:
+        if self.max_sequences is not None and self.interval is None:
+            raise ValueError(
+                "max_sequences has no meaning without interval: it is for validations while training, and the final "
+                "one uses all; remove it, or set interval"
+            )
+        return self
+
 
 class RecipeModel(ModelConfig):
     """Sizes and conventions of the decoder, and where its weights come from."""

@@ -38,7 +38,6 @@ train:
   learning_rate: {rate}
   log_interval: 1
   checkpoint_interval: 2
-eval: {{max_sequences: 4}}
 """
 
 

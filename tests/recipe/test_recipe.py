@@ -123,6 +123,10 @@ def test_a_whole_section_can_be_overridden(tmp_path: Path) -> None:
         ("model.num_heads=3", "override 'model.num_heads=3': model: hidden_size 16 is not divisible by num_heads 3"),
         ("model.loop.prelude=4", "override 'model.loop.prelude=4': model: loop.prelude 4 + loop.coda 0 leaves no body"),
         ("train.decay_fraction=0.5", "override 'train.decay_fraction=0.5': train: decay_fraction has no meaning with"),
+        (
+            "eval.max_sequences=5",
+            "override 'eval.max_sequences=5': eval: max_sequences has no meaning without interval: it is",
+        ),
         ("mixer.name=null", "override 'mixer.name=null': mixer.name: expected text, got null"),
         ("train.steps=null", "override 'train.steps=null': train.steps: expected a whole number, got null"),
     ],
