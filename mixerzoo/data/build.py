@@ -62,18 +62,18 @@ def build(
         validation = stack.enter_context(
             write_side(scratch / "validation.bin", tokenizer, dtype, scratch / "validation.txt")
         )
-        mixture = None
+        mixture = held = None
         if config.sources is None:
             _write_both(splits[0], encoder, train, validation, meter)
         else:
             texts = [_train_texts(split, held_out) for split in splits]
             mixture = _write_mixture(texts, encoder, train, config, meter, splits)
             texts = [split.side("validation") for split in splits]
-            _write_mixture(texts, encoder, validation, config, meter)
+            held = _write_mixture(texts, encoder, validation, config, meter)
     meter.finish()
     save_bigrams(scratch / "bigrams.npy", train.bigrams, validation.bigrams)
     shutil.rmtree(scratch / SPOOL, ignore_errors=True)
-    seal(scratch, dtype, train.counts(), validation.counts(), mixture)
+    seal(scratch, dtype, train.counts(), validation.counts(), mixture, held)
 
 
 def _held_out(splits: Sequence[SplitCorpus], report: Progress) -> frozenset[bytes]:
