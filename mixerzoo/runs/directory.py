@@ -257,10 +257,18 @@ class RunDirectory:
         Raises:
             RunError: there is no run, its recipe differs (says where), or its data changed.
         """
-        differing = {key: how for key, how in differences(recipe, self.recipe()).items() if key not in free}
+        saved = self.recipe()
+        found = differences(recipe, saved)
+        differing = found.keys() - free
         if differing:
-            lines = [f"  {key}: {how}" for key, how in differing.items()]
-            hint = "\ntrain.steps can only grow" if "train.steps" in differing else ""
+            hint = ""
+            if "train.steps" in differing and recipe.train.steps < saved.train.steps:
+                hint = "\ntrain.steps can only grow"
+            elif "train.steps" in differing:
+                # Another batch alone might do, so that it is among what is to be given up.
+                differing = set(found)
+                hint = "\nmore train.steps are taken where nothing else differs but train.warmup_fraction"
+            lines = [f"  {key}: {how}" for key, how in found.items() if key in differing]
             raise RunError(
                 f"{self.path} was started with another recipe (its {RECIPE_FILE}), so it cannot be resumed with this "
                 "one:\n" + "\n".join(lines) + hint
