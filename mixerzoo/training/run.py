@@ -34,6 +34,7 @@ from mixerzoo.runs import (
 )
 from mixerzoo.training.arguments import learning_rates
 from mixerzoo.training.interrupts import Interrupts
+from mixerzoo.training.nodes import waiting_for_nodes
 from mixerzoo.training.optimizers import check_optimizer_installed
 from mixerzoo.training.parallel import check_parallel, process_group, whole_weights
 from mixerzoo.training.precision import check_precision
@@ -186,7 +187,8 @@ class _Work:
             resume = False
         if resume:
             run.recipe()
-        data = prepare(self.recipe.data, progress=reporter.data)
+        with waiting_for_nodes(reporter):
+            data = prepare(self.recipe.data, progress=reporter.data)
         self.recipe = self.recipe.with_vocab_size(self.recipe.data.vocab_size or data.tokenizer.vocab_size)
         start = _Start()
         if resume:
