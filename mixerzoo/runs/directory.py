@@ -28,6 +28,7 @@ from mixerzoo.runs.layout import (
     RESULT_FILE,
     RESULT_FILES,
     RUN_FILE,
+    TENSORBOARD,
     TOKENIZER_FILES,
     UNFINISHED,
 )
@@ -145,6 +146,8 @@ class RunDirectory:
         remove_all(self.checkpoints)
         for name in REMOVED:
             (self.path / name).unlink(missing_ok=True)
+        for events in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
+            events.unlink()
         files.sync(self.path)
         # A process that dies from here on leaves a run without a recipe, which begins anew.
         files.write_text(self.path / RUN_FILE, record)
