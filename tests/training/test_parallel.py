@@ -70,9 +70,11 @@ def test_a_process_that_is_killed_ends_the_others_in_words(two) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_every_sharded_mixer_trains_as_one_process_does(count: int) -> None:
-    done = torchrun(count, "compare")
+@pytest.mark.parametrize(
+    ("count", "kind"), [(2, "fsdp"), (4, "fsdp"), (2, "fsdp without resharding"), (2, "ddp"), (4, "ddp")]
+)
+def test_every_mixer_trains_in_several_processes_as_in_one(count: int, kind: str) -> None:
+    done = torchrun(count, "compare", kind)
     assert done.returncode == 0, done.stderr
 
 
@@ -99,6 +101,12 @@ def test_one_process_has_all_shares(written: str, alone: Path, tmp_path: Path) -
     assert newest.keys() - older.keys() == {"shard-00001-model-00002-of-00002.safetensors"}
     with pytest.raises(CheckpointError, match="has the shares of a run in the middle, which training alone reads"):
         load_checkpoint(directory / "checkpoints" / "checkpoint-12")
+
+
+@pytest.mark.slow
+def test_weights_that_stay_gathered_give_the_same_bits(alone: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(FSDP, "train.fsdp={reshard_after_forward: false}"), tmp_path / "run")
+    assert fingerprint(tmp_path / "run") == fingerprint(alone)
 
 
 @pytest.mark.parametrize("written", ["before", "during"])
