@@ -24,6 +24,10 @@ from mixerzoo.training.run import train
 from runs import tiny_recipe
 from zoo import ZooCase, assert_close, some_tokens
 
+#: Values wider than what a cache holds of a token.
+WIDE = ZooCase(
+    "depth_attention", {"stride": 1}, {**LATENT, "mla": {**LATENT["mla"], "v_head_dim": 13}}, label="wide_values"
+)
 every_case = pytest.mark.parametrize("case", CHOSEN, ids=str)
 DEPTH = ZooCase("depth_attention", {"stride": 1})
 YOCO = ZooCase("yoco", {"window": 3})
@@ -159,7 +163,7 @@ def test_sampling_repeats_itself_and_follows_the_seed() -> None:
     assert not torch.equal(sample(0), sample(1))
 
 
-@every_case
+@pytest.mark.parametrize("case", [*CHOSEN, WIDE], ids=str)
 @torch.no_grad()
 def test_any_chunking_over_any_cache_is_the_full_forward(case: ZooCase) -> None:
     model, tokens = shared(case), some_tokens(2, 9)
