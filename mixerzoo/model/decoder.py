@@ -209,7 +209,7 @@ class Backbone(Stack):
 
     def _for_last_token(self, run: Run[CachedPast]) -> Run[CachedPast]:
         """What the steps share once only the last of the new tokens goes on."""
-        # The positions of keys stay those of the beginning: by now windowed slots have dropped what left them.
+        # The positions of keys stay those of the beginning.
         past = run.past
         masks = {
             window: self._mask(mask.visibility._replace(queries=mask.visibility.queries[-1:], square=False), past.cache)
