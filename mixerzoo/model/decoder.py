@@ -333,7 +333,10 @@ class Decoder(nn.Module):
         return linear_cross_entropy(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
 
     def token_losses(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
-        """Cross-entropy [B, T] of each next token, without gradients; arguments and errors as in `loss`."""
+        """Cross-entropy [B, T] of each next token, without gradients; arguments and errors as in `loss`.
+
+        It is 0 where a token does not count.
+        """
         with torch.no_grad():
             return token_losses(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
 
