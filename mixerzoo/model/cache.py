@@ -25,7 +25,7 @@ class KVCache:
     """Keys and values of every slot that a plan owns.
 
     A step calls `append` once per forward with its new keys and values and attends to what comes back;
-    the decoder calls `advance` once, after the last step. Storage is either growing (by blocks) or fixed
+    the decoder calls `advance` once, after all else. Storage is either growing (by blocks) or fixed
     (allocated in full, of constant shape, as compiled decoding needs it). Slots with a window keep only
     their most recent tokens.
 
@@ -36,8 +36,9 @@ class KVCache:
     With gradients enabled, appended tensors that require them stay in the graph; the storage is then
     replaced instead of written in place, until the next `reset`.
 
-    A forward that is interrupted leaves the past as it was, so the call can be made again. Of a compiled one nobody
-    knows what it had written: `reset` the cache then.
+    A forward that is interrupted leaves the past as it was, so the call can be made again; only where steps write one
+    slot in turn, so that tokens go one by one, have some become past, as `length` says. Of a compiled one nobody knows
+    what it had written: `reset` the cache then.
 
     Args:
         plan: who owns which slot, and the windows.
