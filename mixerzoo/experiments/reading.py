@@ -81,6 +81,8 @@ class Flags:
                 self.places[_KEY, name] = f"--{name} {shown(word)}"
 
     def _add(self, path: tuple[str, ...], option: str, text: str) -> None:
+        if before := self.places.get((_KEY, *path)):
+            raise RecipeError(f"{option}: {before} names the same; put all values into one of them")
         try:
             value = from_yaml(text)
         except TextError as error:
@@ -107,6 +109,9 @@ def read_comparison(
     """
     source = YamlSource.read(Path(path), overrides)
     if flags is not None:
+        for changed, option in flags.places.items():
+            if place := source.override_of(changed):
+                raise RecipeError(f"{place}: {option} says something else; leave one of them out")
         source = source.changed(flags.changes, flags.places)
     config = _section(source, source.take(_KEY))
     contenders = _contenders(source, config)
@@ -115,6 +120,7 @@ def read_comparison(
     if most is not None and size > most:
         raise RunError(f"the grid has {size:,} runs; if that is what you want, say so with --yes")
     _check_keys(source, config)
+    _check_overrides(source, config)
     labels = [contender.label for contender in contenders]
     baseline = labels[0] if config.baseline is None else config.baseline
     if baseline not in labels:
@@ -187,6 +193,7 @@ def _seeds(source: YamlSource, config: CompareConfig) -> tuple[tuple[int, ...], 
 
 
 def _check_keys(source: YamlSource, config: CompareConfig) -> None:
+    before: list[list[str]] = []
     for section, grid in (("vary", config.vary), ("tune", config.tune)):
         for key, values in grid.items():
             parts = key.split(".")
@@ -200,6 +207,28 @@ def _check_keys(source: YamlSource, config: CompareConfig) -> None:
                 _refuse(source, (section, key), f"a value is there twice: {shown(values)}")
             if section == "tune" and key in config.vary:
                 _refuse(source, (section, key), "it is varied, too; a key is either varied or tuned")
+            for other in before:
+                if other[: len(parts)] == parts or parts[: len(other)] == other:
+                    _refuse(source, (section, key), f"{'.'.join(other)} is in the grid, too, and one holds the other")
+            before.append(parts)
+
+
+def _check_overrides(source: YamlSource, config: CompareConfig) -> None:
+    """Refuse what the grid would replace."""
+    if place := source.override_of(("mixer",)):
+        raise RecipeError(
+            f"{place}: the mixers are those of compare.mixers, or --mixers, and so are their options, as in "
+            "{name: depth_attention, stride: 2}"
+        )
+    if not isinstance(config.seeds, int) and (place := source.override_of(("seed",))):
+        raise RecipeError(f"{place}: the seeds are listed in compare.seeds, or --seeds; put it there")
+    for section, grid in (("vary", config.vary), ("tune", config.tune)):
+        for key in grid:
+            if place := source.override_of(tuple(key.split("."))):
+                raise RecipeError(
+                    f"{place}: the values of {key} are those of compare.{section}; name others by --{section} "
+                    f"{key}=…, or add compare.{section}={{}} to have none of them"
+                )
 
 
 def _variants(

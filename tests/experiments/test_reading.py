@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from mixerzoo.errors import RecipeError, RunError
@@ -84,6 +86,7 @@ def test_runs_can_be_told_apart_whatever_their_recipes_hold():
         ("train.batch_size", "seed", "seeds are listed in compare.seeds"),
         ("train.batch_size", "mixer.name", "mixers are listed in compare.mixers"),
         ("train.batch_size", "train.learning_rate", "either varied or tuned"),
+        ("train.batch_size: [4, 8]", "train: [{learning_rate: 1.0}]", r"compare\.tune.*: train is in the grid, too"),
         ("[3, 4]", "[3, 3]", "a seed is there twice"),
         ("[3, 4]", "[3, 1000]", "values are chosen on others"),
         ("[3, 4]", "none", r"recipe\.yaml:\d+: compare\.seeds: expected a whole number or a list"),
@@ -106,12 +109,36 @@ def test_what_is_wrong_is_told_with_its_place(old, new, words, tmp_path):
         ({"mixers": "residual", "vary": ["train.steps"]}, "expected KEY=VALUE"),
         ({"mixers": "residual", "vary": ["mixer.stride=2"]}, "with the mixer residual"),
         ({"mixers": "residual", "seeds": "0"}, r"^--seeds '0': compare\.seeds: input should be .* equal to 1, got 0$"),
+        ({"mixers": "residual", "tune": ["seed_=1", "seed_=2"]}, "--tune 'seed_=2': --tune 'seed_=1' names the same"),
         ({"mixers": "residual", "equal": "watts"}, "--equal 'watts': compare.equal"),
     ],
 )
 def test_wrong_options(flags, words):
     with pytest.raises(RecipeError, match=words):
         read_comparison(QUICKSTART, (), Flags(**flags))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rate=5e-4", "the values of train.learning_rate are those of compare.tune; .*--tune"),
+        ("train={steps: 1, learning_rate: 1.0, batch_size: 1}", "the values of train.batch_size are .*compare.vary"),
+        ("mixer.stride=1", "the mixers are those of compare.mixers"),
+        ("mixer={name: unet}", "the mixers are those of compare.mixers"),
+        ("seed=1", "the seeds are listed in compare.seeds"),
+        ("compare.seeds=[1]", "--seeds '3,4' says something else"),
+    ],
+)
+def test_an_override_that_the_grid_would_replace_is_refused(override, words, tmp_path):
+    with pytest.raises(RecipeError, match=f"override '{re.escape(override)}': {words}"):
+        read_comparison(written(tmp_path, SECTION), [override], Flags(seeds="3,4"))
+
+
+def test_an_override_counts_where_the_grid_leaves_the_key_to_it(tmp_path):
+    overrides = ["compare.tune={}", "train.learning_rate=5e-4", "train.weight_decay=0.5", "compare.seeds=2", "seed=7"]
+    found = read_comparison(written(tmp_path, SECTION), overrides)
+    assert found.seeds == (7, 8)
+    assert {(each.train.learning_rate, each.train.weight_decay) for each in found.variants.values()} == {(5e-4, 0.5)}
 
 
 def test_a_grid_of_ten_thousand_runs_is_refused_unless_it_is_meant():
