@@ -216,7 +216,9 @@ def test_phases_can_be_chosen_and_figures_go_to_a_file(tmp_path):
 
 
 def test_mixers_are_those_of_the_command_the_comparison_or_the_recipe():
-    assert list(small("depth_attention, again: residual").recipes) == ["residual", "depth_attention"]
+    again = small("depth_attention, again: residual, residual")
+    assert list(again.recipes) == ["residual", "depth_attention", "again"]
+    assert again.recipes["again"] == again.baseline
     assert {"residual", "mhc", "attn_res"} < set(read_benchmark("bench").recipes)
     quickstart = read_benchmark("quickstart")
     assert {label: recipe.mixer.name for label, recipe in quickstart.recipes.items()} == {
@@ -224,6 +226,10 @@ def test_mixers_are_those_of_the_command_the_comparison_or_the_recipe():
         "depth_attention": "depth_attention",
     }
     assert quickstart.choices["depth_attention"] == {"name": "depth_attention"}
+    (_, strided) = read_benchmark("quickstart", ["mixer.stride=2"]).recipes.values()
+    assert strided.mixer.options.stride == 2
+    tuned = read_benchmark("bench", ["compare.tune={train.learning_rate: [1.0e-3, 3.0e-3]}"])
+    assert tuned.recipes.keys() == read_benchmark("bench").recipes.keys()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +246,14 @@ def test_mixers_are_those_of_the_command_the_comparison_or_the_recipe():
         ({"overrides": ["model.attention_backend=flex"]}, BackendError, "no backward on a CPU"),
         ({"overrides": ["model.num_heads=3"]}, RecipeError, "not divisible"),
         ({"overrides": ["compare.vary={seed: [1, 2]}"]}, RecipeError, "seeds are listed"),
-        ({"overrides": ["compare.vary={model.num_layers: [2, 4]}"]}, BenchmarkError, "add compare.vary={}"),
+        ({"overrides": ["compare.vary={model.rope_theta: [2e4, 4e4]}"]}, BenchmarkError, "add compare.vary={}"),
+        ({"overrides": ["compare.tune={model.rope_theta: [2e4, 4e4]}"]}, BenchmarkError, "add compare.tune={}"),
+        (
+            {"overrides": ["compare.tune={mixer.stride: [2, 4]}"], "mixers": "depth_attention"},
+            BenchmarkError,
+            "add compare.tune={}",
+        ),
+        ({"overrides": ["mixer.stride=2"], "mixers": "depth_attention"}, RecipeError, "the mixers are those of"),
         (
             {"overrides": ["model.attention_bias=qkv"], "peers": ["transformers"]},
             CheckpointError,
