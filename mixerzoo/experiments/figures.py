@@ -125,11 +125,14 @@ def threads(results: Mapping[str, Any]) -> str:
 def tuning_in_words(found: Mapping[str, Any]) -> str:
     """How one mixer's values were chosen."""
     if found["chosen"] is None:
-        return f"{found['label']}: no value could be chosen, for runs failed."
+        return f"{found['label']}: no value is chosen, for no run of its tuning is finished."
     values = ", ".join(f"{key} = {value}" for key, value in found["chosen"].items())
     text = f"{found['label']}: {values}"
     if found["at_the_edge"]:
         text += f" (at the edge of the grid in {', '.join(found['at_the_edge'])}: try values beyond)"
+    known = sum(trial["bits_per_byte"] is not None for trial in found["trials"])
+    if known < len(found["trials"]):
+        text += f" (chosen among {known} of {len(found['trials'])}: the others are not finished)"
     return text
 
 

@@ -64,8 +64,12 @@ class _Job:
 
 
 def run_cells(
-    cells: Sequence[Cell], directory: ComparisonDirectory, workers: Workers, watcher: Watcher
-) -> dict[Cell, str]:
+    cells: Sequence[Cell],
+    directory: ComparisonDirectory,
+    workers: Workers,
+    watcher: Watcher,
+    failed: dict[Cell, str],
+) -> None:
     """Run what is not finished yet.
 
     Args:
@@ -73,9 +77,7 @@ def run_cells(
         directory: holds their run directories.
         workers: what they run on.
         watcher: hears of it.
-
-    Returns:
-        The cells that failed, each with its error.
+        failed: is given the cells that fail, each with its error, also where this is interrupted.
 
     Raises:
         RunError: the disk is full.
@@ -88,7 +90,6 @@ def run_cells(
     free = deque(range(workers.jobs))
     running: dict[int, _Job] = {}
     events: SimpleQueue[tuple[int, dict[str, Any] | None]] = SimpleQueue()
-    failed: dict[Cell, str] = {}
     try:
         while waiting or running:
             while waiting and free:
@@ -111,7 +112,6 @@ def run_cells(
                 raise RunError(f"the disk is full: {error}\nmake room; the same command then goes on")
     finally:
         _stop(list(running.values()))
-    return failed
 
 
 def _start(cell: Cell, directory: ComparisonDirectory, workers: Workers, slot: int, events: Any) -> _Job:

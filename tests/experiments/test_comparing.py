@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import mixerzoo
 from mixerzoo.cli import app
-from mixerzoo.errors import MixerzooError
+from mixerzoo.errors import MixerzooError, RunError
 from mixerzoo.experiments import Flags, comparing, read_comparison, runner
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
@@ -26,10 +26,9 @@ from runs import OVERRIDES, QUICKSTART, tiny_recipe
 TINY = [*(o for o in OVERRIDES if not o.startswith(("train.", "eval.interval"))), "train.steps=2", "train.batch_size=2"]
 
 
-def in_this_process(cells, directory, workers, watcher):
+def in_this_process(cells, directory, workers, watcher, failed):
     """As `run_cells`, without the seconds that a process takes to begin."""
     watcher.planned(cells, [cell for cell in cells if directory.run(cell).finished])
-    failed = {}
     for cell in cells:
         place = directory.path / cell.place
         if directory.run(cell).finished:
@@ -40,7 +39,6 @@ def in_this_process(cells, directory, workers, watcher):
         except MixerzooError as error:
             failed[cell] = str(error)
             watcher.ended(cell, str(error), None)
-    return failed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,12 +169,19 @@ def test_a_full_disk_ends_in_words(tmp_path, monkeypatch):
     assert "Traceback" not in result.output
 
 
-def test_tuning_uses_seeds_of_its_own_and_equal_flops_change_the_steps(tmp_path):
-    out = tmp_path / "tuned"
-    grid = ("--mixers", "residual, mudd", "--seeds", "1", "--tune", "train.learning_rate=1e-3,1e-2", "--equal", "flops")
-    result = compare(out, *grid, "train.steps=12", "--jobs", "2")
+TUNED = ("--mixers", "residual, mudd", "--seeds", "1", "--tune", "train.learning_rate=1e-3,1e-2", "--equal", "flops")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "tuned"
+    result = compare(out, *TUNED, "train.steps=12", "--jobs", "2")
     assert result.exit_code == 0, result.output
-    found = json.loads((out / "results.json").read_text())
+    return out
+
+
+def test_tuning_uses_seeds_of_its_own_and_equal_flops_change_the_steps(tuned):
+    found = json.loads((tuned / "results.json").read_text())
     assert found["tuning_seeds"] == [1000]
     for each, row in zip(found["tuning"], found["settings"][0]["mixers"], strict=True):
         best = min(each["trials"], key=lambda trial: trial["bits_per_byte"])
@@ -185,7 +190,55 @@ def test_tuning_uses_seeds_of_its_own_and_equal_flops_change_the_steps(tmp_path)
         assert [run["seed"] for run in row["runs"]] == [0]
     base, mudd = found["settings"][0]["mixers"]
     assert mudd["steps"] == round(12 * base["flops_per_token"] / mudd["flops_per_token"]) < 12
-    assert "at the edge of the grid" in (out / "report.md").read_text()
+    assert "at the edge of the grid" in (tuned / "report.md").read_text()
+
+
+def test_stopped_while_it_tunes_it_reports_what_is_finished_and_what_failed(tuned, tmp_path, monkeypatch):
+    out = shutil.copytree(tuned, tmp_path / "stopped")
+    before = json.loads((out / "results.json").read_text())
+
+    def stopped(cells, directory, workers, watcher, failed):
+        (open_cell,) = (cell for cell in cells if not directory.run(cell).finished)
+        failed[open_cell] = "as an example"
+        raise KeyboardInterrupt
+
+    trials = before["tuning"][0]["trials"]
+    worst = max(trials, key=lambda trial: trial["bits_per_byte"])
+    (unfinished,) = out.glob(f"cells/residual/*={worst['values']['train.learning_rate']}/**/seed-1000/result.json")
+    unfinished.unlink()
+    monkeypatch.setattr(comparing, "run_cells", stopped)
+    result = compare(out, *TUNED, "train.steps=12", "--jobs", "2")
+    assert result.exit_code == 130, result.output
+    after = json.loads((out / "results.json").read_text())
+    assert after["settings"] == before["settings"]
+    assert after["tuning"][1] == before["tuning"][1]
+    assert after["tuning"][0]["trials"][trials.index(worst)]["bits_per_byte"] is None
+    assert [each["error"] for each in after["failures"]] == ["as an example"]
+    assert "chosen among 1 of 2: the others are not finished" in (out / "report.md").read_text()
+
+
+def test_what_ended_a_comparison_is_told_and_not_that_its_report_could_not_be_written(done, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise RunError("the disk is full")
+
+    def unwritten(found, directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = shutil.copytree(done[0], tmp_path / "full")
+    monkeypatch.setattr(comparing, "run_cells", full)
+    monkeypatch.setattr(comparing, "write_reports", unwritten)
+    result = compare(out, "--mixers", "residual", "--seeds", "1")
+    assert result.exit_code == 2
+    assert "Error: the disk is full" in result.output
+    assert "the report could not be written: [Errno 28] No space left on device" in result.output
+
+
+def test_a_run_of_another_mixer_under_the_same_label_is_refused_and_the_report_stays(done):
+    out, _ = done
+    before = (out / "report.html").stat().st_mtime_ns
+    result = compare(out, "--mixers", "residual, again: unet", "--seeds", "3")
+    assert result.exit_code == 2, result.output
+    assert (out / "report.html").stat().st_mtime_ns == before
 
 
 def test_a_dry_run_lists_and_runs_nothing(tmp_path):
