@@ -12,6 +12,7 @@ from typing import Any
 
 from mixerzoo.data import PreparedData, prepare
 from mixerzoo.describe import Description, describe
+from mixerzoo.experiments.devices import kind_of, training_device
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell, Comparison, Values, Variant
 from mixerzoo.experiments.learned import look
@@ -45,7 +46,7 @@ def compare(
         directory: of the comparison, begun or not.
         jobs: runs at a time.
         threads: of each run; default: those that the comparison was begun with, else the cores shared among the jobs.
-        devices: ``cpu``, ``cuda:0``…, taken in turn; default: what `mixerzoo train` takes.
+        devices: from `find_devices`, taken in turn; default: what `mixerzoo train` takes.
         command: what started it, for the records.
         watcher: hears of the runs.
         reporter: hears of the preparation of text.
@@ -54,8 +55,8 @@ def compare(
         The content of ``results.json``.
 
     Raises:
-        RunError: the directory is in the way, in use, or holds a comparison of another recipe or other data; or the
-            disk is full.
+        RunError: the directory is in the way, in use, or holds a comparison of another recipe, other data, other
+            threads or another kind of device; or the disk is full.
         DataError: the text is missing or too little.
         MixerzooError: what the statistics need, or a tracker, is not installed.
         OSError: a file cannot be written.
@@ -69,7 +70,8 @@ def compare(
     texts = _Texts(reporter)
     fingerprints = {texts.name(recipe): texts.of(recipe).fingerprint for recipe in comparison.variants.values()}
     with place.claimed(comparison):
-        chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs))
+        device = kind_of(devices[0] if devices else training_device())
+        chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs), device)
         work = _Work(comparison, place, Workers(jobs, chosen, devices, command), watcher, texts)
         work.begin()
         try:

@@ -19,6 +19,7 @@ import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError, RunError
 from mixerzoo.experiments import Flags, comparing, read_comparison, runner
+from mixerzoo.experiments.devices import training_device
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
 from runs import OVERRIDES, QUICKSTART, tiny_recipe
@@ -252,7 +253,7 @@ def test_a_dry_run_lists_and_runs_nothing(tmp_path):
 
 def test_an_estimate_counts_steps_and_validations(monkeypatch):
     module = import_module("mixerzoo.experiments.estimates")
-    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops: 100.0)
+    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: 100.0)
     # A text that was never prepared, so that the size of its final validation is not known.
     found = read_comparison(
         QUICKSTART, [*TINY, "data.source.max_bytes=210001", "eval.interval=1"], Flags(mixers="residual", seeds="1")
@@ -324,12 +325,28 @@ def test_other_data_are_refused_and_nothing_is_touched(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "compare.lock"} == before
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu,nowhere"])
-def test_a_device_that_is_not_here_is_an_error(tmp_path, device):
-    result = compare(tmp_path / "new", "--mixers", "residual", "--device", device)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["runs", "dry"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu,nowhere", "meta", "cpu,cpu"])
+def test_a_device_that_is_not_here_is_an_error(tmp_path, device, more):
+    result = compare(tmp_path / "new", "--mixers", "residual", "--device", device, *more)
     assert result.exit_code == 2, result.output
     assert "Error:" in result.output
     assert not (tmp_path / "new").exists()
+
+
+def test_another_kind_of_device_is_refused_and_a_directory_of_before_goes_on(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "elsewhere")
+    record = json.loads((out / "comparison.json").read_text())
+    assert record["device"] == training_device()
+    grid = ("--mixers", "residual", "--seeds", "1", "--device", "cpu")
+    (out / "comparison.json").write_text(json.dumps(record | {"device": "cuda"}))
+    result = compare(out, *grid)
+    assert result.exit_code == 2
+    assert "was begun on cuda, and on cpu the same run gives other bits; say --device cuda" in result.output
+    del record["device"]
+    (out / "comparison.json").write_text(json.dumps(record))
+    assert compare(out, *grid).exit_code == 0
+    assert json.loads((out / "comparison.json").read_text())["device"] == "cpu"
 
 
 def test_the_table_of_runs(done):
