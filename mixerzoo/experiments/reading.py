@@ -31,6 +31,19 @@ MOST_CELLS = 1000
 _ANY_VOCABULARY = 1024
 
 _KEY = "compare"
+#: Keys of `train` that change neither what a step costs nor how many there are.
+_SAME_WORK = (
+    "learning_rate",
+    "groups",
+    "schedule",
+    "warmup_fraction",
+    "decay_fraction",
+    "final_learning_rate_fraction",
+    "beta1",
+    "beta2",
+    "weight_decay",
+    "max_grad_norm",
+)
 
 
 class Flags:
@@ -120,6 +133,7 @@ def read_comparison(
     if most is not None and size > most:
         raise RunError(f"the grid has {size:,} runs; if that is what you want, say so with --yes")
     _check_keys(source, config)
+    _check_work(source, config)
     _check_overrides(source, config)
     labels = [contender.label for contender in contenders]
     baseline = labels[0] if config.baseline is None else config.baseline
@@ -187,6 +201,10 @@ def _seeds(source: YamlSource, config: CompareConfig) -> tuple[tuple[int, ...], 
         if len(set(lists[name])) < len(lists[name]):
             _refuse(source, (name,), "a seed is there twice")
     shared = sorted(set(lists["seeds"]) & set(lists["tune_seeds"]))
+    if not config.tune and "tune_seeds" in config.model_fields_set:
+        emptied = "tune" in config.model_fields_set and not source.override_of((_KEY, "tune_seeds"))
+        if not emptied:
+            _refuse(source, ("tune_seeds",), "nothing is tuned; say --tune KEY=…, or leave it out")
     if config.tune and shared:
         _refuse(source, ("tune_seeds",), f"seed {shared[0]} is one of the comparison's; values are chosen on others")
     return lists["seeds"], lists["tune_seeds"] if config.tune else ()
@@ -211,6 +229,19 @@ def _check_keys(source: YamlSource, config: CompareConfig) -> None:
                 if other[: len(parts)] == parts or parts[: len(other)] == other:
                     _refuse(source, (section, key), f"{'.'.join(other)} is in the grid, too, and one holds the other")
             before.append(parts)
+
+
+def _check_work(source: YamlSource, config: CompareConfig) -> None:
+    """Refuse what makes steps unequal that are fitted to be equal in something else, before a value is chosen."""
+    for key in config.tune if config.equal != "steps" else ():
+        section, _, rest = key.partition(".")
+        if section != "train" or rest.partition(".")[0] not in _SAME_WORK:
+            _refuse(
+                source,
+                ("tune", key),
+                f"it may change what a step costs, or how many there are, and with equal {config.equal} steps are "
+                f"counted before a value is chosen; vary it, or tune of train only {', '.join(_SAME_WORK)}",
+            )
 
 
 def _check_overrides(source: YamlSource, config: CompareConfig) -> None:

@@ -47,11 +47,11 @@ def test_a_file_says_all(tmp_path):
 
 def test_the_command_line_says_the_same_and_wins(tmp_path):
     path = written(tmp_path, SECTION)
-    flags = Flags(mixers="residual, unet", seeds="2", baseline="unet", equal="flops", tune=["train.steps=1,2"])
+    flags = Flags(mixers="residual, unet", seeds="2", baseline="unet", equal="flops", tune=["train.beta2=0.9,0.95"])
     found = read_comparison(path, ["compare.vary={}", "seed=7"], flags)
     assert [each.label for each in found.contenders] == ["residual", "unet"]
     assert (found.baseline, found.equal, found.seeds) == ("unet", "flops", (7, 8))
-    assert set(found.tune) == {"train.learning_rate", "train.steps"}
+    assert set(found.tune) == {"train.learning_rate", "train.beta2"}
 
 
 def test_no_two_runs_share_a_directory(tmp_path):
@@ -110,6 +110,15 @@ def test_what_is_wrong_is_told_with_its_place(old, new, words, tmp_path):
         ({"mixers": "residual", "vary": ["mixer.stride=2"]}, "with the mixer residual"),
         ({"mixers": "residual", "seeds": "0"}, r"^--seeds '0': compare\.seeds: input should be .* equal to 1, got 0$"),
         ({"mixers": "residual", "tune": ["seed_=1", "seed_=2"]}, "--tune 'seed_=2': --tune 'seed_=1' names the same"),
+        ({"mixers": "residual", "tune_seeds": "2"}, "--tune-seeds '2': compare.tune_seeds: nothing is tuned"),
+        *(
+            (
+                {"mixers": "residual", "tune": [f"{key}=1,2"], "equal": equal},
+                f"with equal {equal} .* only learning_rate",
+            )
+            for equal in ("flops", "seconds")
+            for key in ("train.steps", "train.batch_size", "model.num_layers", "data.sequence_length", "train")
+        ),
         ({"mixers": "residual", "equal": "watts"}, "--equal 'watts': compare.equal"),
     ],
 )
@@ -135,9 +144,11 @@ def test_an_override_that_the_grid_would_replace_is_refused(override, words, tmp
 
 
 def test_an_override_counts_where_the_grid_leaves_the_key_to_it(tmp_path):
+    # What the file says of tuning has no meaning then.
+    path = written(tmp_path, SECTION + "  tune_seeds: 2\n")
     overrides = ["compare.tune={}", "train.learning_rate=5e-4", "train.weight_decay=0.5", "compare.seeds=2", "seed=7"]
-    found = read_comparison(written(tmp_path, SECTION), overrides)
-    assert found.seeds == (7, 8)
+    found = read_comparison(path, overrides)
+    assert (found.seeds, found.tuning_seeds) == ((7, 8), ())
     assert {(each.train.learning_rate, each.train.weight_decay) for each in found.variants.values()} == {(5e-4, 0.5)}
 
 
