@@ -26,7 +26,11 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("bits_per_byte", "bits per byte", "of the held-out text; mean over seeds, with its 95 % t interval"),
-    Column("difference", "difference", "to the baseline, paired by seed, corrected by Holm for the number of mixers"),
+    Column(
+        "difference",
+        "difference",
+        "to the baseline, paired by seed, corrected by Holm for the number of mixers in the table",
+    ),
     Column("parameters", "parameters", "of decoder and mixer"),
     Column("mixer_parameters", "of the mixer", "parameters that the mixer adds"),
     Column("cache_bytes", "cache bytes", "keys and values of one sequence of the recipe's length"),
@@ -112,6 +116,11 @@ def method(results: Mapping[str, Any]) -> str:
         "seed, and their intervals widened by Holm's procedure for the number of mixers, so that one leaves out zero "
         "where, and only where, a difference is shown."
     )
+    if len(results["settings"]) > 1:
+        text += (
+            f" That is so for each table; there are {len(results['settings'])}, and the chance that any of them shows "
+            "a difference where there is none grows with their number."
+        )
     if results["tuning_seeds"]:
         text += f" Values were tuned on other seeds: {', '.join(map(str, results['tuning_seeds']))}."
     return text

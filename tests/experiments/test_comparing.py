@@ -20,6 +20,7 @@ from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError, RunError
 from mixerzoo.experiments import Flags, comparing, read_comparison, runner
 from mixerzoo.experiments.devices import training_device
+from mixerzoo.experiments.figures import method
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
 from runs import OVERRIDES, QUICKSTART, tiny_recipe
@@ -347,6 +348,12 @@ def test_another_kind_of_device_is_refused_and_a_directory_of_before_goes_on(don
     (out / "comparison.json").write_text(json.dumps(record))
     assert compare(out, *grid).exit_code == 0
     assert json.loads((out / "comparison.json").read_text())["device"] == "cpu"
+
+
+def test_the_method_says_that_several_tables_are_not_corrected_for(done):
+    found = json.loads((done[0] / "results.json").read_text())
+    assert "grows with their number" not in method(found)
+    assert "for each table; there are 2" in method(found | {"settings": found["settings"] * 2})
 
 
 def test_the_table_of_runs(done):
