@@ -201,7 +201,7 @@ def _times(title: str, unit: str, rows: Sequence[tuple[Mapping[str, Any], Mappin
             f"{figures['ratio']:.3f}",
             "" if model["label"] == found["baseline"] else f"{low:.2f}–{high:.2f}",
             *([f"{step['ratio']:.3f}" if step else ""] if both else []),
-            f"{figures['floor_share']:.0%}",
+            "" if figures["floor_share"] is None else f"{figures['floor_share']:.0%}",
             f"{figures['first_call_seconds']:,.3g}",
         )
     return listing
@@ -219,7 +219,7 @@ def _memory(found: dict[str, Any]) -> Table:
         peaks = [model["phases"].get(phase, {}).get("peak_bytes") for phase in phases]
         listing.add_row(
             model["label"],
-            *([_mib(kept), f"{kept / base:.3f}" if kept else ""] if training else []),
+            *([_mib(kept), f"{kept / base:.3f}" if kept and base else ""] if training else []),
             *map(_mib, peaks),
         )
     return listing

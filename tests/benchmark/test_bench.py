@@ -201,6 +201,52 @@ def test_what_fails_is_reported_and_the_others_go_on(monkeypatch):
     assert "decode" in found["models"][-2]["phases"]
 
 
+@pytest.mark.parametrize("label", ["residual", "yoco"])
+def test_without_memory_to_count_what_is_kept_that_alone_is_missing(label, monkeypatch):
+    loss = OurModel.loss
+
+    def short_of_memory(self, tokens, targets):
+        if self.decoder.mixer.name == label:
+            raise torch.OutOfMemoryError("none left")
+        return loss(self, tokens, targets)
+
+    monkeypatch.setattr(OurModel, "loss", short_of_memory)
+    result = invoke("--mixers", "yoco", "--phases", "train")
+    assert result.exit_code == 1, result.output
+    assert f"{label}: kept: OutOfMemoryError: none left" in result.stdout
+    found = json.loads(invoke("--mixers", "yoco", "--phases", "train", "--json").stdout)
+    for model in found["models"]:
+        failed = model["label"] == label
+        assert (model["kept_bytes"] is None) == (model["phases"]["train"]["floor_seconds"] is None) == failed
+        assert list(model["phases"]) == ["train", "train_with_optimizer"]
+
+
+def test_a_model_without_memory_for_its_cache_fails_alone(monkeypatch):
+    new_past = OurModel.new_past
+
+    def short_of_memory(self, batch, length):
+        if self.decoder.mixer.name == "yoco":
+            raise torch.OutOfMemoryError("none left")
+        return new_past(self, batch, length)
+
+    monkeypatch.setattr(OurModel, "new_past", short_of_memory)
+    # What is compiled has one cache for all rounds; here it runs eagerly.
+    monkeypatch.setattr(OurModel, "_compiled", lambda self, function, graph=False: function)
+    models = run_benchmark(small("yoco", phases=["decode"], compile=True))["models"]
+    assert [list(model["phases"]) for model in models] == [["decode"], []]
+    assert [model["failures"] for model in models] == [{}, {"prefill": "OutOfMemoryError: none left"}]
+
+
+def test_a_prompt_that_fails_is_told_where_writing_alone_is_timed(monkeypatch):
+    read = OurModel.reader
+    monkeypatch.setattr(
+        OurModel, "reader", lambda self: (lambda *_: 1 / 0) if self.decoder.mixer.name == "yoco" else read(self)
+    )
+    result = invoke("--mixers", "yoco", "--phases", "decode")
+    assert result.exit_code == 1
+    assert "yoco: prefill: ZeroDivisionError: division by zero" in result.stdout
+
+
 def test_without_the_baseline_there_is_nothing_to_compare(monkeypatch):
     monkeypatch.setattr(OurModel, "reader", lambda self: lambda tokens, past: 1 / 0)
     result = invoke("--mixers", "yoco", "--phases", "prefill")
