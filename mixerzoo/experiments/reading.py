@@ -239,7 +239,7 @@ def _check_work(source: YamlSource, config: CompareConfig) -> None:
             _refuse(
                 source,
                 ("tune", key),
-                f"it may change what a step costs, or how many there are, and with equal {config.equal} steps are "
+                f"it may change what a step costs, or how many there are, and with equal {config.equal}, steps are "
                 f"counted before a value is chosen; vary it, or tune of train only {', '.join(_SAME_WORK)}",
             )
 

@@ -219,6 +219,19 @@ def test_stopped_while_it_tunes_it_reports_what_is_finished_and_what_failed(tune
     assert "chosen among 1 of 2: the others are not finished" in (out / "report.md").read_text()
 
 
+def test_equal_seconds_are_those_that_are_measured_first(tmp_path):
+    out = tmp_path / "seconds"
+    result = compare(out, "--mixers", "residual, unet", "--seeds", "1", "--equal", "seconds", "train.steps=4")
+    assert result.exit_code == 0, result.output
+    base, unet = json.loads((out / "results.json").read_text())["settings"][0]["mixers"]
+    speeds = [
+        json.loads((out / "cells" / label / "speed/seed-0/result.json").read_text())["tokens_per_second"]
+        for label in ("residual", "unet")
+    ]
+    assert base["steps"] == 4
+    assert unet["steps"] == max(1, round(4 * speeds[1] / speeds[0]))
+
+
 def test_what_ended_a_comparison_is_told_and_not_that_its_report_could_not_be_written(done, tmp_path, monkeypatch):
     def full(*arguments):
         raise RunError("the disk is full")

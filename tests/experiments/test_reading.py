@@ -114,7 +114,7 @@ def test_what_is_wrong_is_told_with_its_place(old, new, words, tmp_path):
         *(
             (
                 {"mixers": "residual", "tune": [f"{key}=1,2"], "equal": equal},
-                f"with equal {equal} .* only learning_rate",
+                f"with equal {equal}, .* only learning_rate",
             )
             for equal in ("flops", "seconds")
             for key in ("train.steps", "train.batch_size", "model.num_layers", "data.sequence_length", "train")
