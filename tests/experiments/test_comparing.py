@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError
-from mixerzoo.experiments import Flags, comparing, read_comparison, runner
+from mixerzoo.experiments import Flags, comparing, read_comparison, runner, writing
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
 from runs import OVERRIDES, QUICKSTART, tiny_recipe
@@ -218,6 +218,16 @@ def test_the_report_has_every_figure_and_needs_nothing_else(done):
     rows = json.loads((done[0] / "results.json").read_text())["settings"][0]["mixers"]
     shown = re.findall(r'<td data-key="bits_per_byte" data-value="([^"]+)"', page)
     assert [float(each) for each in shown] == [row["bits_per_byte"]["mean"] for row in rows]
+
+
+def test_the_peak_of_memory_has_a_unit_in_every_form(done):
+    results = json.loads((done[0] / "results.json").read_text())
+    for row in results["settings"][0]["mixers"]:
+        row["peak_memory_bytes"] = 1234 * 2**20
+    for form in (writing.text(results), writing.page(results)):
+        assert "peak memory, MiB" in form
+        assert "1,234" in form
+        assert "1,293,942,784" not in form
 
 
 def test_the_report_shows_learned_weights_of_the_first_run_and_says_where_there_are_none(tmp_path):
