@@ -112,11 +112,12 @@ def command(
     )
     tell_recipe(recipe, overrides or ())
     comparison = read_comparison(recipe, overrides or (), flags, most=None if yes else MOST_CELLS)
+    devices = _devices(device, jobs)
     if dry_run:
-        _print_plan(comparison, jobs, threads, as_json=as_json)
+        _print_plan(comparison, jobs, threads, devices, as_json=as_json)
         return
     directory = out if out is not None else Path("comparisons") / Path(recipe).stem
-    found = _compare(comparison, directory, jobs, threads, _devices(device))
+    found = _compare(comparison, directory, jobs, threads, devices)
     if as_json:
         print_json(found)
     else:
@@ -125,15 +126,22 @@ def command(
         raise typer.Exit(1)
 
 
-def _devices(given: str | None) -> tuple[str, ...]:
+def _devices(given: str | None, jobs: int) -> tuple[str, ...]:
     """The devices of the option.
 
     Raises:
         BackendError: one of them is not here.
+        RunError: one of them would have nothing to do.
     """
     from mixerzoo.cli.common import pick_device
 
-    return () if given is None else tuple(str(pick_device(name.strip())) for name in given.split(","))
+    found = () if given is None else tuple(str(pick_device(name.strip())) for name in given.split(","))
+    if len(found) > jobs:
+        raise RunError(
+            f"--device names {len(found)} devices, and with --jobs {jobs} no run would be on {found[jobs]}; "
+            f"set --jobs {len(found)}"
+        )
+    return found
 
 
 def _compare(
@@ -182,10 +190,12 @@ def _print_found(found: dict[str, Any], directory: Path) -> None:
     typer.echo(f"Report: {directory / 'report.html'} (and report.md, results.csv, results.json)")
 
 
-def _print_plan(comparison: Comparison, jobs: int, threads: int | None, *, as_json: bool) -> None:
+def _print_plan(
+    comparison: Comparison, jobs: int, threads: int | None, devices: Sequence[str], *, as_json: bool
+) -> None:
     from mixerzoo.experiments import default_threads, estimates
 
-    found = estimates(comparison, threads or default_threads(jobs))
+    found = estimates(comparison, threads or default_threads(jobs), devices[0] if devices else None)
     seconds = sum(each.seconds for each in found) / jobs
     if as_json:
         rows = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixerzoo.cli.common import DeviceOption, JsonOption, console, pick_device, print_json, table
+from mixerzoo.cli.common import DeviceOption, JsonOption, console, pick_device, print_json, refuse_unread, table
 from mixerzoo.errors import RunError
 from mixerzoo.files import to_json, write_text
 
@@ -20,8 +20,12 @@ _TextOption = Annotated[
     typer.Option("--text", metavar="FILE", help="A UTF-8 text file; default: the run's validation text."),
 ]
 _PromptOption = Annotated[str | None, typer.Option("--prompt", help="Weights of each token of this text.")]
+_WINDOWS = 8
 _WindowsOption = Annotated[
-    int, typer.Option("--windows", metavar="N", min=1, max=1 << 20, help="Sequences to read at most.")
+    int | None,
+    typer.Option(
+        "--windows", metavar="N", min=1, max=1 << 20, help=f"Sequences of a text to read at most; default: {_WINDOWS}."
+    ),
 ]
 _OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Write inspect.html and inspect.json.", show_default=False)
@@ -32,7 +36,7 @@ def command(
     run: _RunArgument,
     text: _TextOption = None,
     prompt: _PromptOption = None,
-    windows: _WindowsOption = 8,
+    windows: _WindowsOption = None,
     device: DeviceOption = None,
     out: _OutOption = None,
     as_json: JsonOption = False,
@@ -42,6 +46,8 @@ def command(
     For each site the weights of its sources, mean and spread over text, and the loss if the head read the stream
     after each step.
     """
+    if prompt is not None:
+        refuse_unread("--prompt is read whole, as one sequence", windows=windows)
     if not run.is_dir():
         raise RunError(f"{run}: no such directory")
     from mixerzoo.experiments import inspect_checkpoint, page
@@ -49,7 +55,7 @@ def command(
 
     where = pick_device(device)
     with full_precision():
-        found = inspect_checkpoint(run, text=text, prompt=prompt, max_windows=windows, device=where)
+        found = inspect_checkpoint(run, text=text, prompt=prompt, max_windows=windows or _WINDOWS, device=where)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "inspect.html", page(found, str(run)))

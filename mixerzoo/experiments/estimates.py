@@ -40,7 +40,7 @@ class Estimate:
     seconds: float
 
 
-def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
+def estimates(comparison: Comparison, threads: int, device: str | None = None) -> list[Estimate]:
     """What every run would take; trials of tuning come first, and runs are shown at the first tuned values.
 
     Each mixer takes a few steps, to see how fast it is.
@@ -48,6 +48,7 @@ def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
     Args:
         comparison: what is asked for.
         threads: of each run.
+        device: where each runs; default: a GPU where there is one.
 
     Raises:
         RecipeError: a vocabulary size is open.
@@ -56,7 +57,7 @@ def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        speeds = _speeds(comparison, described)
+        speeds = _speeds(comparison, described, device)
     finally:
         torch.set_num_threads(before)
     cells = [
@@ -95,7 +96,7 @@ def _validation_tokens(recipe: Recipe, text_tokens: int | None) -> float:
     return whole + times * once
 
 
-def _speeds(comparison: Comparison, described: Mapping[Variant, Description]) -> dict[str, float]:
+def _speeds(comparison: Comparison, described: Mapping[Variant, Description], device: str | None) -> dict[str, float]:
     """Label → operations a second in training, in the first setting; once it takes too long, the least so far."""
     began, speeds = time.monotonic(), dict[str, float]()
     for contender in comparison.contenders:
@@ -104,38 +105,39 @@ def _speeds(comparison: Comparison, described: Mapping[Variant, Description]) ->
             continue
         variant = comparison.variants_of(contender.label, comparison.settings[0])[0]
         flops = FORWARDS_PER_STEP * described[variant].costs.flops_per_token
-        speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops)
+        speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops, device)
     return speeds
 
 
-def tokens_per_second(recipe: Recipe, flops_per_token: float) -> float:
+def tokens_per_second(recipe: Recipe, flops_per_token: float, device: str | None = None) -> float:
     """How fast a recipe trains here: forwards and backwards of so few sequences that it takes about a second.
 
     Args:
         recipe: with the vocabulary size of its model or its tokenizer.
         flops_per_token: of training, to choose how many sequences.
+        device: where; default: a GPU where there is one.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size, dtype = recipe.data.vocab_size, weights_dtype(recipe.train.precision)
     decoder = build(
-        (recipe if size is None else recipe.with_vocab_size(size)).from_scratch(), device=device, dtype=dtype
+        (recipe if size is None else recipe.with_vocab_size(size)).from_scratch(), device=where, dtype=dtype
     )
     decoder.model.activation_checkpointing = recipe.train.activation_checkpointing
     length = recipe.data.sequence_length
-    fit = product_flops_per_second(device) * _SECONDS_OF_ONE / (2 * flops_per_token * length)
+    fit = product_flops_per_second(where) * _SECONDS_OF_ONE / (2 * flops_per_token * length)
     tokens = torch.randint(
-        decoder.shape.vocab_size, (max(1, min(recipe.train.batch_size, int(fit))), length), device=device
+        decoder.shape.vocab_size, (max(1, min(recipe.train.batch_size, int(fit))), length), device=where
     )
 
     autocast = autocast_dtype(recipe.train.precision)
 
     def step() -> None:
-        with torch.autocast(device, autocast, enabled=autocast is not None):
+        with torch.autocast(where.type, autocast, enabled=autocast is not None):
             logits = decoder(tokens)
         F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
         decoder.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
 
     step()  # what is set up once is set up now
     began, count = time.monotonic(), 0
@@ -145,11 +147,11 @@ def tokens_per_second(recipe: Recipe, flops_per_token: float) -> float:
     return count * tokens.numel() / (time.monotonic() - began)
 
 
-def product_flops_per_second(device: str, size: int = 512, seconds: float = 0.1) -> float:
+def product_flops_per_second(device: torch.device, size: int = 512, seconds: float = 0.1) -> float:
     """How fast this machine multiplies matrices.
 
     Args:
-        device: ``cpu`` or ``cuda``.
+        device: a CPU or a GPU.
         size: of the square matrices.
         seconds: how long to measure.
     """
@@ -159,6 +161,6 @@ def product_flops_per_second(device: str, size: int = 512, seconds: float = 0.1)
     while time.monotonic() - began < seconds:
         b = a @ b / size
         count += 1
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     return 2 * size**3 * count / (time.monotonic() - began)

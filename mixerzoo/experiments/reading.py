@@ -181,6 +181,8 @@ def _seeds(source: YamlSource, config: CompareConfig) -> tuple[tuple[int, ...], 
         if len(set(lists[name])) < len(lists[name]):
             _refuse(source, (name,), "a seed is there twice")
     shared = sorted(set(lists["seeds"]) & set(lists["tune_seeds"]))
+    if not config.tune and config.tune_seeds != CompareConfig.model_fields["tune_seeds"].default:
+        _refuse(source, ("tune_seeds",), "nothing is tuned on them; name what is, with --tune")
     if config.tune and shared:
         _refuse(source, ("tune_seeds",), f"seed {shared[0]} is one of the comparison's; values are chosen on others")
     return lists["seeds"], lists["tune_seeds"] if config.tune else ()

@@ -199,7 +199,7 @@ def test_a_dry_run_lists_and_runs_nothing(tmp_path):
 
 def test_an_estimate_counts_steps_and_validations(monkeypatch):
     module = import_module("mixerzoo.experiments.estimates")
-    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops: 100.0)
+    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: 100.0)
     # A text that was never prepared, so that the size of its final validation is not known.
     found = read_comparison(
         QUICKSTART, [*TINY, "data.source.max_bytes=210001", "eval.interval=1"], Flags(mixers="residual", seeds="1")
@@ -287,6 +287,17 @@ def test_a_device_that_is_not_here_is_an_error(tmp_path, device):
     assert result.exit_code == 2, result.output
     assert "Error:" in result.output
     assert not (tmp_path / "new").exists()
+
+
+def test_a_plan_is_of_the_devices_that_are_named(tmp_path, monkeypatch):
+    asked = []
+    module = import_module("mixerzoo.experiments.estimates")
+    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: asked.append(device) or 100.0)
+    for device in ([], ["--device", "cpu"]):
+        result = compare(tmp_path / "new", "--mixers", "residual", "--seeds", "1", "--dry-run", *device)
+        assert result.exit_code == 0, result.output
+    assert asked == [None, "cpu"]
+    assert compare(tmp_path / "new", "--mixers", "residual", "--dry-run", "--device", "nowhere").exit_code == 2
 
 
 def test_the_table_of_runs(done):

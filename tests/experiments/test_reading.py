@@ -106,6 +106,7 @@ def test_what_is_wrong_is_told_with_its_place(old, new, words, tmp_path):
         ({"mixers": "residual", "vary": ["train.steps"]}, "expected KEY=VALUE"),
         ({"mixers": "residual", "vary": ["mixer.stride=2"]}, "with the mixer residual"),
         ({"mixers": "residual", "seeds": "0"}, r"^--seeds '0': compare\.seeds: input should be .* equal to 1, got 0$"),
+        ({"mixers": "residual", "tune_seeds": "3"}, "--tune-seeds '3': compare.tune_seeds: nothing is tuned on them"),
         ({"mixers": "residual", "equal": "watts"}, "--equal 'watts': compare.equal"),
     ],
 )
