@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,9 @@ from mixerzoo.errors import RunError
 from mixerzoo.files import to_json, write_text
 
 if TYPE_CHECKING:
-    from mixerzoo.experiments import Inspection
+    from rich.console import Console
+
+    from mixerzoo.experiments import Inspection, SiteWeights
 
 _RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint.")]
 _TextOption = Annotated[
@@ -20,6 +23,10 @@ _TextOption = Annotated[
     typer.Option("--text", metavar="FILE", help="A UTF-8 text file; default: the run's validation text."),
 ]
 _PromptOption = Annotated[str | None, typer.Option("--prompt", help="Weights of each token of this text.")]
+#: Between two columns of a table.
+_GAP = 3
+#: Bars, and tokens, take at most one part in so many of a line.
+_SHARE = 4
 _WINDOWS = 8
 _WindowsOption = Annotated[
     int | None,
@@ -67,25 +74,13 @@ def command(
 
 
 def _print(found: Inspection, run: str) -> None:
-    from rich.text import Text
-
     out = console()
     out.print(f"{run}: {found.mixer}, {found.num_tokens:,} tokens", style="bold", soft_wrap=True)
     if found.sites:
-        listing = table("Site", "Weights", "Source: mean ± spread")
-        for site in found.sites:
-            bars = Text("".join(_shade(value) for value in site.mean))
-            pairs = zip(site.sources, site.mean, site.spread, strict=True)
-            listing.add_row(site.name, bars, "  ".join(f"{name}: {mean:.3f} ± {std:.3f}" for name, mean, std in pairs))
-        out.print(listing)
+        _print_sites(out, found)
         if found.tokens is not None:
             for site in found.sites:
-                if site.per_token is not None:
-                    out.print(f"\n{site.name}", style="bold")
-                    rows = table("Token", *site.sources)
-                    for token, weights in zip(found.tokens, site.per_token, strict=True):
-                        rows.add_row(repr(token), *(f"{_shade(value)} {value:.3f}" for value in weights))
-                    out.print(rows)
+                _print_tokens(out, found.tokens, site)
     else:
         out.print(f"The mixer {found.mixer} shows no weights: it weighs no sources, or does not say how.")
     if found.depth_loss is None:
@@ -94,7 +89,59 @@ def _print(found: Inspection, run: str) -> None:
     depths = table("Step", "Loss, if the head read there")
     for step, loss in enumerate(found.depth_loss):
         depths.add_row(str(step), f"{loss:.4f}")
-    out.print(depths)
+    out.print("", depths, sep="\n")
+
+
+def _print_sites(out: Console, found: Inspection) -> None:
+    from rich.columns import Columns
+    from rich.text import Text
+
+    listing = table("Site", "Weights", "Source: mean ± spread")
+    listing.columns[0].no_wrap = True
+    most = max(len(site.mean) for site in found.sites)
+    listing.columns[1].width = max(len("Weights"), min(most, out.width // _SHARE))
+    for site in found.sites:
+        bars = Text("".join(_shade(value) for value in site.mean))
+        pairs = zip(site.sources, site.mean, site.spread, strict=True)
+        # Side by side where there is room, and never broken between a name and its figures.
+        told = [Text(f"{name}: {mean:.3f} ± {std:.3f}", no_wrap=True) for name, mean, std in pairs]
+        listing.add_row(site.name, bars, Columns(told, padding=(0, 2)))
+    out.print(listing)
+
+
+def _print_tokens(out: Console, tokens: Sequence[str], site: SiteWeights) -> None:
+    """How each token weighs the sources of a site, of which as many stand beside each other as there is room for."""
+    from rich.cells import cell_len
+
+    if site.per_token is None:
+        return
+    out.print(f"\n{site.name}", style="bold")
+    shown = list(map(repr, tokens))
+    first = min(max(map(cell_len, ("Token", *shown))), out.width // _SHARE)
+    widths = [max(len(_weight(1.0)), *map(len, name.split())) for name in site.sources]
+    for begin, end in _blocks(widths, out.width - first):
+        rows = table("Token", *site.sources[begin:end])
+        rows.columns[0].width = first
+        for column, width in zip(rows.columns[1:], widths[begin:end], strict=True):
+            column.min_width = width
+        for token, weights in zip(shown, site.per_token, strict=True):
+            rows.add_row(token, *map(_weight, weights[begin:end]))
+        out.print(*([""] if begin else []), rows, sep="\n")
+
+
+def _blocks(widths: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
+    """From where to where columns of these widths fit into a line, line by line; one at least."""
+    begin, taken = 0, 0
+    for number, width in enumerate(widths):
+        if number > begin and taken + _GAP + width > room:
+            yield begin, number
+            begin, taken = number, 0
+        taken += _GAP + width
+    yield begin, len(widths)
+
+
+def _weight(value: float) -> str:
+    return f"{_shade(value)} {value:.3f}"
 
 
 def _shade(value: float) -> str:
