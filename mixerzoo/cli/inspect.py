@@ -57,7 +57,7 @@ def command(
         refuse_unread("--prompt is read whole, as one sequence", windows=windows)
     if not run.is_dir():
         raise RunError(f"{run}: no such directory")
-    from mixerzoo.experiments import inspect_checkpoint, page
+    from mixerzoo.experiments import inspect_checkpoint, inspection_page
     from mixerzoo.process import full_precision
 
     where = pick_device(device)
@@ -65,7 +65,7 @@ def command(
         found = inspect_checkpoint(run, text=text, prompt=prompt, max_windows=windows or _WINDOWS, device=where)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "inspect.html", page(found, str(run)))
+        write_text(out / "inspect.html", inspection_page(found, str(run)))
         write_text(out / "inspect.json", to_json(found.to_dict()))
     if as_json:
         print_json(found.to_dict())

@@ -5,7 +5,8 @@ from mixerzoo.experiments.estimates import Estimate, estimates
 from mixerzoo.experiments.figures import COLUMNS, cell, setting_in_words, summary
 from mixerzoo.experiments.grid import CompareConfig, Comparison
 from mixerzoo.experiments.inspect import Inspection, SiteWeights, inspect_checkpoint
-from mixerzoo.experiments.inspect_page import page
+from mixerzoo.experiments.inspect_page import inspection_page
+from mixerzoo.experiments.page import report_page
 from mixerzoo.experiments.progress import Board
 from mixerzoo.experiments.reading import MOST_CELLS, Flags, read_comparison
 
@@ -24,8 +25,9 @@ __all__ = [
     "default_threads",
     "estimates",
     "inspect_checkpoint",
-    "page",
+    "inspection_page",
     "read_comparison",
+    "report_page",
     "setting_in_words",
     "summary",
 ]

@@ -19,7 +19,7 @@ td { background: color-mix(in srgb, royalblue calc(var(--w) * 1%), transparent);
 """
 
 
-def page(found: Inspection, title: str) -> str:
+def inspection_page(found: Inspection, title: str) -> str:
     """The HTML of an inspection.
 
     Args:

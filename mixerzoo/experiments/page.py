@@ -23,7 +23,7 @@ _SPENT = (("tokens", "tokens"), ("seconds", "seconds of training"), ("flops", "F
 _COSTS = (("cache_bytes", "cache", "cache bytes of a sequence"), ("train_seconds", "seconds", "seconds of training"))
 
 
-def page(results: Mapping[str, Any]) -> str:
+def report_page(results: Mapping[str, Any]) -> str:
     """The report as HTML.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixerzoo import files
 from mixerzoo.experiments.figures import COLUMNS, cell, method, setting_in_words, summary, threads, tuning_in_words
-from mixerzoo.experiments.page import page
+from mixerzoo.experiments.page import report_page
 from mixerzoo.files import to_json
 
 RESULTS_FILE, TABLE_FILE, TEXT_FILE, PAGE_FILE = "results.json", "results.csv", "report.md", "report.html"
@@ -29,7 +29,7 @@ def write_reports(results: Mapping[str, Any], directory: Path) -> None:
     files.write_text(directory / RESULTS_FILE, to_json(dict(results)))
     files.write_text(directory / TABLE_FILE, table(results))
     files.write_text(directory / TEXT_FILE, text(results))
-    files.write_text(directory / PAGE_FILE, page(files.finite(dict(results))))
+    files.write_text(directory / PAGE_FILE, report_page(files.finite(dict(results))))
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from mixerzoo.experiments import report_page
 from mixerzoo.experiments.figures import COLUMNS
-from mixerzoo.experiments.page import page
 from mixerzoo.experiments.statistics import differences, estimate
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -77,7 +77,7 @@ def browser(request, tmp_path):
     from selenium import webdriver
 
     results = made_up()
-    (tmp_path / "report.html").write_text(page(results), encoding="utf-8")
+    (tmp_path / "report.html").write_text(report_page(results), encoding="utf-8")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=390,900"):

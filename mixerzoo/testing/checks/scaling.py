@@ -1,4 +1,4 @@
-"""Chapter 9: compiled and sharded, a decoder computes the same."""
+"""Chapter 9: compiled, sharded and split by heads, a decoder computes the same."""
 
 from __future__ import annotations
 
@@ -35,6 +35,40 @@ def compiles(mixer: type[Mixer], case: Case) -> None:
     steps = [compiled(tokens[:, t : t + 1], cache) for t in range(tokens.size(1))]
     assert_close(torch.cat(steps, dim=1), expected, "compiled decoding, token by token")
     torch._dynamo.reset()
+
+
+@clause("9.3", large=("rows", "long"))
+@torch.no_grad()
+def heads_apart(mixer: type[Mixer], case: Case) -> None:
+    """Where `Plan.heads_apart` is set, a decoder with one of the key/value heads computes what that head gives.
+
+    The other heads of the decoder that has them all give nothing to its hidden states; the mixer's parameters are the
+    same in both.
+
+    Sees: float64; without a cache.
+    Blind: plans that do not set it, latent attention, and gradients.
+    """
+    config = case.config()
+    whole = case.decoder(mixer)
+    if not whole.plan.heads_apart or config.attention == "mla":
+        return
+    heads, queries, dim = config.resolved_kv_heads, config.num_heads // config.resolved_kv_heads, whole.shape.head_dim
+    head = heads - 1 - case.pick % heads
+    part = case.decoder(mixer, num_heads=queries, num_kv_heads=1, head_dim=dim)
+    kept = {"q_proj": queries * dim, "k_proj": dim, "v_proj": dim}
+    weights = whole.state_dict()
+    for name, tensor in weights.items():
+        projection = name.split(".")[-2]
+        if projection in kept:
+            weights[name] = tensor.narrow(0, head * kept[projection], kept[projection])
+        elif name.endswith("o_proj.weight"):
+            own = slice(head * queries * dim, (head + 1) * queries * dim)
+            weights[name] = tensor[:, own].clone()
+            tensor[:, : own.start] = 0
+            tensor[:, own.stop :] = 0
+    part.load_state_dict(weights)
+    tokens = case.tokens()
+    assert_close(part(tokens), whole(tokens), f"the decoder with key/value head {head} of {heads} alone")
 
 
 @clause("9.2", cost="slow")

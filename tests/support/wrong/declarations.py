@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from mixerzoo import (
     AttentionCall,
+    AttentionMixer,
     Context,
     DecoderShape,
     MixerConfig,
     MixingWeights,
+    Plan,
     Site,
 )
 from mixerzoo_plugins.attn_res import AttnRes
@@ -211,6 +213,56 @@ class NamesAStrengthInWords(Weakened):
     """Knows at which strength it is neutral, and tells people only."""
 
     card = replace(Weakened.card, neutral="strength: 1.0, bit for bit")
+
+
+# Heads.
+
+
+class SharedOut(AttentionMixer):
+    """Correct: values are halved, each head's by itself, and it says so."""
+
+    name = "shared_out"
+    card = replace(Stream.card, family="attention")
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), needs_own_kv=True, heads_apart=True)
+
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        return state, call.k, call.v / 2
+
+
+@caught_by("heads_apart")
+class LooksAtOtherHeads(SharedOut):
+    """Adds the mean over all heads to each head's values."""
+
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        return state, call.k, call.v + call.v.mean(dim=1, keepdim=True)
+
+
+@caught_by("heads_apart")
+class CountsHeads(SharedOut):
+    """Another factor for each head, by its number."""
+
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        numbers = torch.arange(1, call.v.size(1) + 1, device=call.v.device, dtype=call.v.dtype)
+        return state, call.k, call.v / numbers[:, None, None]
+
+
+@caught_by("heads_apart")
+class GatesEachHead(SharedOut):
+    """A parameter for each key/value head, which a rank that has some of the heads does not have."""
+
+    card = replace(SharedOut.card, parameters="L·G")
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.gate = nn.Parameter(torch.empty(shape.num_steps, shape.num_kv_heads, 1, 1))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.normal_(self.gate, 1.0, std, generator=generator)
+
+    def mix_kv(self, state: Any, call: AttentionCall) -> tuple[Any, Tensor, Tensor]:
+        return state, call.k, self.gate[call.site.step] * call.v
 
 
 # Seeds.
