@@ -224,7 +224,7 @@ def test_the_peak_of_memory_has_a_unit_in_every_form(done):
     results = json.loads((done[0] / "results.json").read_text())
     for row in results["settings"][0]["mixers"]:
         row["peak_memory_bytes"] = 1234 * 2**20
-    for form in (writing.text(results), writing.page(results)):
+    for form in (writing.text(results), writing.report_page(results)):
         assert "peak memory, MiB" in form
         assert "1,234" in form
         assert "1,293,942,784" not in form
