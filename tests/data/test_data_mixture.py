@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixerzoo.data import BpeTokenizer, DataConfig, PreparedData, encoding, prepare, text_record
+from corpora import documents_of
+from mixerzoo.data import BpeTokenizer, DataConfig, encoding, prepare, text_record
 from mixerzoo.data.encoding import Encoded
 from mixerzoo.data.mixture import _SLACK, Mixture
 from mixerzoo.data.pieces import Piece
 from mixerzoo.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def save(path: Path, documents: Sequence[str]) -> str:
@@ -30,14 +33,6 @@ def config(*sources: tuple[str, float], **changes: object) -> DataConfig:
     return DataConfig.model_validate(given | plain | changes)
 
 
-def documents_of(prepared: PreparedData, side: str = "train") -> list[str]:
-    tokens = np.asarray(getattr(prepared, side).tokens)
-    ends = np.flatnonzero(tokens == prepared.tokenizer.end_of_text_id)
-    parts = np.split(tokens, ends + 1)
-    assert len(parts[-1]) == 0
-    return [prepared.tokenizer.decode(part[:-1].tolist()) for part in parts[:-1]]
-
-
 @pytest.fixture
 def letters(tmp_path: Path) -> tuple[str, str]:
     """Short documents of a's, and long ones of b's."""
@@ -50,12 +45,6 @@ def letters(tmp_path: Path) -> tuple[str, str]:
 def few(tmp_path: Path) -> str:
     """Short documents of a's, and not many."""
     return save(tmp_path / "few.jsonl", [f"{number} " + "a" * (number % 90 + 1) for number in range(200)])
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 class TestMixture:
