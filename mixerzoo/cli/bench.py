@@ -16,6 +16,7 @@ from mixerzoo.cli.common import (
     console,
     pick_device,
     print_json,
+    refuse_unread,
     table,
     tell_recipe,
 )
@@ -104,6 +105,9 @@ def command(
         raise BenchmarkError("--overwrite is about --out, which is not given")
     if out is not None:
         check_out(out, overwrite)
+    where = pick_device(device)
+    if where.type != "cpu":
+        refuse_unread(f"threads are a CPU's, and everything is timed on {where}", threads=threads)
     tell_recipe(recipe, changes)
     benchmark = read_benchmark(
         recipe,
@@ -111,7 +115,7 @@ def command(
         mixers=mixers,
         peers=_names(peers or ""),
         phases=_names(phases),
-        device=pick_device(device),
+        device=where,
         dtype=dtype,
         compile=compile,
         batch=batch,

@@ -39,7 +39,7 @@ COLUMNS = (
     Column("steps", "steps", "of each run"),
     Column("train_seconds", "seconds", "of training, mean over seeds"),
     Column("tokens_per_second", "tokens/s", "of training, mean over seeds"),
-    Column("peak_memory_bytes", "peak memory", "bytes, the largest over seeds"),
+    Column("peak_memory_bytes", "peak memory, MiB", "the largest over seeds"),
 )
 
 
@@ -59,6 +59,8 @@ def cell(row: Mapping[str, Any], key: str) -> str:
         return interval(value)
     if key == "train_seconds":
         return f"{value:,.1f}"
+    if key == "peak_memory_bytes":
+        return f"{value / 2**20:,.0f}"
     return f"{round(value):,}"
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError, RunError
-from mixerzoo.experiments import Flags, comparing, read_comparison, runner
+from mixerzoo.experiments import Flags, comparing, read_comparison, runner, writing
 from mixerzoo.experiments.devices import training_device
 from mixerzoo.experiments.figures import method
 from mixerzoo.runs import RunDirectory
@@ -288,6 +288,16 @@ def test_the_report_has_every_figure_and_needs_nothing_else(done):
     assert [float(each) for each in shown] == [row["bits_per_byte"]["mean"] for row in rows]
 
 
+def test_the_peak_of_memory_has_a_unit_in_every_form(done):
+    results = json.loads((done[0] / "results.json").read_text())
+    for row in results["settings"][0]["mixers"]:
+        row["peak_memory_bytes"] = 1234 * 2**20
+    for form in (writing.text(results), writing.report_page(results)):
+        assert "peak memory, MiB" in form
+        assert "1,234" in form
+        assert "1,293,942,784" not in form
+
+
 def test_the_report_shows_learned_weights_of_the_first_run_and_says_where_there_are_none(tmp_path):
     out = tmp_path / "weighs"
     mixers = ("--mixers", "residual, denseformer", "--seeds", "1", "--threads", "1")
@@ -367,6 +377,17 @@ def test_the_method_says_that_several_tables_are_not_corrected_for(done):
     found = json.loads((done[0] / "results.json").read_text())
     assert "grows with their number" not in method(found)
     assert "for each table; there are 2" in method(found | {"settings": found["settings"] * 2})
+
+
+def test_a_plan_is_of_the_devices_that_are_named(tmp_path, monkeypatch):
+    asked = []
+    module = import_module("mixerzoo.experiments.estimates")
+    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: asked.append(device) or 100.0)
+    for device in ([], ["--device", "cpu"]):
+        result = compare(tmp_path / "new", "--mixers", "residual", "--seeds", "1", "--dry-run", *device)
+        assert result.exit_code == 0, result.output
+    assert asked == [training_device(), "cpu"]
+    assert compare(tmp_path / "new", "--mixers", "residual", "--dry-run", "--device", "nowhere").exit_code == 2
 
 
 def test_the_table_of_runs(done):

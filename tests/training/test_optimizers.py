@@ -172,6 +172,10 @@ def test_a_missing_package_is_said_before_any_data_is_touched(monkeypatch: pytes
             "override 'train.beta2=0.999': train: beta2 0.999 changes a moment by less than bf16 can hold; set at most "
             "0.99, or precision to bf16",
         ),
+        *(
+            ([f"train.optimizer={each}", "train.precision=bf16_weights"], "which keeps the state in bf16 already")
+            for each in HALVED
+        ),
         (["train.optimizer={name: muon, state_precision: bf16, momentum: 0.995}"], "optimizer.momentum 0.995"),
         (["train.optimizer={name: lion, state_precision: bf16, beta2: 0.999}"], "optimizer.beta2 0.999"),
         (["train.groups.head.weight_decay=0", "model.tie_embeddings=true"], "set train.groups.embedding"),
