@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 import zoo
-from case import LATENT
+from case import DEPTH, LATENT
 from hf_models import CHOSEN, LATENT_CASES, TAILED, fresh, model_of, shared
 from mixerzoo import TextTokenizer, generate, load_checkpoint
 from mixerzoo.errors import CacheError, MixerError
@@ -37,7 +37,6 @@ WIDE = ZooCase(
     "depth_attention", {"stride": 1}, {**LATENT, "mla": {**LATENT["mla"], "v_head_dim": 13}}, label="wide_values"
 )
 every_case = pytest.mark.parametrize("case", CHOSEN, ids=str)
-DEPTH = ZooCase("depth_attention", {"stride": 1})
 YOCO = ZooCase("yoco", {"window": 3})
 NUM_NEW = 6
 
