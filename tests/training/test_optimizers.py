@@ -193,6 +193,10 @@ def test_a_missing_package_is_said_before_any_data_is_touched(monkeypatch: pytes
         (["train.optimizer={name: adamw, state_precision: bf16}", "train.beta1=0.999"], "train: beta1 0.999 changes a"),
         (["train.precision=bf16_weights", "train.beta1=0.999"], "train: beta1 0.999 changes a"),
         (["train.optimizer={name: muon, state_precision: bf16}", "train.beta1=0.999"], "train: beta1 0.999 changes a"),
+        *(
+            ([f"train.optimizer={each}", "train.precision=bf16_weights"], "which keeps the state in bf16 already")
+            for each in HALVED
+        ),
         (["train.optimizer={name: muon, state_precision: bf16, momentum: 0.995}"], "optimizer.momentum 0.995"),
         (["train.optimizer={name: lion, state_precision: bf16, beta2: 0.999}"], "optimizer.beta2 0.999"),
         (["train.groups.head.weight_decay=0", "model.tie_embeddings=true"], "set train.groups.embedding"),
