@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mixerzoo.errors import CheckpointError, MixerError
-from mixerzoo.mixer import Mixer, MixerConfig, load_registry
+from mixerzoo.mixer import Mixer, MixerConfig, load_registry, recorded_entry
 from mixerzoo.model import ModelConfig
 from mixerzoo.validation import problems, shown
 from mixerzoo.version import __version__
@@ -91,7 +91,7 @@ def read_own(raw: Mapping[str, Any], where: str | Path) -> tuple[ModelConfig, ty
     if not isinstance(options, dict) or not isinstance(options.get("name"), str):
         raise CheckpointError(f"{where}: the key 'mixer' is missing or names no mixer")
     try:
-        mixer = load_registry().get_recorded(options["name"], raw.get("mixer_plugin")).mixer
+        mixer = recorded_entry(load_registry(), options["name"], raw.get("mixer_plugin")).mixer
     except MixerError as error:
         raise CheckpointError(f"{where}: {error}") from error
     keys = HF_KEYS | OWN_KEYS
