@@ -156,6 +156,8 @@ def test_an_unknown_dtype(saved: Path) -> None:
 def test_a_backend_that_cannot_run(saved: Path) -> None:
     with pytest.raises(BackendError, match="'xformers' needs a CUDA device"):
         load_checkpoint(saved, attention_backend="xformers")
+    with pytest.raises(BackendError, match=r"no attention backend 'fash' \(did you mean 'flash'\?\); known: sdpa"):
+        load_checkpoint(saved, attention_backend="fash")  # type: ignore[arg-type]
 
 
 def test_an_index_without_a_map_and_a_missing_shard(saved: Path) -> None:

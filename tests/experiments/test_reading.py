@@ -114,6 +114,13 @@ def test_wrong_options(flags, words):
         read_comparison(QUICKSTART, (), Flags(**flags))
 
 
+def test_seeds_end_where_a_recipe_s_do():
+    with pytest.raises(
+        RecipeError, match=r"compare\.seeds.*: 3 seeds from 4294967294 on go beyond 4294967295, the last"
+    ):
+        read_comparison(QUICKSTART, ["seed=4294967294"], Flags(mixers="residual", seeds="3"))
+
+
 def test_a_grid_of_ten_thousand_runs_is_refused_unless_it_is_meant():
     with pytest.raises(RunError, match=r"10,000 runs.*--yes"):
         read_comparison(QUICKSTART, (), Flags(mixers="residual", seeds="10000"))
