@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mixerzoo.errors import CheckpointError, MixerError
-from mixerzoo.mixer import Mixer, MixerConfig, load_registry, recorded_entry
+from mixerzoo.mixer import Mixer, MixerConfig, load_registry, plugin_record, recorded_entry
 from mixerzoo.model import ModelConfig
 from mixerzoo.validation import problems, shown
 from mixerzoo.version import __version__
@@ -58,7 +58,6 @@ def own_config(config: ModelConfig, mixer: str, options: MixerConfig) -> dict[st
             update={"num_kv_heads": config.resolved_kv_heads, "head_dim": config.resolved_head_dim}
         )
     fields = config.model_dump(mode="json")
-    entry = load_registry().get(mixer)
     module = SHIM_FILE.removesuffix(".py")
     return {
         "architectures": ["MixerZooForCausalLM"],
@@ -72,7 +71,7 @@ def own_config(config: ModelConfig, mixer: str, options: MixerConfig) -> dict[st
         **{key: fields[field] for field, key in OWN_KEYS.items()},
         "hidden_act": "silu",
         "mixer": {"name": mixer, **options.model_dump(mode="json")},
-        "mixer_plugin": {"distribution": entry.distribution, "version": entry.version},
+        "mixer_plugin": plugin_record(load_registry(), mixer, options),
         "mixerzoo_version": __version__,
     }
 

@@ -1,13 +1,16 @@
-"""Finds the mixer that a checkpoint or a run names together with the plugin that it came from."""
+"""Which plugin a mixer comes from, as checkpoints and runs record it, and the mixer of such a record."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 from mixerzoo.errors import MixerError, PluginError
+from mixerzoo.mixer.card import MixerConfig
+from mixerzoo.mixer.choice import MixerChoice
 from mixerzoo.mixer.hookspecs import PROJECT
 from mixerzoo.mixer.registry import UNKNOWN, MixerEntry, Registry, normal_name
 
@@ -16,6 +19,41 @@ logger = logging.getLogger(__name__)
 #: What a distribution and its version may be called.
 _DISTRIBUTION = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]{,98}[A-Z0-9]", re.ASCII | re.IGNORECASE)
 _RELEASE = re.compile(r"[A-Z0-9.!+_-]{,98}", re.ASCII | re.IGNORECASE)
+
+
+def plugin_record(registry: Registry, name: str, options: MixerConfig) -> dict[str, Any]:
+    """What a file records of where a mixer comes from, for `recorded_entry`.
+
+    Args:
+        registry: of the installed mixers.
+        name: of the mixer.
+        options: its options. Mixers among them that are not of its own distribution are recorded too.
+
+    Raises:
+        MixerError: it is not installed.
+        PluginError: several plugins offer it.
+    """
+    entry = registry.get(name)
+    record: dict[str, Any] = {"distribution": entry.distribution, "version": entry.version}
+    parts = {part.name: plugin_record(registry, part.name, part.options) for part in _parts(options)}
+    others = {
+        part: origin
+        for part, origin in parts.items()
+        if origin["distribution"] != entry.distribution or "parts" in origin
+    }
+    return {**record, "parts": others} if others else record
+
+
+def _parts(value: Any) -> Iterator[MixerChoice]:
+    """The mixers that are chosen in options."""
+    if isinstance(value, MixerChoice):
+        yield value
+    elif isinstance(value, MixerConfig):
+        for option in vars(value).values():
+            yield from _parts(option)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _parts(item)
 
 
 def recorded_entry(registry: Registry, name: str, plugin: Any) -> MixerEntry:
@@ -27,13 +65,17 @@ def recorded_entry(registry: Registry, name: str, plugin: Any) -> MixerEntry:
     Args:
         registry: of the installed mixers.
         name: of the mixer.
-        plugin: ``{"distribution": …, "version": …}`` as the file has it, or anything else.
+        plugin: ``{"distribution": …, "version": …}`` as the file has it, or anything else. Its ``parts``, mixers among
+            the options by name, are looked for too.
 
     Raises:
         MixerError: it is not installed, or only another plugin's of its name is; says what to install.
         PluginError: several plugins offer it.
     """
     origin = plugin if isinstance(plugin, dict) else {}
+    parts = origin.get("parts")
+    for part, record in parts.items() if isinstance(parts, dict) else ():
+        recorded_entry(registry, part, record)
     distribution, release = origin.get("distribution"), origin.get("version")
     if not isinstance(distribution, str) or distribution == UNKNOWN or not _DISTRIBUTION.fullmatch(distribution):
         try:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mixerzoo import Mixer, load_registry
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerError, PluginError
-from mixerzoo.mixer import recorded_entry
+from mixerzoo.mixer import plugin_record, recorded_entry
 from mixerzoo.mixer.registry import Registry
 from plugin_sites import SitePackages, assert_matches, good
 
@@ -170,6 +170,23 @@ def test_another_plugin_s_mixer_of_that_name_is_not_the_recorded_one(
         MixerError, match=r"plugin damaged, which could not be loaded \(damaged:damaged: ModuleNotFound"
     ):
         recorded_entry(site.registry(), "own", {"distribution": "damaged"})
+
+
+def test_the_plugins_of_parts_are_recorded_too(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("somebody-s-mixers", good("own"))
+    monkeypatch.setattr("mixerzoo.mixer.choice.load_registry", lambda: registry)
+    registry = Registry(entry_points(group="mixerzoo"))
+    options = registry.get("compose").mixer.Config.model_validate({"of": [{"name": "own"}, {"name": "moda"}]})
+    record = plugin_record(registry, "compose", options)
+    assert record["parts"] == {"own": {"distribution": "somebody-s-mixers", "version": "1.0"}}
+    assert recorded_entry(registry, "compose", record).mixer.name == "compose"
+    # Another one's mixer of that name is there in its place.
+    record["parts"]["own"]["distribution"] = "nobody-s-mixers"
+    with pytest.raises(
+        MixerError, match=r"'own' comes from the plugin nobody-s-mixers 1\.0, which is not installed here"
+    ):
+        recorded_entry(registry, "compose", record)
+    assert recorded_entry(registry, "compose", {**record, "parts": ["own"]}).mixer.name == "compose"
 
 
 def test_a_project_installed_under_another_name_has_its_own_mixers(
