@@ -12,7 +12,9 @@ MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 60
 
 MODULES = sorted(
-    path.relative_to(ROOT).as_posix() for room in ("mixerzoo", "plugins") for path in (ROOT / room).rglob("*.py")
+    path.relative_to(ROOT).as_posix()
+    for room in ("mixerzoo", "plugins", "tests")
+    for path in (ROOT / room).rglob("*.py")
 )
 
 

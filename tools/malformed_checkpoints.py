@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
-from malformed_cases import COMMANDS, Malformed, cases
+from malformed import COMMANDS, Malformed
+from malformed_cases import cases
 
 #: Seconds after which a run counts as hanging.
 PATIENCE = 60

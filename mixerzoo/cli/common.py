@@ -181,6 +181,21 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def refuse_unread(reason: str, **options: object) -> None:
+    """Refuse options that were given and that nothing would read.
+
+    Args:
+        reason: what makes them meaningless.
+        options: by the name of their parameter; None: not given.
+
+    Raises:
+        MixerzooError: says which to leave out.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise MixerzooError(f"{reason}; leave out {' and '.join(given)}")
+
+
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a file that could not be written in the end, when all has been computed.
 

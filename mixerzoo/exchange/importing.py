@@ -247,7 +247,7 @@ def _read(source: str | Path, k_norm: str | None) -> tuple[Path, dict[str, Any],
     """Where a source is, and what `_loaded` makes of it."""
     place = _located(source)
     if place.is_dir():
-        find_companions(place)
+        find_companions(home_of(place))
     raw, original = _loaded(place, k_norm)
     check_key_norms(original.config, k_norm, place)
     return place, raw, original
@@ -311,7 +311,7 @@ def _carry_keys(raw: dict[str, Any], path: Path) -> None:
 
 def _write_companions(place: Path, target: Path) -> list[str]:
     if place.is_dir():
-        return copy_companions(place, target)
+        return copy_companions(home_of(place), target)
     from mixerzoo.exchange.gguf import save_gguf_tokenizer
 
     before = set(target.iterdir())

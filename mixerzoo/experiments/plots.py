@@ -140,8 +140,9 @@ def tuning(found: Sequence[Mapping[str, Any]], key: str, numbers: Mapping[str, i
         name: of the figure.
     """
     titles: dict[str, str] = {}
-    values = list(dict.fromkeys(str(trial["values"][key]) for each in found for trial in each["trials"]))
-    numeric = all(isinstance(t["values"][key], int | float) for each in found for t in each["trials"])
+    tried = [trial["values"][key] for each in found for trial in each["trials"]]
+    values = list(dict.fromkeys(map(str, tried)))
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried)
 
     def draw(axes: Axes) -> None:
         for each in found:
@@ -154,7 +155,7 @@ def tuning(found: Sequence[Mapping[str, Any]], key: str, numbers: Mapping[str, i
             x = sorted(best)
             colour, dash = _COLOURS[number % NUM_COLOURS], _DASHES[number // NUM_COLOURS % len(_DASHES)]
             axes.plot(x, [best[v] for v in x], f"o{dash}", color=colour, lw=1.4, ms=4, gid=f"s{number}-tuning")
-            shown = ", ".join(f"{v:g}: {best[v]:.4f}" for v in x)
+            shown = ", ".join(f"{f'{v:g}' if numeric else values[v]}: {best[v]:.4f}" for v in x)
             titles[f"s{number}-tuning"] = f"{each['label']}: {shown}"
         axes.set_xlabel(key)
         axes.set_ylabel("bits per byte")

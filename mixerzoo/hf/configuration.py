@@ -106,7 +106,7 @@ class MixerZooConfig(PreTrainedConfig):
             self._add_tail(mixer.name, plan.tail)
         self.num_hidden_layers = len(self.layer_types)
         #: Why no rank can have a part of it, if so.
-        self.needs_whole = why_whole(mixer.name, model, plan)
+        self.needs_whole = why_whole(mixer, model)
         plan_of_ranks = None if self.needs_whole else tensor_parallel_plan(model)
         self.base_model_tp_plan = plan_of_ranks  # type: ignore[misc]  # of the mixer, not of the class
         #: Why attention must be the written-out one, if so.

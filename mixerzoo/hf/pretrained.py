@@ -20,7 +20,7 @@ from mixerzoo.checkpoints import CARD_FILE, INDEX_FILE, WEIGHTS_FILE, model_card
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import MixerZooAttention, MixerZooLatentAttention
 from mixerzoo.hf.configuration import MixerZooConfig
-from mixerzoo.hf.split import check_ranks
+from mixerzoo.hf.split import check_ranks, sum_gradients
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import RMSNorm
 
@@ -103,6 +103,7 @@ class MixerZooPreTrainedModel(PreTrainedModel):
             # A mapped file is not aligned as memory is, which shows in the last bits of products.
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
+        sum_gradients(model)
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:

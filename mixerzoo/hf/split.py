@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import torch.distributed as dist
+from torch import Tensor, nn
+
 from mixerzoo.errors import MixerError
-from mixerzoo.mixer import Plan
+from mixerzoo.mixer import AttentionMixer, Mixer
 from mixerzoo.model import ModelConfig
 
 _MATRICES = {
@@ -21,19 +24,61 @@ _HEAD_NORMS = dict.fromkeys(
 )
 
 
-def why_whole(mixer: str, sizes: ModelConfig, plan: Plan) -> str | None:
+def why_whole(mixer: Mixer, sizes: ModelConfig) -> str | None:
     """Why a decoder cannot be split among ranks; None: it can.
 
     Args:
-        mixer: its name.
+        mixer: of the decoder.
         sizes: of the decoder.
-        plan: of the mixer.
     """
     if sizes.attention == "mla":
         return "latent attention has no plan of tensor parallelism"
+    plan = mixer.plan()
     if plan.hooks and not plan.heads_apart:
-        return f"mixer {mixer!r} needs the keys and values of all heads, or has parameters of each"
+        return f"mixer {mixer.name!r} needs the keys and values of all heads, or has parameters of each"
+    for part in _mixers(mixer):
+        if part.plan().hooks and not isinstance(part, AttentionMixer) and any(_own_parameters(part)):
+            return f"mixer {part.name!r} has hooks and parameters, but is no AttentionMixer"
     return None
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Let the parameters that attention hooks read get the gradients of all heads, if ranks have some of them each.
+
+    They are those of every `AttentionMixer`; what else a mixer has acts on hidden states, which every rank has whole.
+
+    Args:
+        model: either Hugging Face model, with the weights that it keeps.
+    """
+    from torch.distributed.tensor import DTensor
+
+    decoder: Any = getattr(model, "model", model)
+    weight = decoder.layers[0].self_attn.q_proj.weight if hasattr(decoder.layers[0].self_attn, "q_proj") else None
+    if not isinstance(weight, DTensor):
+        return
+    mesh = weight.device_mesh
+    group = mesh.get_group("tp") if mesh.ndim > 1 else mesh.get_group()
+
+    def summed(gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    for part in _mixers(decoder.mixer):
+        if isinstance(part, AttentionMixer):
+            for parameter in _own_parameters(part):
+                parameter.register_hook(summed)
+
+
+def _mixers(mixer: Mixer) -> list[Mixer]:
+    """The mixer and those that it is composed of."""
+    return [module for module in mixer.modules() if isinstance(module, Mixer)]
+
+
+def _own_parameters(mixer: Mixer) -> list[nn.Parameter]:
+    """Those that belong to no mixer that it is composed of."""
+    others = {id(p) for part in _mixers(mixer) if part is not mixer for p in part.parameters()}
+    return [parameter for parameter in mixer.parameters() if id(parameter) not in others]
 
 
 def tensor_parallel_plan(sizes: ModelConfig) -> dict[str, str]:

@@ -54,7 +54,8 @@ class Plan:
         separate_inputs: `Mixer.read` returns `AttentionInputs` at some site.
         tail: what the cache keeps of each sequence for `Mixer.start`, or None.
         heads_apart: the hooks do the same to every key/value head and its queries, each by itself, so that they work on
-            any part of the heads. Tensor parallelism splits a decoder where that is so, or where there are no hooks.
+            any part of the heads. Tensor parallelism splits a decoder where that is so, or where there are no hooks;
+            the gradients of an `AttentionMixer`'s parameters are then summed over the ranks.
 
     Raises:
         MixerError: what is planned cannot be run; says which step and why.

@@ -24,11 +24,13 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | 
     Args:
         sources: N tensors [..., D] of at least three dimensions; never stacked. Their dtypes may differ.
         weights: w: [N] one number each, [N, D] one per channel, or [..., N] one per token.
-        channels: c [N, D], added to weights of each token.
+        channels: c [N, D].
 
     Returns:
         [..., D], in the widest dtype of the sources.
     """
+    if channels is not None and weights.ndim <= 2:
+        weights, channels = weights.reshape(len(sources), -1) + channels, None
     form = forms.choose(sources, POLICY, [weights, *([] if channels is None else [channels])])
     if form == "naive":
         return naive(sources, weights, channels)

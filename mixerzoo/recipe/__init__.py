@@ -17,7 +17,7 @@ from mixerzoo.recipe.feasibility import (
 from mixerzoo.recipe.optimizer import AdafactorOptimizer, LionOptimizer, MuonOptimizer
 from mixerzoo.recipe.optimizer_state import Kept, kept_of
 from mixerzoo.recipe.parallel import FsdpConfig
-from mixerzoo.recipe.parameter_groups import TrainedParameter, trained_parameters
+from mixerzoo.recipe.parameter_groups import TrainedParameter, idle_groups, trained_parameters
 from mixerzoo.recipe.precision import Precision, autocast_dtype, compute_dtype, weights_dtype
 from mixerzoo.recipe.read import load_recipe, parse_recipe, to_recipe
 from mixerzoo.recipe.recipe import Recipe
@@ -43,6 +43,7 @@ __all__ = [
     "check_size",
     "compute_dtype",
     "find_recipe",
+    "idle_groups",
     "in_words",
     "json_schema",
     "kept_of",

@@ -157,7 +157,13 @@ class TrainConfig(BaseModel):
                 self, key
             ):
                 raise ValueError(f"{key} is AdamW's and has no meaning with {name}; remove it{_own_key(self, key)}")
-        wrong = check_moments(self.optimizer, self.beta2, halved=self.precision == "bf16_weights")
+        halved = self.precision == "bf16_weights"
+        if halved and getattr(self.optimizer, "state_precision", None) is not None:
+            raise ValueError(
+                "optimizer.state_precision has no meaning with precision bf16_weights, which keeps the state in bf16 "
+                "already; set it to null"
+            )
+        wrong = check_moments(self.optimizer, self.beta2, halved=halved)
         if wrong is not None:
             raise ValueError(wrong)
         return self

@@ -33,7 +33,7 @@ from mixerzoo.runs.layout import (
 )
 from mixerzoo.runs.log import METRICS_FILE, RunLog
 from mixerzoo.runs.records import LENGTH, differences, provenance
-from mixerzoo.runs.text_format import save_format
+from mixerzoo.runs.text_format import home_of, save_format
 from mixerzoo.yaml_text import TextError, from_yaml
 
 
@@ -314,7 +314,9 @@ class RunDirectory:
         if not path.exists():
             if not self.path.is_dir():
                 raise RunError(f"{self.path}: no such directory")
-            raise RunError(f"{self.path} holds no run: it has no {RECIPE_FILE}")
+            home = home_of(self.path)
+            within = "" if home == self.path else f"; it is a checkpoint of {home}, and takes a text of your own"
+            raise RunError(f"{self.path} holds no run: it has no {RECIPE_FILE}{within}")
         self.require_mixer()
         try:
             return load_recipe(path)
@@ -329,7 +331,11 @@ class RunDirectory:
         """
         recipe = self.recipe()
         if not self.finished:
-            raise RunError(f"{self.path} holds a run that is not finished; continue it with mixerzoo train … --resume")
+            whole = [path for _, path in complete_checkpoints(self.checkpoints) if (path / RESULT_FILES[1]).exists()]
+            until = f"; until then its checkpoint {whole[-1]} can be given, and a text of your own" if whole else ""
+            raise RunError(
+                f"{self.path} holds a run that is not finished; continue it with mixerzoo train … --resume{until}"
+            )
         return recipe
 
     def result(self) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -61,6 +63,8 @@ class Check:
         cost: how often it can be run.
         needs: what a `Reference` must give, one of these at least, for the check to run; empty: it needs none.
         named: whether its cases are those that the reference names; none is drawn.
+        apart: whether it runs the mixer in other processes, which import it.
+        plain: whether its one case is an ordinary decoder with the default options; none is drawn.
         sees: dtypes and modes in which it runs, in words.
         blind: what it cannot see.
         large: in which ways the large cases are large on which it runs.
@@ -74,6 +78,8 @@ class Check:
     needs: tuple[str, ...] = ()
     large: tuple[Large, ...] = ()
     named: bool = False
+    apart: bool = False
+    plain: bool = False
     sees: str = ""
     blind: str = ""
 
@@ -82,8 +88,10 @@ class Check:
         """The sizes of its cases, in words; docs/conformance.md says what these mean."""
         return ", ".join(["named" if self.named else "one" if self.cost == "once" else "small", *self.large])
 
-    def lacks(self, reference: Reference | None) -> str | None:
-        """Why the check cannot run with this reference, or None if it can."""
+    def lacks(self, mixer: type[Mixer], reference: Reference | None) -> str | None:
+        """Why the check cannot run on this mixer with this reference, or None if it can."""
+        if self.apart and (reason := _not_importable(mixer)):
+            return reason
         if not self.needs:
             return None
         if reference is None:
@@ -103,6 +111,15 @@ class Check:
             self.body(mixer, case, *extra)
         except SystemExit as error:
             raise AssertionError(f"the mixer would end the process: SystemExit({error})") from error
+
+
+def _not_importable(mixer: type[Mixer]) -> str | None:
+    """Why no other process can import a mixer, or None if one can."""
+    if "<locals>" in mixer.__qualname__:
+        return "other processes run it, and cannot import a class that a function defines"
+    if mixer.__module__ == "__main__" and not Path(getattr(sys.modules["__main__"], "__file__", "")).is_file():
+        return "other processes run it, and cannot import a class of a notebook or a prompt; put it into a file"
+    return None
 
 
 #: Every check by name, in the order of the clauses.
@@ -132,6 +149,8 @@ def clause(
     needs: tuple[str, ...] = (),
     large: tuple[Large, ...] | None = None,
     named: bool = False,
+    apart: bool = False,
+    plain: bool = False,
 ) -> Callable[[Body], Body]:
     """Register a function as the check of a clause.
 
@@ -144,6 +163,8 @@ def clause(
         needs: see `Check`.
         large: see `Check`; None: what a cheap check bears.
         named: see `Check`.
+        apart: see `Check`.
+        plain: see `Check`.
     """
     sizes = large if large is not None else ("rows", "long") if cost == "cheap" else ()
 
@@ -153,7 +174,7 @@ def clause(
             next(line.removeprefix(key).strip().rstrip(".") for line in others if line.startswith(key))
             for key in ("Sees:", "Blind:")
         )
-        check = Check(body.__name__, number, summary, body, cost, needs, sizes, named, sees, blind)
+        check = Check(body.__name__, number, summary, body, cost, needs, sizes, named, apart, plain, sees, blind)
         CHECKS[body.__name__] = check
         for name in sorted(CHECKS, key=lambda name: [int(part) for part in CHECKS[name].clause.split(".")]):
             CHECKS[name] = CHECKS.pop(name)

@@ -23,7 +23,7 @@ from mixerzoo.testing.contained import contained
 from mixerzoo.testing.drawing import draw_and_hold
 from mixerzoo.testing.drawn_options import Overrides
 from mixerzoo.testing.large import large_cases
-from mixerzoo.testing.ordinary import ordinary_cases, smaller
+from mixerzoo.testing.ordinary import ORDINARY, default_options, ordinary_cases, smaller
 from mixerzoo.testing.results import Outcome, Result, failure_text, snippet
 
 #: Refused cases for each that runs, at most; no built-in mixer comes near one.
@@ -65,7 +65,7 @@ def run_check(
     Raises:
         MixerzooError: nothing can be drawn for an option.
     """
-    if lack := check.lacks(reference):
+    if lack := check.lacks(mixer, reference):
         return Result(check, "skipped", lack)
     started = time.monotonic()
     wanted, shrinks = EXAMPLES[profile][check.cost], shrink and check.cost in ("cheap", "deadly")
@@ -74,9 +74,10 @@ def run_check(
     others: list[Case] = []
     trial = _Trial(check, mixer, reference, SECONDS[profile])
     message, code = None, ""
+    draws = not (check.named or check.plain)
     try:
         with suppress(Unsatisfiable):
-            if not check.named:
+            if draws:
                 draw_and_hold(mixer, overrides, wanted, shrinks, trial.hold, drawn, refusals)
             for case in _not_drawn(check, mixer, overrides, reference):
                 others.append(case)
@@ -86,7 +87,7 @@ def run_check(
         if failed is not None and others and shrinks:
             failed, cause = _shrunk(check, mixer, failed, reference, cause)
         message, code = _words_of(cause), "" if failed is None else snippet(check, mixer, failed, reference)
-    message = message or (None if check.named else _too_few(len(drawn), wanted, refusals))
+    message = message or (_too_few(len(drawn), wanted, refusals) if draws else None)
     outcome: Outcome = "passed" if message is None else "failed"
     ran, seconds = len(drawn) + len(others) - trial.cut, time.monotonic() - started
     return Result(check, outcome, message or "", code, seconds, ran, len(refusals), trial.cut)
@@ -132,6 +133,9 @@ def _not_drawn(
     if check.named:
         assert reference is not None
         yield from reference.cases
+        return
+    if check.plain:
+        yield Case(ORDINARY[0], default_options(mixer.Config, overrides))
         return
     yield from ordinary_cases(mixer, overrides)[: ORDINARY_EXAMPLES[check.cost]]
     yield from large_cases(mixer, check.large, overrides)
@@ -273,7 +277,7 @@ def rerun(check: str, mixer: type[Mixer], case: Case, reference: Reference | Non
         MixerzooError: no check has this name, or it needs what the reference does not give.
     """
     known = known_check(check)
-    if lack := known.lacks(reference):
+    if lack := known.lacks(mixer, reference):
         raise MixerzooError(f"the check {check!r} cannot run: {lack}")
     with _laboratory():
         known.hold(mixer, case, reference)

@@ -20,7 +20,16 @@ from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
 from mixerzoo.model import Decoder, check_backend, is_sharded
 from mixerzoo.process import launch, notices, recipe_decides
-from mixerzoo.recipe import Recipe, build, check_data, check_size, compute_dtype, to_recipe, weights_dtype
+from mixerzoo.recipe import (
+    Recipe,
+    build,
+    check_data,
+    check_size,
+    compute_dtype,
+    idle_groups,
+    to_recipe,
+    weights_dtype,
+)
 from mixerzoo.runs import (
     BATCH,
     GENERATION_FILE,
@@ -202,6 +211,7 @@ class _Work:
         if (processes := launch().world_size) > 1:
             reporter.notice(step_in_words(self.recipe, processes))
         decoder = self._begin(data, start, resume)
+        _say(reporter, idle_groups(self.recipe, decoder))
         end = data.tokenizer.end_of_text_id if self.recipe.data.document_mask else None
         windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length, end)
         reporter.ready(self.recipe, decoder, data, start.step)

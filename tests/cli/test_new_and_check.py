@@ -15,16 +15,18 @@ import sysconfig
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from mixerzoo.cli import app
+import command_line
 from mixerzoo.mixer.registry import load_registry
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.testing import CHECKS, checks_for
 from mixerzoo.testing.check import SECONDS
+
+run, error_of = (partial(function, columns=120) for function in (command_line.run, command_line.error_of))
 
 ROOT = Path(__file__).parents[2]
 #: mixer → its distribution.
@@ -94,17 +96,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         cwd=folder,
     )
     return place
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "120"})
-
-
-def error_of(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 # Installed next to mixerzoo.

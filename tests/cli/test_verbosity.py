@@ -6,18 +6,14 @@ import logging
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import mixerzoo
-from mixerzoo.cli import COMMANDS, app
+from command_line import run
+from mixerzoo.cli import COMMANDS
 from mixerzoo.cli.verbosity import stderr_console
 from mixerzoo.data import TextTokenizer
 from mixerzoo.recipe import find_recipe, load_recipe
 from runs import OVERRIDES, QUICKSTART
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80"})
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixerzoo.data import BpeTokenizer, DataConfig, PreparedData, encoding, prepare, text_record
+from corpora import documents_of
+from mixerzoo.data import BpeTokenizer, DataConfig, encoding, prepare, text_record
 from mixerzoo.data.encoding import Encoded
 from mixerzoo.data.mixture import _SLACK, Mixture
 from mixerzoo.data.pieces import Piece
 from mixerzoo.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def save(path: Path, documents: Sequence[str]) -> str:
@@ -30,14 +33,6 @@ def config(*sources: tuple[str, float], **changes: object) -> DataConfig:
     return DataConfig.model_validate(given | plain | changes)
 
 
-def documents_of(prepared: PreparedData, side: str = "train") -> list[str]:
-    tokens = np.asarray(getattr(prepared, side).tokens)
-    ends = np.flatnonzero(tokens == prepared.tokenizer.end_of_text_id)
-    parts = np.split(tokens, ends + 1)
-    assert len(parts[-1]) == 0
-    return [prepared.tokenizer.decode(part[:-1].tolist()) for part in parts[:-1]]
-
-
 @pytest.fixture
 def letters(tmp_path: Path) -> tuple[str, str]:
     """Short documents of a's, and long ones of b's."""
@@ -50,12 +45,6 @@ def letters(tmp_path: Path) -> tuple[str, str]:
 def few(tmp_path: Path) -> str:
     """Short documents of a's, and not many."""
     return save(tmp_path / "few.jsonl", [f"{number} " + "a" * (number % 90 + 1) for number in range(200)])
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 class TestMixture:
@@ -107,6 +96,35 @@ class TestMixture:
         assert train
         assert validation
         assert not train & validation
+
+    @pytest.mark.parametrize("sizes", [(0, 40_000), (1000, 500), (0, 0)])
+    def test_no_source_trains_on_the_end_that_another_one_cuts_off(
+        self, sizes: tuple[int, int], tmp_path: Path
+    ) -> None:
+        """The same long document in both: cut in one alone, at two places, and in both at one."""
+        long = "".join(f"line {number} of a long document\n" for number in range(500))
+        paths = []
+        for name, size in zip("ab", sizes, strict=True):
+            others = [f"{name} {number} " + "x" * 100 for number in range(size // 100)]
+            paths.append(save(tmp_path / f"{name}.jsonl", [long, *others]))
+        prepared = prepare(config((paths[0], 0.5), (paths[1], 0.5)))
+        train, validation = (
+            {line for text in documents_of(prepared, side) for line in text.split("\n") if line.startswith("line")}
+            for side in ("train", "validation")
+        )
+        assert validation
+        assert not train & validation
+        assert bool(train) == (sizes != (1000, 500))
+
+    def test_no_source_trains_on_the_beginning_of_what_another_one_holds_out(self, few: str, tmp_path: Path) -> None:
+        long = "".join(f"line {number} of a long document\n" for number in range(500))
+        told = {"name": "text", "paths": [few], "validation_paths": [save(tmp_path / "long.jsonl", [long])]}
+        cut = {"name": "text", "paths": [save(tmp_path / "cut.jsonl", [long, *map(str, range(40))])]}
+        sources = [{"source": source, "weight": 0.5} for source in (told, cut)]
+        asked = {"sources": sources, "tokenizer": {"name": "bytes"}, "sequence_length": 8}
+        prepared = prepare(DataConfig.model_validate(asked))
+        assert long in documents_of(prepared, "validation")
+        assert not any("line" in text for text in documents_of(prepared))
 
     def test_without_a_limit_it_ends_with_the_first_source_that_does(self, letters: tuple[str, str]) -> None:
         prepared = prepare(config((letters[0], 0.5), (letters[1], 0.5)))

@@ -1,4 +1,4 @@
-"""`mixerzoo eval`: text files, checkpoints side by side, bad input; and the questions of the local tasks."""
+"""`mixerzoo eval`: text files, checkpoints side by side, and bad input."""
 
 from __future__ import annotations
 
@@ -7,40 +7,24 @@ import json
 import math
 import os
 import re
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from typer.testing import CliRunner
 
+import command_line
 import mixerzoo
-from mixerzoo.cli import app
-from mixerzoo.data import StdlibSource, TextTokenizer, read_documents, split_documents
-from mixerzoo.errors import DataError
+from mixerzoo.data import TextTokenizer
 from mixerzoo.evaluation.side_by_side import Checkpoint, Settings, compare, read_text
-from mixerzoo.evaluation.tasks.questions import (
-    CONTEXT,
-    NUM_CHOICES,
-    NUM_QUESTIONS,
-    excerpts,
-    held_out_documents,
-    last_names,
-    next_lines,
-)
 from mixerzoo.recipe.building import build
 from mixerzoo.training.run import Reporter, train
-from runs import RECORDS, tiny_recipe
+from runs import RECORDS, checkpoint_in, tiny_recipe
+
+run, error_of = (partial(function, "eval", columns=120) for function in (command_line.run, command_line.error_of))
 
 TEXT = "Zwölf Boxkämpfer\r\njagen Viktor\n\n\tquer über den großen Sylter Deich – 12 × 3 = 36.\n" * 3
-
-
-def checkpoint_in(directory: Path, mixer: str = "residual") -> Path:
-    """A checkpoint with initial weights and the tokenizer of bytes."""
-    mixerzoo.save_checkpoint(build(tiny_recipe(f"mixer={{name: {mixer}}}")), directory)
-    TextTokenizer.for_bytes().save(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +48,10 @@ def text_file(tmp_path):
     return path
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, ["eval", *map(str, arguments)], env={"COLUMNS": "120"})
-
-
 def figures_of(*arguments: object):
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout, parse_constant=pytest.fail)
-
-
-def error_of(*arguments: object) -> str:
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 def naive_nll(decoder: mixerzoo.Decoder, tokens: list[int], window: int, start: int) -> float:
@@ -365,71 +338,3 @@ def test_tasks_without_lm_eval_say_how_to_install_it(checkpoint, monkeypatch):
 def test_a_text_keeps_its_line_breaks(tmp_path):
     (tmp_path / "file").write_bytes("\ufeffa\r\nb\r".encode())
     assert read_text(tmp_path / "file") == "\ufeffa\r\nb\r"
-
-
-# The questions of the local tasks.
-
-
-def test_questions_are_the_same_in_any_order():
-    documents = held_out_documents()
-    for make in (next_lines, last_names, excerpts):
-        assert make(documents) == make(documents[::-1]) == make((*documents, *documents))
-
-
-def test_questions_are_about_text_that_recipes_hold_out():
-    held_out = set(held_out_documents())
-    for source in (StdlibSource(), StdlibSource(max_bytes=2_000_000)):
-        split = split_documents(read_documents(source), 0.05, lambda *_: None)
-        assert set(split.side("validation")) <= held_out
-        assert not held_out & set(split.side("train"))
-    for context in (question.context for make in (next_lines, last_names) for question in make(tuple(held_out))):
-        assert any(context in document for document in held_out)
-
-
-def test_the_next_line_is_the_one_that_follows():
-    documents = held_out_documents()
-    questions = next_lines(documents)
-    assert len(questions) == NUM_QUESTIONS
-    for question in questions:
-        homes = [d for d in documents if question.context + question.choices[question.answer] + "\n" in d]
-        assert homes
-        assert len(set(question.choices)) == NUM_CHOICES
-        assert 120 <= len(question.context) <= CONTEXT
-        for number, choice in enumerate(question.choices):
-            assert number == question.answer or not any(choice.strip() in home for home in homes)
-
-
-def test_no_shortcut_finds_the_next_line():
-    questions = next_lines(held_out_documents())
-    letters = Counter("".join(held_out_documents()))
-
-    def frequent(text: str) -> float:
-        return sum(math.log(letters[letter]) for letter in text)
-
-    def share(rule) -> float:
-        right = [max(range(NUM_CHOICES), key=lambda i, q=q: rule(q.choices[i])) == q.answer for q in questions]
-        return sum(right) / len(right)
-
-    for rule in (len, lambda text: -len(text), frequent, lambda text: frequent(text) / len(text)):
-        assert 0.15 < share(rule) < 0.35
-    places = Counter(question.answer for question in questions)
-    assert all(70 <= places[place] <= 130 for place in range(NUM_CHOICES))
-
-
-def test_the_last_name_was_shown_before():
-    documents = held_out_documents()
-    questions = last_names(documents)
-    assert len(questions) == NUM_QUESTIONS
-    for question in questions:
-        assert any(f"{question.context} {question.name}" in document for document in documents)
-        above, line = question.context.rsplit("\n", 1)
-        assert re.search(rf"\b{question.name}\b", above)
-        assert not re.search(rf"\b{question.name}\b", line)
-
-
-def test_few_documents_yield_what_they_can_or_say_that_they_cannot():
-    with pytest.raises(DataError, match="too few or too short"):
-        next_lines(["short\n"])
-    with pytest.raises(DataError, match="too few or too short"):
-        last_names([])
-    assert excerpts(["b" * 9000, "a\n"]) == ["a\n", "b" * 8000]

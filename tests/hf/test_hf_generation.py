@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CompileConfig, ContinuousBatchingConfig,
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 import zoo
-from case import LATENT
+from case import DEPTH, LATENT
 from hf_models import CHOSEN, LATENT_CASES, TAILED, fresh, model_of, shared
 from mixerzoo import TextTokenizer, generate, load_checkpoint
 from mixerzoo.errors import MixerError
@@ -25,7 +25,6 @@ from runs import tiny_recipe
 from zoo import ZooCase, assert_close, some_tokens
 
 every_case = pytest.mark.parametrize("case", CHOSEN, ids=str)
-DEPTH = ZooCase("depth_attention", {"stride": 1})
 YOCO = ZooCase("yoco", {"window": 3})
 NUM_NEW = 6
 

@@ -18,7 +18,7 @@ from transformers.generation.continuous_batching.input_outputs import PagedAtten
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import zoo
-from case import LATENT
+from case import DEPTH, LATENT
 from hf_models import fresh, model_of, shared
 from mixerzoo import TextTokenizer
 from mixerzoo.errors import MixerError
@@ -26,7 +26,6 @@ from mixerzoo.hf import MixerZooForCausalLM
 from mixerzoo.hf.keywords import PAST
 from zoo import ZooCase, assert_close, some_tokens
 
-DEPTH = ZooCase("depth_attention", {"stride": 1})
 NAMES = ("past_key_values", "cache")
 EAGER = "eager"
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers.distributed import DistributedConfig
 
 import mixerzoo
 import two_ranks
 import zoo
+from mixerzoo import DecoderShape, MixerConfig, Plan
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooConfig, MixerZooForCausalLM
+from mixerzoo.hf.split import why_whole
+from mixerzoo_plugins.residual import Residual
 from zoo import ZooCase
 
 #: Mixers whose hooks need all heads, or have parameters of each.
@@ -63,6 +68,22 @@ def test_a_gate_of_each_head_and_latents_stay_whole(tmp_path: Path) -> None:
     assert latent.needs_whole == "latent attention has no plan of tensor parallelism"
 
 
+class Both(Residual):
+    """Nobody can tell whether its parameter sees some of the heads, or whole hidden states."""
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.scale = nn.Parameter(torch.empty(()))
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), hooks=frozenset({"mix_kv"}), heads_apart=True)
+
+
+def test_hooks_and_parameters_of_what_is_no_attention_mixer_stay_whole() -> None:
+    sizes = zoo.shared(ZooCase("residual")).config
+    assert "is no AttentionMixer" in (why_whole(Both(MixerConfig(), sizes.shape()), sizes) or "")
+
+
 def test_heads_must_be_shared_out_evenly(tmp_path: Path) -> None:
     config = config_of(ZooCase("residual"), tmp_path)
     config.distributed_config = DistributedConfig(tp_size=3)
@@ -73,9 +94,10 @@ def test_heads_must_be_shared_out_evenly(tmp_path: Path) -> None:
 def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
     config_of(ZooCase("residual"), tmp_path / "residual", tie_embeddings=True)
     config_of(ZooCase("depth_attention"), tmp_path / "depth_attention")
+    config_of(ZooCase("value_residual"), tmp_path / "value_residual")
     config_of(ZooCase("lime"), tmp_path / "refused")
-    said = run(tmp_path / name for name in ("residual", "depth_attention", "refused"))
-    for line in ("equal residual", "equal depth_attention", "refused: mixer 'lime' needs"):
+    said = run(tmp_path / name for name in ("residual", "depth_attention", "value_residual", "refused"))
+    for line in ("equal residual", "equal depth_attention", "equal value_residual", "refused: mixer 'lime' needs"):
         assert said.count(line) == 1
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 import zoo
+from case import DEPTH
 from hf_models import LATENT_CASES, fresh, model_of
 from mixerzoo import TextTokenizer, load_checkpoint, save_checkpoint
 from mixerzoo.errors import MixerError
@@ -20,7 +21,6 @@ from zoo import ZooCase, assert_close, some_tokens
 #: What these tools use of each other changes its name from time to time.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
-DEPTH = ZooCase("depth_attention", {"stride": 1})
 CASES = [ZooCase("residual"), DEPTH, ZooCase("value_residual"), ZooCase("mudd"), ZooCase("cla")]
 needs = {
     name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed (extra hf)")

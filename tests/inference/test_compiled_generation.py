@@ -10,13 +10,12 @@ import pytest
 import torch
 
 import zoo
+from case import DEPTH
 from mixerzoo import Decoder, ModelConfig, generate, load_registry, stream
 from mixerzoo.errors import CacheError, MixerzooError
 from mixerzoo.inference import steps
 from mixerzoo.inference.sampling import Sampling, choose
 from zoo import ZooCase, some_tokens
-
-DECODER = ZooCase("depth_attention", {"stride": 1})
 
 
 def _forget() -> None:
@@ -52,7 +51,7 @@ def test_sampling_is_that_of_multinomial() -> None:
 @pytest.mark.usefixtures("light")
 @pytest.mark.parametrize(
     ("case", "options"),
-    [(DECODER, {}), (ZooCase("smear"), {"temperature": 0.7, "top_k": 9, "top_p": 0.9})],
+    [(DEPTH, {}), (ZooCase("smear"), {"temperature": 0.7, "top_k": 9, "top_p": 0.9})],
     ids=["greedy", "sampled"],
 )
 def test_the_same_tokens_of_one_graph(case: ZooCase, options: dict[str, Any]) -> None:
@@ -68,7 +67,7 @@ def test_the_same_tokens_of_one_graph(case: ZooCase, options: dict[str, Any]) ->
 @pytest.mark.usefixtures("light")
 def test_a_cache_is_used_again_where_it_is_long_enough_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_BLOCK", 16)
-    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(1, 4)
+    decoder, prompt = zoo.make(DEPTH, num_layers=2), some_tokens(1, 4)
     generate(decoder, prompt, max_new_tokens=3, compile=True)
     cache = steps._idle[decoder]
     addresses = [data.data_ptr() for data in (cache._length, *cache._keys.values(), *cache._values.values())]
@@ -87,7 +86,7 @@ def test_a_cache_is_used_again_where_it_is_long_enough_and_free(monkeypatch: pyt
 
 @pytest.mark.usefixtures("light")
 def test_caches_of_ones_own() -> None:
-    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(1, 4)
+    decoder, prompt = zoo.make(DEPTH, num_layers=2), some_tokens(1, 4)
     cache = decoder.new_cache(1, 9)
     found = generate(decoder, prompt, max_new_tokens=6, cache=cache, compile=True)
     assert torch.equal(found, generate(decoder, prompt, max_new_tokens=6))
@@ -100,7 +99,7 @@ def test_caches_of_ones_own() -> None:
 
 @pytest.mark.usefixtures("light")
 def test_logits_that_are_not_finite_are_refused_within_the_graph() -> None:
-    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(1, 4)
+    decoder, prompt = zoo.make(DEPTH, num_layers=2), some_tokens(1, 4)
     running = stream(decoder, prompt, max_new_tokens=4, compile=True)
     next(running)
     with torch.no_grad():
@@ -113,7 +112,7 @@ def test_logits_that_are_not_finite_are_refused_within_the_graph() -> None:
 def test_with_the_real_compiler() -> None:
     logging.getLogger("torch.__trace").disabled = True
     _forget()
-    decoder, prompt = zoo.make(DECODER, num_layers=2), some_tokens(2, 5)
+    decoder, prompt = zoo.make(DEPTH, num_layers=2), some_tokens(2, 5)
     for options in ({}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}):
         expected = generate(decoder, prompt, max_new_tokens=6, **options)
         assert torch.equal(generate(decoder, prompt, max_new_tokens=6, compile=True, **options), expected)
@@ -125,7 +124,7 @@ def test_with_the_real_compiler() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_prompts_in_parts_give_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, prompt = zoo.make(DECODER), some_tokens(2, 7)
+    decoder, prompt = zoo.make(DEPTH), some_tokens(2, 7)
     expected, lengths, forward = generate(decoder, prompt, max_new_tokens=3), [], decoder.model.forward
     monkeypatch.setattr(
         decoder.model,
@@ -139,7 +138,7 @@ def test_prompts_in_parts_give_the_same(chunk: int, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("chunk", [0, -1, 2.0, True])
 def test_parts_that_are_none(chunk: Any) -> None:
     with pytest.raises(MixerzooError, match=f"prefill_chunk is {chunk!r}; it must be a whole number of tokens"):
-        generate(zoo.shared(DECODER), some_tokens(1, 2), max_new_tokens=1, prefill_chunk=chunk)
+        generate(zoo.shared(DEPTH), some_tokens(1, 2), max_new_tokens=1, prefill_chunk=chunk)
 
 
 @pytest.mark.parametrize("mixer", ["residual", "attn_res", "denseformer", "depth_attention", "hyper_connections"])

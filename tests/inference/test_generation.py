@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import zoo
-from mixerzoo import Decoder, TextFormat, TextTokenizer, generate, stream
+from case import DEPTH
+from mixerzoo import Decoder, generate, stream
 from mixerzoo.errors import CacheError, MixerzooError
-from mixerzoo.inference.sampling import Sampling, choose
 from zoo import ZooCase, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
-DECODER = ZooCase("depth_attention", {"stride": 1})
 #: Slots, and a tail beside them.
-some_cases = pytest.mark.parametrize("case", [DECODER, ZooCase("smear")], ids=str)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+some_cases = pytest.mark.parametrize("case", [DEPTH, ZooCase("smear")], ids=str)
 
 
 @torch.no_grad()
@@ -53,8 +43,8 @@ def test_greedy_is_the_argmax_of_full_forwards(case: ZooCase, max_length: int | 
 
 def test_no_new_tokens() -> None:
     prompt = some_tokens(2, 3)
-    assert torch.equal(generate(zoo.shared(DECODER), prompt, max_new_tokens=0), prompt)
-    assert list(stream(zoo.shared(DECODER), prompt, max_new_tokens=0)) == []
+    assert torch.equal(generate(zoo.shared(DEPTH), prompt, max_new_tokens=0), prompt)
+    assert list(stream(zoo.shared(DEPTH), prompt, max_new_tokens=0)) == []
 
 
 @some_cases
@@ -93,303 +83,25 @@ def test_a_cache_can_be_used_after_generation(case: ZooCase, max_length: int | N
 
 
 def test_what_is_generated_can_be_trained_on() -> None:
-    decoder = zoo.make(DECODER)
+    decoder = zoo.make(DEPTH)
     generated = generate(decoder, some_tokens(1, 4), max_new_tokens=3)
     decoder(generated).logsumexp(-1).sum().backward()
     assert all(parameter.grad is not None for parameter in decoder.parameters())
 
 
 def test_generation_leaves_the_mode_of_gradients_alone() -> None:
-    steps = stream(zoo.shared(DECODER), some_tokens(1, 2), max_new_tokens=2)
+    steps = stream(zoo.shared(DEPTH), some_tokens(1, 2), max_new_tokens=2)
     next(steps)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     steps.close()
 
 
-# Sampling.
-
-
-@given(temperature=st.sampled_from([0.3, 1.0, 2.0]), top_k=st.none() | st.integers(1, 25), seed=st.integers(0, 99))
-def test_sampling_repeats_itself_with_its_seed(temperature: float, top_k: int | None, seed: int) -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(3, 3)
-    options: dict[str, Any] = {"max_new_tokens": 5, "temperature": temperature, "top_k": top_k, "top_p": 0.9}
-    first = generate(decoder, prompt, generator=seeded(seed), **options)
-    torch.rand(3)
-    assert torch.equal(generate(decoder, prompt, generator=seeded(seed), **options), first)
-
-
-def test_seeds_differ_and_the_default_is_zero() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(4, 3)
-    sampled = [generate(decoder, prompt, max_new_tokens=9, temperature=2.0, generator=seeded(s)) for s in range(2)]
-    assert not torch.equal(*sampled)
-    assert torch.equal(generate(decoder, prompt, max_new_tokens=9, temperature=2.0), sampled[0])
-
-
-def test_sampling_leaves_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    generate(zoo.shared(DECODER), some_tokens(1, 3), max_new_tokens=3, temperature=1.0)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 1, "top_p": 0.5}], ids=str)
-@given(seed=st.integers(0, 99))
-def test_the_narrowest_choice_is_greedy(options: dict[str, Any], seed: int) -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(2, 3, seed=seed)
-    greedy = generate(decoder, prompt, max_new_tokens=4)
-    sampled = generate(decoder, prompt, max_new_tokens=4, temperature=1.5, generator=seeded(seed), **options)
-    assert torch.equal(sampled, greedy)
-
-
-def test_a_low_temperature_is_greedy() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(2, 3)
-    sampled = generate(decoder, prompt, max_new_tokens=4, temperature=1e-4)
-    assert torch.equal(sampled, generate(decoder, prompt, max_new_tokens=4))
-
-
-@pytest.mark.parametrize("options", [{"top_k": 25}, {"top_k": zoo.VOCAB_SIZE}, {"top_p": 1.0}], ids=str)
-def test_the_widest_choice_is_no_choice(options: dict[str, Any]) -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(3, 3)
-    plain = generate(decoder, prompt, max_new_tokens=6, temperature=1.5, generator=seeded(1))
-    assert torch.equal(
-        generate(decoder, prompt, max_new_tokens=6, temperature=1.5, generator=seeded(1), **options), plain
-    )
-
-
-class Fixed(torch.nn.Module):
-    """Stands in for a decoder: gives every row the same logits.
-
-    Args:
-        probabilities: of the next token.
-    """
-
-    def __init__(self, probabilities: list[float]) -> None:
-        super().__init__()
-        self.logits = torch.tensor(probabilities, dtype=torch.float64).log()
-        self.lm_head = torch.nn.Linear(1, len(probabilities))
-        self.shape = SimpleNamespace(vocab_size=len(probabilities))
-
-    def forward(self, tokens: Tensor, cache: object, **_: Any) -> Tensor:
-        return self.logits.expand(tokens.size(0), 1, -1)
-
-    def new_cache(self, batch_size: int) -> None:
-        """There is nothing to remember."""
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, [0.4, 0.3, 0.2, 0.1]),
-        ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0]),
-        # The fewest tokens that reach p: the one that crosses it is in.
-        ({"top_p": 0.39}, [1, 0, 0, 0]),
-        ({"top_p": 0.41}, [4 / 7, 3 / 7, 0, 0]),
-        ({"top_p": 0.71}, [4 / 9, 3 / 9, 2 / 9, 0]),
-        ({"temperature": 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
-        ({"top_k": 3, "top_p": 0.5}, [4 / 7, 3 / 7, 0, 0]),
-    ],
-    ids=str,
-)
-def test_samples_follow_the_distribution(options: dict[str, Any], expected: list[float]) -> None:
-    num_samples = 20000
-    prompt = torch.zeros(num_samples, 1, dtype=torch.long)
-    sampled: Tensor = generate(
-        Fixed([0.4, 0.3, 0.2, 0.1]),  # type: ignore[arg-type]
-        prompt,
-        max_new_tokens=1,
-        generator=seeded(7),
-        **{"temperature": 1.0, **options},
-    )[:, -1]
-    shares = torch.bincount(sampled, minlength=4) / num_samples
-    for share, probability in zip(shares.tolist(), expected, strict=True):
-        # Four standard deviations; a token that is ruled out never comes.
-        assert abs(share - probability) <= 4 * (probability * (1 - probability) / num_samples) ** 0.5
-
-
-# At the limits.
-
-#: Logits with ties, tokens that are ruled out, and numbers of every size.
-ROWS = st.lists(st.sampled_from([0.0, -0.0, 1.0, 3.5, -1e4, 1e30, -1e30, 1e-30, -math.inf]), min_size=2, max_size=9)
-
-
-def chosen(logits: list[float], seed: int = 0, **options: Any) -> int:
-    row = torch.tensor([logits])
-    sampling = Sampling(**{"temperature": 1.0, "top_k": None, "top_p": None, **options})
-    return int(choose(row, sampling, seeded(seed)))
-
-
-@given(logits=ROWS, temperature=st.floats(5e-324, 1e-40), seed=st.integers(0, 9))
-def test_no_temperature_is_too_small(logits: list[float], temperature: float, seed: int) -> None:
-    assume(max(logits) > -math.inf)
-    assert logits[chosen(logits, seed, temperature=temperature)] == max(logits)
-
-
-@given(logits=ROWS, temperature=st.floats(1e60, 1.7e308), seed=st.integers(0, 9))
-def test_no_temperature_is_too_large(logits: list[float], temperature: float, seed: int) -> None:
-    assume(max(logits) > -math.inf)
-    possible = [place for place, value in enumerate(logits) if value > -math.inf]
-    rows = torch.tensor([logits]).expand(4000, -1)
-    found = choose(rows, Sampling(temperature, None, None), seeded(seed))
-    shares = torch.bincount(found, minlength=len(logits)) / 4000
-    for place, share in enumerate(shares.tolist()):
-        expected = 1 / len(possible) if place in possible else 0
-        assert abs(share - expected) <= 5 * (expected * (1 - expected) / 4000) ** 0.5
-
-
-@given(logits=ROWS, options=st.sampled_from([{"top_k": 1}, {"top_p": 1e-300}, {"top_p": 1e-300, "top_k": 10**18}]))
-@pytest.mark.parametrize("temperature", [5e-324, 1.0, 1e300])
-def test_the_narrowest_choice_is_greedy_where_tokens_are_equally_likely(
-    logits: list[float], options: dict[str, Any], temperature: float
-) -> None:
-    assume(max(logits) > -math.inf)
-    assert chosen(logits, temperature=temperature, **options) == logits.index(max(logits))
-
-
-@given(logits=ROWS, top_k=st.integers(1, 12), seed=st.integers(0, 9))
-def test_top_k_never_takes_more_than_k(logits: list[float], top_k: int, seed: int) -> None:
-    assume(max(logits) > -math.inf)
-    allowed = sorted(range(len(logits)), key=lambda place: -logits[place])[:top_k]
-    assert chosen(logits, seed, temperature=1e300, top_k=top_k) in allowed
-
-
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 1}, {"top_p": 0.5}], ids=str)
-@pytest.mark.parametrize("logits", [[math.nan, 1.0], [1.0, math.inf], [-math.inf, -math.inf], [math.nan] * 3], ids=str)
-def test_logits_that_are_not_finite_are_refused(logits: list[float], options: dict[str, Any]) -> None:
-    with pytest.raises(MixerzooError, match="logits are not finite"):
-        chosen(logits, **options)
-
-
-def test_one_row_that_is_not_finite_is_enough() -> None:
-    with pytest.raises(MixerzooError, match="logits are not finite"):
-        choose(torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), Sampling(0.0, None, None), seeded(0))
-
-
-# Lists and texts.
-
-BYTES = TextTokenizer.for_bytes()
-WORDS = ["", "a", "the fox", "é🤷", "<|endoftext|>", "some longer text\n"]
-
-
-@pytest.fixture(scope="module")
-def talker() -> Decoder:
-    return zoo.make(DECODER, vocab_size=257)
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
-def test_ids_can_be_of_any_integer_type_and_in_lists(dtype: torch.dtype) -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(2, 3)
-    expected = generate(decoder, prompt, max_new_tokens=4)
-    assert torch.equal(generate(decoder, prompt.to(dtype), max_new_tokens=4), expected)
-    assert torch.equal(generate(decoder, prompt.tolist(), max_new_tokens=4), expected)
-    assert torch.equal(generate(decoder, prompt[0].tolist(), max_new_tokens=4), expected[:1])
-    assert torch.equal(generate(decoder, tuple(prompt[0].tolist()), max_new_tokens=4), expected[:1])
-    steps = list(stream(decoder, prompt.tolist(), max_new_tokens=4))
-    assert torch.equal(torch.stack(steps, dim=1), expected[:, 3:])
-
-
-def test_numbers_of_numpy_are_numbers() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 3)
-    plain = generate(decoder, prompt, max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.5, end_of_text=7)
-    options = {
-        "temperature": np.float32(0.5),
-        "top_k": np.int64(4),
-        "top_p": np.float64(0.5),
-        "end_of_text": np.int32(7),
-    }
-    ids = [np.int64(token) for token in prompt[0].tolist()]
-    assert torch.equal(generate(decoder, ids, max_new_tokens=np.int8(3), **options), plain)
-
-
-@pytest.mark.parametrize("text", WORDS)
-@pytest.mark.parametrize("tokenizer", [BYTES, TextFormat(BYTES, end_ids=[10, 32])], ids=["tokenizer", "format"])
-def test_a_text_gives_a_text(text: str, tokenizer: Any, talker: Decoder) -> None:
-    form = TextFormat.of(tokenizer)
-    ids = form.encode_prompt(text)
-    whole = generate(talker, [ids], max_new_tokens=30, end_of_text=sorted(form.end_ids))[0].tolist()
-    ended = next((place for place in range(len(ids), len(whole)) if whole[place] in form.end_ids), len(whole))
-    found = generate(talker, text, max_new_tokens=30, tokenizer=tokenizer)
-    assert found == BYTES.decode(whole[:ended])
-    parts = list(stream(talker, text, max_new_tokens=30, tokenizer=tokenizer))
-    assert text + "".join(parts) == found
-    assert all(parts)
-
-
-@given(texts=st.lists(st.sampled_from(WORDS), min_size=1, max_size=5))
-def test_texts_of_any_lengths_are_each_what_they_are_alone(texts: list[str], talker: Decoder) -> None:
-    found = generate(talker, texts, max_new_tokens=8, tokenizer=BYTES)
-    assert found == [generate(talker, text, max_new_tokens=8, tokenizer=BYTES) for text in texts]
-
-
-def test_a_tokenizer_says_where_rows_of_ids_end() -> None:
-    decoder, prompt = zoo.make(DECODER, vocab_size=257), some_tokens(2, 3)
-    free = generate(decoder, prompt, max_new_tokens=6)
-    form = TextFormat(BYTES, end_ids=free[:, 4].tolist())
-    assert torch.equal(
-        generate(decoder, prompt, max_new_tokens=6, tokenizer=form),
-        generate(decoder, prompt, max_new_tokens=6, end_of_text=[256, *free[:, 4].tolist()]),
-    )
-
-
-@pytest.mark.parametrize("function", [generate, stream])
-@pytest.mark.parametrize(
-    ("tokens", "options", "message"),
-    [
-        ("text", {}, "the prompt is text, so it takes a tokenizer"),
-        ("text", {"tokenizer": "gpt2"}, "the tokenizer is str; it must be"),
-        ("text", {"tokenizer": BYTES, "left_padding": torch.tensor([0])}, "left_padding goes with ids"),
-        (5, {}, "the prompt is int; it must be ids"),
-        (None, {}, "the prompt is NoneType; it must be ids"),
-        ([], {}, r"at least one token\], got \[1, 0\]"),
-        ([[1, 2], [3]], {}, "rows have 1 to 2 ids; pad the shorter"),
-        ([1, 2.5], {}, r"has 2\.5 where an id should be"),
-        ([True], {}, "has True where an id should be"),
-        ([1, -1], {}, "has the id -1; the decoder's vocabulary has the ids 0 to 18"),
-        ([10**30], {}, "has the id 10+; the decoder's vocabulary"),
-        (torch.tensor([[1, 29]]), {}, "has the id 29; the decoder's vocabulary"),
-        (torch.tensor([[1.0]]), {}, r"the prompt is torch\.float32; ids are whole numbers"),
-        (torch.tensor([[True]]), {}, r"the prompt is torch\.bool; ids are whole numbers"),
-        (np.array([1.0]), {}, r"the prompt is float64; ids are whole numbers"),
-        (np.array(["a"]), {}, r"the prompt is <U1; ids are whole numbers"),
-        (torch.tensor(1), {}, r"must be .*got .."),
-        (torch.zeros(0, 3, dtype=torch.long), {}, "must be .*got .0, 3."),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-def test_prompts_that_are_none(function: Any, tokens: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(MixerzooError, match=message):
-        function(zoo.shared(DECODER), tokens, max_new_tokens=2, **options)
-
-
-@pytest.mark.parametrize("function", [generate, stream])
-@pytest.mark.parametrize("decoder", [None, torch.nn.Linear(1, 1), "runs/quickstart"], ids=str)
-def test_decoders_that_are_none(function: Any, decoder: Any) -> None:
-    with pytest.raises(
-        MixerzooError, match=rf"the decoder is {type(decoder).__name__}; it must be a mixerzoo\.Decoder"
-    ):
-        function(decoder, [1], max_new_tokens=1)
-
-
-def test_one_row_and_arrays() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 3)
-    plain = generate(decoder, prompt, max_new_tokens=3)
-    array = prompt.numpy()
-    for tokens in (prompt[0], array, array[0], array.astype(np.uint16), array[:, ::-1].copy()[:, ::-1]):
-        assert torch.equal(generate(decoder, tokens, max_new_tokens=3), plain)
-
-
-def test_lists_of_texts_and_other_things() -> None:
-    for tokens, message in ((["a", 1], "of texts and of something else"), (["a"], "it takes a tokenizer")):
-        with pytest.raises(MixerzooError, match=message):
-            generate(zoo.shared(DECODER), tokens, max_new_tokens=1)  # type: ignore[call-overload]
-    with pytest.raises(MixerzooError, match="a tokenizer has no use"):
-        stream(zoo.shared(DECODER), [1], max_new_tokens=1, tokenizer=BYTES)  # type: ignore[call-overload]
-
-
 # The end.
 
 
 def test_rows_end_at_any_of_several_ends() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(4, 3)
+    decoder, prompt = zoo.shared(DEPTH), some_tokens(4, 3)
     free = generate(decoder, prompt, max_new_tokens=10)
     ends = sorted({int(free[0, 5]), int(free[1, 6])})
     stopped = generate(decoder, prompt, max_new_tokens=10, end_of_text=ends)
@@ -404,11 +116,11 @@ def test_rows_end_at_any_of_several_ends() -> None:
 @pytest.mark.parametrize("end", [-1, 29, True, 1.0, [3, None], "a"], ids=str)
 def test_an_end_that_is_no_id(end: Any) -> None:
     with pytest.raises(MixerzooError, match=r"end_of_text is .*; it must be a token.s id, from 0 to 18"):
-        generate(zoo.shared(DECODER), some_tokens(1, 3), max_new_tokens=2, end_of_text=end)
+        generate(zoo.shared(DEPTH), some_tokens(1, 3), max_new_tokens=2, end_of_text=end)
 
 
 def test_rows_end_on_their_own() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(4, 3)
+    decoder, prompt = zoo.shared(DEPTH), some_tokens(4, 3)
     free = generate(decoder, prompt, max_new_tokens=10)
     end = int(free[0, 5])
     stopped = generate(decoder, prompt, max_new_tokens=10, end_of_text=end)
@@ -424,7 +136,7 @@ def test_rows_end_on_their_own() -> None:
 
 
 def test_generation_stops_when_every_row_has_ended() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 3)
+    decoder, prompt = zoo.shared(DEPTH), some_tokens(1, 3)
     end = int(generate(decoder, prompt, max_new_tokens=1)[0, -1])
     cache = decoder.new_cache(1)
     assert generate(decoder, prompt, max_new_tokens=50, end_of_text=end, cache=cache).size(1) == 4
@@ -432,7 +144,7 @@ def test_generation_stops_when_every_row_has_ended() -> None:
 
 
 def test_an_end_in_the_prompt_ends_nothing() -> None:
-    decoder = zoo.shared(DECODER)
+    decoder = zoo.shared(DEPTH)
     whole = (generate(decoder, some_tokens(1, 3, seed=seed), max_new_tokens=4) for seed in range(99))
     # The first prompt whose last token does not come again.
     free = next(tokens for tokens in whole if tokens[0, 2] not in tokens[0, 3:])
@@ -444,7 +156,7 @@ def test_an_end_in_the_prompt_ends_nothing() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.3, "top_k": 7, "top_p": 0.9}], ids=str)
 def test_stream_yields_what_generate_returns(options: dict[str, Any]) -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(2, 3)
+    decoder, prompt = zoo.shared(DEPTH), some_tokens(2, 3)
     steps = list(stream(decoder, prompt, max_new_tokens=6, **options))
     assert all(step.shape == (2,) and step.dtype == torch.long for step in steps)
     whole = generate(decoder, prompt, max_new_tokens=6, **options)
@@ -453,7 +165,7 @@ def test_stream_yields_what_generate_returns(options: dict[str, Any]) -> None:
 
 
 def test_stream_works_step_by_step() -> None:
-    decoder, prompt = zoo.shared(DECODER), some_tokens(1, 3)
+    decoder, prompt = zoo.shared(DEPTH), some_tokens(1, 3)
     cache = decoder.new_cache(1)
     steps = stream(decoder, prompt, max_new_tokens=6, cache=cache)
     assert cache.length == 0
@@ -492,16 +204,16 @@ def test_stream_works_step_by_step() -> None:
 def test_arguments_out_of_range(function: Any, changes: dict[str, Any], message: str) -> None:
     arguments = {"tokens": some_tokens(1, 3), "max_new_tokens": 2, "temperature": 1.0, **changes}
     with pytest.raises(MixerzooError, match=message):
-        function(zoo.shared(DECODER), **arguments)
+        function(zoo.shared(DEPTH), **arguments)
 
 
 def test_a_cache_that_is_too_short() -> None:
-    decoder = zoo.shared(DECODER)
+    decoder = zoo.shared(DEPTH)
     with pytest.raises(CacheError, match="1 new tokens after 5 do not fit in a cache of max_length 5"):
         generate(decoder, some_tokens(1, 3), max_new_tokens=4, cache=decoder.new_cache(1, 5))
 
 
 def test_a_cache_of_another_batch_size() -> None:
-    decoder = zoo.shared(DECODER)
+    decoder = zoo.shared(DEPTH)
     with pytest.raises(CacheError, match="a batch of 2 rows does not fit in a cache of 3"):
         generate(decoder, some_tokens(2, 3), max_new_tokens=1, cache=decoder.new_cache(3))

@@ -165,6 +165,20 @@ DRAWN = {
 }
 
 
+@pytest.mark.parametrize("form", ["naive", "fused"])
+@pytest.mark.parametrize("shape", [(2,), (2, 4), (1, 3, 2)], ids=["site", "channel", "token"])
+def test_weights_of_channels_are_added_to_weights_of_any_kind(shape: tuple[int, ...], form: Any) -> None:
+    sources, weights, channels = (
+        torch.randn(2, 1, 3, 4).double(),
+        torch.randn(*shape).double(),
+        torch.randn(2, 4).double(),
+    )
+    each = [weights[n] if len(shape) < 3 else weights[..., n, None] for n in range(2)]
+    expected = sum((w + c) * x for w, c, x in zip(each, channels, sources, strict=True))
+    with forms.forced(form):
+        zoo.assert_close(ops.weighted_sum(list(sources), weights, channels), expected)
+
+
 @every_operation
 @given(**DRAWN)
 @settings(max_examples=15)

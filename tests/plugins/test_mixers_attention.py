@@ -50,20 +50,14 @@ def kept(decoder: Decoder) -> dict[int, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize(("mixer", "options"), NEUTRAL, ids=str)
 @given(model=zoo.models())
 def test_neutral_settings_are_the_plain_decoder(mixer: str, options: dict[str, Any], model: dict[str, Any]) -> None:
-    ours, plain = (
-        zoo.perturb(zoo.build(name, chosen, model), mixer_too=False)
-        for name, chosen in ((mixer, options), ("residual", {}))
-    )
+    ours, plain = (zoo.initial(name, chosen, **model) for name, chosen in ((mixer, options), ("residual", {})))
     assert torch.equal(logits(ours), logits(plain))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_one_layer_has_nobody_to_read(mixer: str) -> None:
     options = {"every": 1, "gate": False} if mixer == "value_embedding" else {}
-    ours, plain = (
-        zoo.perturb(zoo.build(name, chosen, {"num_layers": 1}), mixer_too=False)
-        for name, chosen in ((mixer, options), ("residual", {}))
-    )
+    ours, plain = (zoo.initial(name, chosen, num_layers=1) for name, chosen in ((mixer, options), ("residual", {})))
     assert torch.equal(logits(ours), logits(plain))
     if mixer != "value_embedding":
         assert ours.num_parameters()[1] == 0
@@ -107,16 +101,13 @@ def test_a_composition_with_the_plain_stream_is_the_mixer_itself(mixer: str) -> 
 def test_learned_weights_start_where_fixed_ones_stay() -> None:
     options = {"first": 2.0, "own": 0.75}
     learned, fixed = (
-        logits(zoo.perturb(zoo.build("value_residual", {"weights": weights, **options}, {}), mixer_too=False))
-        for weights in ("learned", "fixed")
+        logits(zoo.initial("value_residual", {"weights": weights, **options})) for weights in ("learned", "fixed")
     )
     assert torch.equal(learned, fixed)
 
 
 def test_the_gate_starts_open() -> None:
-    with_gate, without = (
-        logits(zoo.perturb(zoo.build("value_residual", {"gate": gate}, {}), mixer_too=False)) for gate in (True, False)
-    )
+    with_gate, without = (logits(zoo.initial("value_residual", {"gate": gate})) for gate in (True, False))
     assert torch.equal(with_gate, without)
 
 
@@ -162,8 +153,7 @@ def test_a_token_reads_its_own_row_alone() -> None:
 
 def test_the_gates_of_value_embeddings_start_at_one() -> None:
     gated, plain = (
-        logits(zoo.perturb(zoo.build("value_embedding", {"gate": gate, "initial": "normal"}, {}), mixer_too=False))
-        for gate in (True, False)
+        logits(zoo.initial("value_embedding", {"gate": gate, "initial": "normal"})) for gate in (True, False)
     )
     assert torch.equal(gated, plain)
 

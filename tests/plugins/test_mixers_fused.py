@@ -44,7 +44,7 @@ def test_the_plan_is_the_paper_s(num_layers: int, storing: int) -> None:
 
 @torch.no_grad()
 def test_it_starts_as_fusedkv_lite_bit_for_bit() -> None:
-    ours = zoo.perturb(zoo.build("fusedkv", {}, {"num_layers": 6}), mixer_too=False)
+    ours = zoo.initial("fusedkv", {}, num_layers=6)
     lite = zoo.build("fusedkv_lite", {}, {"num_layers": 6})
     theirs = ours.state_dict()
     lite.load_state_dict({name: theirs[name] for name in lite.state_dict()})

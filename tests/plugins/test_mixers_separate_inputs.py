@@ -24,10 +24,7 @@ every_mixer = pytest.mark.parametrize("mixer", MIXERS)
 def test_it_starts_as_the_plain_decoder(mixer: str, data: st.DataObject, model: dict[str, Any]) -> None:
     options = data.draw(zoo.OPTIONS[mixer], label="options")
     tokens = zoo.some_tokens(2, 5)
-    ours, plain = (
-        zoo.perturb(zoo.build(name, chosen, model), mixer_too=False)
-        for name, chosen in ((mixer, options), ("residual", {}))
-    )
+    ours, plain = (zoo.initial(name, chosen, **model) for name, chosen in ((mixer, options), ("residual", {})))
     assert torch.equal(ours(tokens), plain(tokens))
 
 

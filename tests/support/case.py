@@ -46,3 +46,7 @@ class ZooCase:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+
+#: Where one case will do: every layer reads the ones before it.
+DEPTH = ZooCase("depth_attention", {"stride": 1})

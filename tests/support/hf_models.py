@@ -36,6 +36,8 @@ CHOSEN: tuple[ZooCase, ...] = (
     *LATENT_CASES,
     *(case for case in zoo.REGISTERED_CASES if case.mixer in ("depth_attention", "yoco") and "loop" in case.model),
 )
+#: A test for each case; those that were not chosen are slow ones.
+every_case = zoo.parametrized((*zoo.REGISTERED_CASES, *LATENT_CASES), CHOSEN)
 
 
 def model_of(decoder: Decoder, **options: Any) -> MixerZooForCausalLM:

@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mixerzoo.checkpoints import save_checkpoint
+from mixerzoo.data import TextTokenizer
+from mixerzoo.recipe.building import build
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.recipe.recipe import Recipe
 from mixerzoo.training.records import MEASURED
@@ -34,6 +37,13 @@ OVERRIDES = (
 def tiny_recipe(*overrides: str) -> Recipe:
     """The quickstart, made tiny, with further overrides."""
     return load_recipe(QUICKSTART, (*OVERRIDES, *overrides))
+
+
+def checkpoint_in(directory: Path, mixer: str = "residual") -> Path:
+    """A checkpoint of the tiny recipe with initial weights and the tokenizer of bytes."""
+    save_checkpoint(build(tiny_recipe(f"mixer={{name: {mixer}}}")), directory)
+    TextTokenizer.for_bytes().save(directory)
+    return directory
 
 
 #: What `mixerzoo train` records of a run beside the figures that `mixerzoo eval` gives again.

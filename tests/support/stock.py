@@ -11,6 +11,17 @@ from torch import Tensor, nn
 import zoo
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
+#: Model type and what differs from a plain one.
+STOCK: list[tuple[str, dict[str, Any]]] = [
+    *((kind, {}) for kind in KINDS),
+    ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}}),
+    ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e5}}),
+    ("qwen3", {"attention_bias": True}),
+    ("mistral", {"sliding_window": 3}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+]
+TOKENS = zoo.some_tokens(2, 12)
 
 
 def stock_model(kind: str, **changes: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
@@ -41,10 +42,11 @@ def main(folders: list[Path]) -> None:
         losses = [model(TOKENS, labels=TOKENS).loss for model in (split, whole)]
         for loss in losses:
             loss.backward()
-        name = "model.layers.0.self_attn.k_proj.weight"
-        torch.testing.assert_close(
-            split.get_parameter(name).grad.full_tensor(), whole.get_parameter(name).grad, rtol=1e-9, atol=1e-10
-        )
+        for name, parameter in whole.named_parameters():
+            gradient = split.get_parameter(name).grad
+            gradient = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+            says = f"{name}: {{}}".format
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-10, msg=says)
         if dist.get_rank() == 0:
             print("equal", folder.name, flush=True)
     dist.destroy_process_group()

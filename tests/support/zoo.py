@@ -195,6 +195,11 @@ def perturb(decoder: Decoder, *, seed: int = 1, mixer_too: bool = True) -> Decod
     return decoder
 
 
+def initial(mixer: str, options: Mapping[str, Any], **model: Any) -> Decoder:
+    """A decoder whose mixer is as initialised and whose other weights are not."""
+    return perturb(build(mixer, options, model), mixer_too=False)
+
+
 def make(case: ZooCase, *, dtype: torch.dtype = torch.float64, perturbed: bool = True, **model: Any) -> Decoder:
     """The decoder of a case.
 

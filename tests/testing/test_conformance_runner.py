@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from pydantic import Field
 
 import zoo
 from mixerzoo import DecoderShape, Mixer, MixerConfig, ops
-from mixerzoo.errors import MixerzooError
+from mixerzoo.errors import MixerError, MixerzooError
 from mixerzoo.testing import (
     CHECKS,
     Case,
@@ -175,6 +178,49 @@ class Named(Residual):
 def test_a_required_option_that_only_overrides_can_give() -> None:
     result = run_check(CHECKS["ordinary_decoder"], Named, overrides={"names": st.just({"a": 1})})
     assert result.ok, result.message
+
+
+class RefusesOnePeriod(DenseFormer):
+    """Serves every ordinary decoder with the default options."""
+
+    name = "refuses_one_period"
+
+    def __init__(self, config: Any, shape: DecoderShape) -> None:
+        if config.period == 2:
+            raise MixerError("no such period")
+        super().__init__(config, shape)
+
+
+def test_an_option_that_is_held_is_held_where_nothing_is_drawn() -> None:
+    check = CHECKS["ordinary_decoder"]
+    assert run_check(check, RefusesOnePeriod).ok
+    result = run_check(check, RefusesOnePeriod, overrides={"period": st.just(2)})
+    assert result.message.startswith("both are refused: no such period")
+    # Its values are not tried again, those of the others are.
+    assert run_check(CHECKS["options_matter"], DenseFormer, overrides={"period": st.just(2)}).ok
+
+
+def test_what_another_process_cannot_import_is_skipped_there_in_words() -> None:
+    class Local(Residual):
+        """Of a function."""
+
+    result = run_check(CHECKS["hash_seeds"], Local)
+    assert result.outcome == "skipped"
+    assert result.message == "other processes run it, and cannot import a class that a function defines"
+
+
+def test_a_mixer_of_a_program_is_run_in_processes_of_its_own(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from mixerzoo.testing import CHECKS, run_check\n"
+        "from mixerzoo_plugins.residual import Residual\n"
+        "class Own(Residual):\n    name = 'own'\n"
+        "if __name__ == '__main__':\n    print(run_check(CHECKS['hash_seeds'], Own))\n"
+    )
+    asked = [sys.executable, str(program)]
+    assert "outcome='passed'" in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    piped = subprocess.run([sys.executable], input=program.read_text(), capture_output=True, text=True, check=True)
+    assert "cannot import a class of a notebook or a prompt" in piped.stdout
 
 
 def test_rules_that_forbid_nearly_all_options_are_told() -> None:

@@ -25,6 +25,7 @@ from mixerzoo.training import run_callback, stopwatch
 from mixerzoo.training.run import Reporter, train
 from mixerzoo.training.trainer import MixerZooTrainer
 from mixerzoo.yaml_text import from_yaml
+from reporters import At
 from runs import tiny_recipe
 
 SHORT = ("train.steps=4", "train.checkpoint_interval=2", "eval.interval=2")
@@ -40,14 +41,6 @@ def run(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "run"
     train(tiny_recipe(*SHORT), directory)
     return directory
-
-
-class Hears(Reporter):
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, text: str) -> None:
-        self.notices.append(text)
 
 
 # Numbers that are none.
@@ -166,7 +159,7 @@ def test_yardsticks_come_after_the_weights_and_are_not_needed(tmp_path, monkeypa
         raise DataError("the cache is read-only")
 
     monkeypatch.setattr(training, "yardsticks", yardsticks)
-    hears = Hears()
+    hears = At()
     result = train(tiny_recipe(*SHORT), tmp_path / "run", reporter=hears)
     assert result["xz_bits_per_byte"] is None
     assert "the cache is read-only" in hears.notices[-1]
@@ -217,7 +210,7 @@ def test_tokens_per_second_are_those_of_training_alone(tmp_path, monkeypatch):
 
 
 def test_many_epochs_get_a_notice(tmp_path):
-    hears = Hears()
+    hears = At()
     train(tiny_recipe(*SHORT, "data.source.max_bytes=3000"), tmp_path / "run", reporter=hears)
     assert not [notice for notice in hears.notices if "reads its text" in notice]
     small = tiny_recipe("train.steps=60", "train.log_interval=60", "eval.interval=60", "data.source.max_bytes=3000")

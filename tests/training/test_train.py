@@ -1,4 +1,4 @@
-"""Training: the same bits every time, also through a kill; files that are never lost; the Trainer's traps."""
+"""Training: the same bits every time, what a run leaves, and the Trainer's traps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import mixerzoo
 import runs
 from mixerzoo.data import TextTokenizer, prepare
-from mixerzoo.errors import DataError, RunError
+from mixerzoo.errors import RunError
 from mixerzoo.evaluation import evaluate_run
-from mixerzoo.inference.scoring import score
 from mixerzoo.recipe.read import load_recipe
 from mixerzoo.training.arguments import training_arguments
 from mixerzoo.training.run import train
@@ -27,14 +25,6 @@ from own import CHOICES, OWN
 from runs import OVERRIDES, QUICKSTART, RECORDS, fingerprint, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run that nothing disturbed."""
-    directory = tmp_path_factory.mktemp("runs") / "finished"
-    train(tiny_recipe(), directory)
-    return directory
 
 
 def test_a_run_leaves_all_that_it_promises(finished):
@@ -88,175 +78,6 @@ def test_the_same_recipe_twice_gives_the_same_bits(finished, tmp_path):
 def test_another_seed_gives_other_bits(finished, tmp_path):
     train(tiny_recipe("seed=1"), tmp_path / "other")
     assert fingerprint(tmp_path / "other")["weights"] != fingerprint(finished)["weights"]
-
-
-# Each patch makes the process kill itself, as `kill -9` would, at one moment of the second checkpoint (step 8)
-# or elsewhere.
-KILL = "import os, signal\ndef kill(*args, **kwargs):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-AT_STEP_8 = "if self.state.global_step == 8: kill()"
-MOMENTS = {
-    "between checkpoints": """
-old = MixerZooTrainer.training_step
-def training_step(self, *args, **kwargs):
-    if self.state.global_step == 6: kill()
-    return old(self, *args, **kwargs)
-MixerZooTrainer.training_step = training_step
-""",
-    "before the first checkpoint": """
-old = MixerZooTrainer.training_step
-def training_step(self, *args, **kwargs):
-    if self.state.global_step == 2: kill()
-    return old(self, *args, **kwargs)
-MixerZooTrainer.training_step = training_step
-""",
-    "weights written, optimizer not": f"""
-old = MixerZooTrainer._save_optimizer_and_scheduler
-def save(self, *args, **kwargs):
-    {AT_STEP_8}
-    return old(self, *args, **kwargs)
-MixerZooTrainer._save_optimizer_and_scheduler = save
-""",
-    "optimizer half written": """
-old = MixerZooTrainer._save_optimizer_and_scheduler
-def save(self, output_dir):
-    old(self, output_dir)
-    if self.state.global_step == 8:
-        path = os.path.join(output_dir, "optimizer.pt")
-        os.truncate(path, os.path.getsize(path) // 2)
-        kill()
-MixerZooTrainer._save_optimizer_and_scheduler = save
-""",
-    "all written, not yet in place": """
-from mixerzoo import files
-old = files.publish
-def publish(partial, path):
-    if path.name == "checkpoint-8": kill()
-    return old(partial, path)
-files.publish = publish
-""",
-    "while the old checkpoint is removed": """
-import shutil
-old = shutil.rmtree
-def rmtree(path, **kwargs):
-    if "checkpoint-4." in str(path):
-        os.remove(os.path.join(path, "trainer_state.json"))
-        kill()
-    return old(path, **kwargs)
-shutil.rmtree = rmtree
-""",
-    "training done, result not written": """
-import mixerzoo.runs.directory
-mixerzoo.runs.directory.RunDirectory.finish = kill
-""",
-    "before the first file": """
-import mixerzoo.runs.directory
-mixerzoo.runs.directory.provenance = kill
-""",
-    "while the first file is written": """
-import mixerzoo.runs.directory
-mixerzoo.runs.directory.os.replace = kill
-""",
-    "before the recipe is written": """
-from mixerzoo.data import TextTokenizer
-TextTokenizer.save = kill
-""",
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed_gives_the_same_bits(moment, finished, tmp_path):
-    directory = tmp_path / "killed"
-    script = (
-        "import sys\nsys.path.insert(0, sys.argv[2])\nimport torch\ntorch.set_num_threads(1)\n"
-        "from pathlib import Path\nfrom mixerzoo import train\nfrom mixerzoo.training.trainer import MixerZooTrainer\n"
-        f"from runs import tiny_recipe\n{KILL}{MOMENTS[moment]}\n"
-        "train(tiny_recipe('train.keep_checkpoints=1'), Path(sys.argv[1]))\n"
-    )
-    died = subprocess.run(
-        [sys.executable, "-c", script, str(directory), str(Path(str(runs.__file__)).parent)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert died.returncode == -9, died.stderr
-    recipe = tiny_recipe("train.keep_checkpoints=1")
-    train(recipe, directory, resume=True)
-    assert fingerprint(directory) == fingerprint(finished)
-    assert [step for step, _ in complete_checkpoints(directory / "checkpoints")] == [12]
-    assert not list(tmp_path.rglob(".*"))
-
-
-def test_resuming_a_finished_run_changes_nothing(finished):
-    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    result = train(tiny_recipe(), finished, resume=True)
-    assert result == json.loads((finished / "result.json").read_text())
-    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-
-
-def test_resume_with_another_recipe_is_refused_and_names_the_keys(finished):
-    with pytest.raises(RunError, match=r"train\.learning_rate: was 0\.003, now 0\.1"):
-        train(tiny_recipe("train.learning_rate=0.1"), finished, resume=True)
-    with pytest.raises(RunError, match=r"mixer\.name: was depth_attention, now residual"):
-        train(tiny_recipe("mixer={name: residual}"), finished, resume=True)
-
-
-def test_resume_with_other_data_is_refused(finished, tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name in ("recipe.yaml", "run.json"):
-        (copy / name).write_text((finished / name).read_text())
-    run = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps(run | {"data_fingerprint": "0"}))
-    with pytest.raises(RunError, match="data changed"):
-        train(tiny_recipe(), copy, resume=True)
-
-
-def test_a_run_is_never_overwritten_unasked(finished):
-    before = fingerprint(finished)
-    with pytest.raises(RunError, match=r"--resume.*--overwrite"):
-        train(tiny_recipe(), finished)
-    assert fingerprint(finished) == before
-
-
-def test_overwrite_replaces_a_run_but_nothing_else(finished, tmp_path):
-    directory = tmp_path / "run"
-    train(tiny_recipe("train.steps=2", "train.checkpoint_interval=2"), directory)
-    mine = [directory / "note.txt", directory / "checkpoints" / "notes", directory / "plots" / "checkpoint-2"]
-    for path in mine:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("mine")
-    beside = [tmp_path / ".run.old", tmp_path / ".run.new"]
-    for path in beside:
-        path.mkdir()
-        (path / "thesis.tex").write_text("years of work")
-    train(tiny_recipe(), directory, overwrite=True)
-    assert fingerprint(directory) == fingerprint(finished)
-    assert [step for step, _ in complete_checkpoints(directory / "checkpoints")] == [8, 12]
-    assert all(path.read_text() == "mine" for path in mine)
-    assert all((path / "thesis.tex").exists() for path in beside)
-
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="does not hold a run"):
-        train(tiny_recipe(), precious, overwrite=True)
-    assert (precious / "thesis.tex").read_text() == "years of work"
-
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(RunError, match="not a directory"):
-        train(tiny_recipe(), file, overwrite=True)
-
-
-def test_resume_and_overwrite_exclude_each_other(tmp_path):
-    with pytest.raises(RunError, match="exclude"):
-        train(tiny_recipe(), tmp_path / "run", resume=True, overwrite=True)
-
-
-def test_a_recipe_that_cannot_run_leaves_nothing_behind(tmp_path):
-    with pytest.raises(DataError):
-        train(tiny_recipe("data.source={name: text, paths: [nowhere.txt]}"), tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -397,36 +218,6 @@ def test_the_order_is_a_function_of_the_seed_and_covers_the_data():
     assert len(set(order[20:])) == 5
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-@pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 100])
-def test_the_score_is_exact(batch_size, num_tokens):
-    recipe = tiny_recipe()
-    decoder = mixerzoo.build(recipe, dtype=torch.float64)
-    tokens = np.random.default_rng(0).integers(0, 257, num_tokens)
-    result = score(decoder, tokens, sequence_length=32, start_token=256, num_bytes=num_tokens, batch_size=batch_size)
-    stream = [256, *tokens.tolist()]
-    nll = 0.0
-    for i, target in enumerate(tokens.tolist()):
-        window = stream[i // 32 * 32 : i + 1]
-        with torch.no_grad():
-            nll -= decoder(torch.tensor([window]))[0, -1].log_softmax(-1)[target].item()
-    assert result.num_tokens == num_tokens
-    assert result.nll == pytest.approx(nll, rel=1e-12)
-    assert result.perplexity == pytest.approx(math.exp(nll / num_tokens), rel=1e-12)
-    assert result.bits_per_byte == pytest.approx(nll / math.log(2) / num_tokens, rel=1e-12)
-
-
-def test_a_part_of_the_stream_is_spread_over_it_and_claims_no_bits_per_byte():
-    decoder = mixerzoo.build(tiny_recipe(), dtype=torch.float64)
-    tokens = np.arange(200) % 257
-    part = score(decoder, tokens, sequence_length=10, start_token=256, num_bytes=200, max_sequences=3)
-    assert part.num_tokens == 30
-    assert part.bits_per_byte is None
-    assert "bits_per_byte" not in part.to_dict()
-    with pytest.raises(DataError, match="no tokens"):
-        score(decoder, tokens[:0], sequence_length=10, start_token=256)
-
-
 def test_the_tokenizer_of_the_run_is_the_one_it_was_trained_with(finished):
     data = prepare(tiny_recipe().data)
     assert TextTokenizer.load(finished).encode("déf x") == data.tokenizer.encode("déf x")
@@ -435,14 +226,6 @@ def test_the_tokenizer_of_the_run_is_the_one_it_was_trained_with(finished):
 def test_overrides_are_those_of_the_quickstart():
     assert QUICKSTART.exists()
     assert tiny_recipe() == load_recipe(QUICKSTART, OVERRIDES)
-
-
-def test_a_recipe_of_the_user_s_own_does_not_make_a_run(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("mine")
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="does not hold a run"):
-        train(tiny_recipe(), tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_evaluation_on_other_data_is_refused(finished, tmp_path):

@@ -33,7 +33,7 @@ def accounts_at_size(mixer: type[Mixer], case: Case) -> None:
         account(decoder, case)
 
 
-@clause("4.9", cost="once")
+@clause("4.9", cost="once", plain=True)
 @torch.no_grad()
 def options_matter(mixer: type[Mixer], case: Case) -> None:
     """Two values of an option, of a few that are tried, make two mixers, or one of them is refused.
@@ -41,10 +41,12 @@ def options_matter(mixer: type[Mixer], case: Case) -> None:
     Sees: float64; 20 layers, and 10 that run twice.
     Blind: options that matter only beside two others, or in training.
     """
-    for name in mixer.Config.model_fields:
+    fields = mixer.Config.model_fields
+    free = {name for name, info in fields.items() if info.is_required() or name not in case.options}
+    for name in [name for name in fields if name in free]:
         values = few_values(mixer.Config, name)
         groups = [values]
-        for options in _contexts(mixer, name, case):
+        for options in _contexts(mixer, free - {name}, case.options):
             # Only what is alike everywhere so far has to be tried again.
             groups = [part for group in groups for part in _alike(mixer, options, name, group)]
         for group in groups:
@@ -74,13 +76,12 @@ def _alike(mixer: type[Mixer], options: Mapping[str, Any], name: str, values: li
 _DEPTH = 20
 
 
-def _contexts(mixer: type[Mixer], name: str, case: Case) -> Iterator[dict[str, Any]]:
-    """Other options beside which a value of this one may matter: the defaults, then each choice of each other one."""
-    needed = {n: case.options[n] for n, info in mixer.Config.model_fields.items() if info.is_required()}
-    yield needed
+def _contexts(mixer: type[Mixer], others: set[str], held: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Options beside which a value may matter: those held, then with them each choice of each of the others."""
+    yield dict(held)
     for other, values in choices(mixer.Config).items():
-        for value in values if other != name else []:
-            yield {**needed, other: value}
+        for value in values if other in others else []:
+            yield {**held, other: value}
 
 
 def _print(mixer: type[Mixer], options: Mapping[str, Any]) -> list[Any] | None:

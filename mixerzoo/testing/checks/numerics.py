@@ -164,7 +164,7 @@ _EXTREMES = (
 )
 
 
-@clause("8.6", cost="once")
+@clause("8.6", cost="once", plain=True)
 @torch.no_grad()
 def ordinary_decoder(mixer: type[Mixer], case: Case) -> None:
     """A decoder of four layers and four heads, with grouped or with latent attention, is not refused, and decodes.
@@ -172,10 +172,9 @@ def ordinary_decoder(mixer: type[Mixer], case: Case) -> None:
     Sees: float64; what is large on the meta device.
     Blind: refusals of two large sizes together.
     """
-    has_defaults = not any(info.is_required() for info in mixer.Config.model_fields.values())
     refusals = []
     for model in ORDINARY:
-        ordinary = replace(case, model=model, options={} if has_defaults else case.options, chunks=(3, 1, 2))
+        ordinary = replace(case, model=model, chunks=(3, 1, 2))
         try:
             ordinary.decoder(mixer)
         except MixerzooError as error:

@@ -138,12 +138,12 @@ def _unmarked(before: dict[type, set[str]]) -> list[str]:
     return found
 
 
-@clause("3.12", cost="once")
+@clause("3.12", cost="once", apart=True)
 def hash_seeds(mixer: type[Mixer], case: Case) -> None:
     """Weights and logits are the same in two processes that hash differently (PYTHONHASHSEED).
 
     Sees: float64; initial values and one forward.
-    Blind: orders that hang on addresses or on the order of files.
+    Blind: orders that hang on addresses or files; skipped for classes that a notebook or a function defines.
     """
     said = [_in_a_process(mixer, case, str(seed)) for seed in (1, 2)]
     first, second = (_answer(process) for process in said)
@@ -156,7 +156,8 @@ def _in_a_process(mixer: type[Mixer], case: Case, seed: str) -> subprocess.Popen
     asked = {
         "path": sys.path,
         "of_case": inspect.getfile(Case),
-        "module": mixer.__module__,
+        # The main program, as a module: what it does only as a program is left out.
+        "module": "main_alone" if mixer.__module__ == "__main__" else mixer.__module__,
         "file": getattr(module, "__file__", None),
         "class": mixer.__qualname__,
         "case": {

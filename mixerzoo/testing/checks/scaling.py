@@ -71,7 +71,7 @@ def heads_apart(mixer: type[Mixer], case: Case) -> None:
     assert_close(part(tokens), whole(tokens), f"the decoder with key/value head {head} of {heads} alone")
 
 
-@clause("9.2", cost="slow")
+@clause("9.2", cost="slow", apart=True)
 def shards(mixer: type[Mixer], case: Case) -> None:
     """`fully_shard` over two processes gives the logits and gradients of one.
 

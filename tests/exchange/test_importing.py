@@ -1,4 +1,4 @@
-"""Imported models compute what their source computes, exported ones too, and what cannot be read leaves nothing."""
+"""Imported models compute what their source computes, or it is said by how much they depart from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +15,17 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typer.testing import CliRunner
 
 import golden_cases
 import zoo
-from mixerzoo import (
-    TextTokenizer,
-    export_checkpoint,
-    import_checkpoint,
-    load_checkpoint,
-    load_registry,
-    save_checkpoint,
-    train,
-)
-from mixerzoo.cli import app
+from case import LATENT
+from command_line import run
+from mixerzoo import TextTokenizer, import_checkpoint, load_checkpoint, load_registry, save_checkpoint
 from mixerzoo.errors import CheckpointError, MixerError
 from mixerzoo.mixer.choice import MixerChoice
 from own import CHOICES, OWN, neutral_choices
-from runs import tiny_recipe
-from stock import KINDS, exact, stock_model
-from zoo import ZooCase, assert_close, some_tokens
-
-TOKENS = some_tokens(2, 12)
-LATENT = {
-    "attention": "mla",
-    "mla": {"kv_lora_rank": 5, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 3},
-    "num_kv_heads": None,
-    "head_dim": None,
-}
-
-
-def run(*arguments: object) -> Any:
-    """The command line."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stock model with a tokenizer and all else that lies beside weights."""
-    directory = tmp_path_factory.mktemp("llama")
-    stock_model("llama").save_pretrained(directory)
-    TextTokenizer.for_bytes().save(directory)
-    return directory
-
-
-# Import.
+from stock import KINDS, STOCK, TOKENS, exact, stock_model
+from zoo import ZooCase, assert_close
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
@@ -119,6 +85,12 @@ def test_the_command_says_that_the_result_is_another_model(llama: Path, tmp_path
     report = json.loads(result.stdout)
     assert report["left_out"] == [f"model.layers.{n}.self_attn.{x}_proj.weight" for n in (1, 2) for x in "kv"]
     assert report["same_model"] is False
+
+
+def test_a_seed_of_nothing_is_told(llama: Path, tmp_path: Path) -> None:
+    assert "--seed changes nothing here" in run("import", llama, "--out", tmp_path / "a", "--seed", "3").stderr
+    mixed = run("import", llama, "--out", tmp_path / "b", "--seed", "3", "--mixer", "denseformer")
+    assert (mixed.exit_code, mixed.stderr) == (0, "")
 
 
 def test_what_lies_beside_the_weights_comes_along(llama: Path, tmp_path: Path) -> None:
@@ -350,18 +322,6 @@ def test_a_model_of_the_hub(llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
         import_checkpoint("somebody/other", tmp_path / "other")
 
 
-#: Model type and what differs from a plain one.
-STOCK: list[tuple[str, dict[str, Any]]] = [
-    *((kind, {}) for kind in KINDS),
-    ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}}),
-    ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e5}}),
-    ("qwen3", {"attention_bias": True}),
-    ("mistral", {"sliding_window": 3}),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
-]
-
-
 @pytest.mark.parametrize(("kind", "changes"), STOCK[len(KINDS) :], ids=str)
 @torch.no_grad()
 def test_an_imported_model_is_one_of_the_hugging_face_ones(
@@ -378,199 +338,3 @@ def test_an_imported_model_is_one_of_the_hugging_face_ones(
     assert_close(model(TOKENS).logits, stock(TOKENS).logits, 1e-5)
     options = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     assert torch.equal(model.generate(TOKENS, **options), stock.generate(TOKENS, **options))
-
-
-# Export.
-
-
-@pytest.mark.parametrize(("kind", "changes"), STOCK, ids=str)
-@torch.no_grad()
-def test_an_exported_model_is_a_stock_one(kind: str, changes: Mapping[str, Any], tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    stock_model(kind, **changes).save_pretrained(tmp_path / "stock")
-    TextTokenizer.for_bytes().save(tmp_path / "stock")
-    import_checkpoint(tmp_path / "stock", tmp_path / "ours", dtype="float64")
-    result = run("export", tmp_path / "ours", "--format", kind, "--out", tmp_path / "back")
-    assert result.exit_code == 0, result.output
-    assert "Carried over: tokenizer.json, tokenizer_config.json, generation_config.json" in result.output
-    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "back", output_loading_info=True)
-    assert type(model).__name__.lower().startswith(kind)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert (model.config.bos_token_id, model.config.max_position_embeddings) == (1 if "qwen" not in kind else None, 64)
-    assert_close(exact(model)(TOKENS).logits, load_checkpoint(tmp_path / "ours")(TOKENS))
-    assert load_checkpoint(tmp_path / "back").config == load_checkpoint(tmp_path / "ours").config
-
-
-@pytest.mark.parametrize(
-    ("mixer", "model", "format", "reason"),
-    [
-        (
-            "denseformer",
-            {},
-            "llama",
-            "its mixer is 'denseformer', and stock models have the plain residual stream alone",
-        ),
-        ("residual", {}, "llama", "it has q/k norms (qwen3 has them)"),
-        ("residual", {"k_norm": "post_rope"}, "qwen3", "its keys are normed after RoPE"),
-        ("residual", {"qk_norm": False}, "qwen3", "it has no q/k norms"),
-        ("residual", {"scale_embeddings": True}, "qwen3", "its embeddings are scaled"),
-        ("residual", {"loop": zoo.LoopConfig(count=2)}, "qwen3", "its layers are looped"),
-        ("residual", {"attention_bias": "qkv"}, "qwen3", "its attention_bias is qkv"),
-        ("residual", {"qk_norm": False, "attention_bias": "qkvo"}, "qwen2", "its attention_bias is qkvo"),
-        ("residual", {"mlp_bias": True}, "qwen3", "its MLP has biases"),
-        ("residual", {"qk_norm": False, "sliding_window": 3}, "llama", "it has a sliding window"),
-        (
-            "residual",
-            {"qk_norm": False, "sliding_window": 3, "sliding_layers": (1,)},
-            "mistral",
-            "it has a sliding window in some layers",
-        ),
-        ("residual", LATENT, "llama", "its attention is mla"),
-    ],
-)
-def test_what_no_stock_model_computes_is_refused(
-    mixer: str, model: Mapping[str, Any], format: str, reason: str, tmp_path: Path
-) -> None:
-    save_checkpoint(zoo.build(mixer, {}, model), tmp_path / "ours")
-    result = run("export", tmp_path / "ours", "--format", format, "--out", tmp_path / "back")
-    assert result.exit_code == 2
-    assert result.stderr == f"Error: {tmp_path / 'ours'}: cannot be exported as {format}: {reason}\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
-
-
-def test_a_run_says_for_which_length_it_was_trained(tmp_path: Path) -> None:
-    run_directory = tmp_path / "run"
-    train(tiny_recipe("mixer={name: residual}", "train.steps=4"), run_directory)
-    newest = max((run_directory / "checkpoints").iterdir())
-    for source in (run_directory, newest):
-        for given in (source, tmp_path / f"imported-{source.name}"):
-            if given is not source:
-                import_checkpoint(source, given)
-            target = tmp_path / f"exported-{given.name}"
-            export_checkpoint(given, target, "qwen3")
-            assert json.loads((target / "config.json").read_text())["max_position_embeddings"] == 32
-    (run_directory / "recipe.yaml").write_text("model: {")
-    result = run("export", newest, "--format", "qwen3", "--out", tmp_path / "none")
-    assert result.exit_code == 2
-    assert "the run's own recipe cannot be read" in result.stderr
-    assert not (tmp_path / "none").exists()
-
-
-def test_an_unknown_format_and_a_directory_that_exists(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="unknown format 'gpt2'; known: llama, mistral, qwen2, qwen3"):
-        export_checkpoint(llama, tmp_path / "back", "gpt2")  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="exists already, and nothing is overwritten"):
-        export_checkpoint(llama, tmp_path, "llama")
-
-
-# What cannot be read.
-
-
-def no_shard(directory: Path) -> None:
-    model = stock_model("llama")
-    shutil.rmtree(directory)
-    model.save_pretrained(directory, max_shard_size="8KB")
-    next(directory.glob("model-00002-*.safetensors")).unlink()
-
-
-def set_key(key: str, value: object) -> Callable[[Path], None]:
-    def change(directory: Path) -> None:
-        path = directory / "config.json"
-        config = json.loads(path.read_text())
-        path.write_text(json.dumps({**config, key: value}))
-
-    return change
-
-
-def pickled(directory: Path) -> None:
-    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
-    (directory / "model.safetensors").unlink()
-
-
-def misshapen(directory: Path) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(3, 24)
-    save_file(tensors, directory / "model.safetensors")
-
-
-def cut_short(directory: Path) -> None:
-    path = directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def several_gguf(directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-    for name in ("a.gguf", "b.gguf"):
-        (directory / name).write_bytes(b"GGUF")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (set_key("rope_parameters", {"rope_type": "longrope", "factor": 2.0}), "has rope_type 'longrope', which this"),
-        (no_shard, "it has no model-00002-of-"),
-        (misshapen, "q_proj.weight has shape (3, 24); the configuration calls for (32, 24)"),
-        (set_key("model_type", "gpt2"), "model_type is 'gpt2'; known: mixerzoo, llama, mistral, qwen2, qwen3"),
-        (pickled, "it has no model.safetensors; pytorch_model.bin: pickled weights are not read, convert them"),
-        (cut_short, "model.safetensors: damaged or cut short"),
-        (several_gguf, "it holds several models, name one: a.gguf, b.gguf"),
-        (lambda directory: (directory / "config.json").unlink(), "not a checkpoint: it has no config.json"),
-        (shutil.rmtree, "no such file or directory"),
-    ],
-)
-def test_a_source_that_cannot_be_read_leaves_nothing(
-    damage: Callable[[Path], None], message: str, llama: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(llama, tmp_path / "source")
-    damage(tmp_path / "source")
-    result = run("import", tmp_path / "source", "--out", tmp_path / "deep" / "ours")
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith(f"Error: {tmp_path / 'source'}")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "deep").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--mixer", "denseformr"], "no mixer is named 'denseformr' (did you mean 'denseformer'?)"),
-        (["--mixer", "denseformer", "mixer.perod=2"], "mixer.perod: unknown key (did you mean 'period'?)"),
-        (["mixer.period=2"], "mixer.period=2: an option of which mixer? Name it with --mixer"),
-        (["mixer=denseformer"], "mixer: expected a mapping"),
-        (["--mixer", "residual", "model.num_layers=2"], "model: only options of the mixer can be set here"),
-        (["--dtype", "int8"], "weights cannot be of dtype 'int8'"),
-        (["--mixer", "hyper_connections", "mixer.streams=zwei"], "mixer.streams"),
-    ],
-)
-def test_wrong_options_of_import(arguments: list[str], message: str, llama: Path, tmp_path: Path) -> None:
-    result = run("import", llama, "--out", tmp_path / "ours", *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_directory_that_exists_is_left_alone(llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "file").write_text("mine")
-    for name in ("mine", "file"):
-        result = run("import", llama, "--out", tmp_path / name)
-        assert result.exit_code == 2
-        assert result.stderr == (
-            f"Error: {tmp_path / name} exists already, and nothing is overwritten; choose another with --out\n"
-        )
-    assert (tmp_path / "file").read_text() == "mine"
-    result = run("import", tmp_path / "file", "--out", tmp_path / "new")
-    assert "is a file, and no .gguf; give a directory with safetensors, or a .gguf file" in result.stderr
-
-
-def test_a_failed_write_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "somewhere")
-
-    monkeypatch.setattr("mixerzoo.exchange.importing.copy_companions", full)
-    result = run("import", llama, "--out", tmp_path / "deep" / "ours")
-    assert result.exit_code == 2
-    assert "No space left on device" in result.stderr
-    assert not list(tmp_path.iterdir())

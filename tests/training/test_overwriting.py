@@ -1,0 +1,68 @@
+"""A run is never overwritten unasked, and nothing else ever; one that cannot begin leaves nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from mixerzoo.errors import DataError, RunError
+from mixerzoo.training.run import train
+from mixerzoo.training.trainer import complete_checkpoints
+from runs import fingerprint, tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_a_run_is_never_overwritten_unasked(finished):
+    before = fingerprint(finished)
+    with pytest.raises(RunError, match=r"--resume.*--overwrite"):
+        train(tiny_recipe(), finished)
+    assert fingerprint(finished) == before
+
+
+def test_overwrite_replaces_a_run_but_nothing_else(finished, tmp_path):
+    directory = tmp_path / "run"
+    train(tiny_recipe("train.steps=2", "train.checkpoint_interval=2"), directory)
+    mine = [directory / "note.txt", directory / "checkpoints" / "notes", directory / "plots" / "checkpoint-2"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    beside = [tmp_path / ".run.old", tmp_path / ".run.new"]
+    for path in beside:
+        path.mkdir()
+        (path / "thesis.tex").write_text("years of work")
+    train(tiny_recipe(), directory, overwrite=True)
+    assert fingerprint(directory) == fingerprint(finished)
+    assert [step for step, _ in complete_checkpoints(directory / "checkpoints")] == [8, 12]
+    assert all(path.read_text() == "mine" for path in mine)
+    assert all((path / "thesis.tex").exists() for path in beside)
+
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="does not hold a run"):
+        train(tiny_recipe(), precious, overwrite=True)
+    assert (precious / "thesis.tex").read_text() == "years of work"
+
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(RunError, match="not a directory"):
+        train(tiny_recipe(), file, overwrite=True)
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    with pytest.raises(RunError, match="exclude"):
+        train(tiny_recipe(), tmp_path / "run", resume=True, overwrite=True)
+
+
+def test_a_recipe_that_cannot_run_leaves_nothing_behind(tmp_path):
+    with pytest.raises(DataError):
+        train(tiny_recipe("data.source={name: text, paths: [nowhere.txt]}"), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_of_the_user_s_own_does_not_make_a_run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="does not hold a run"):
+        train(tiny_recipe(), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
