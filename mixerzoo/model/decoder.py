@@ -18,12 +18,7 @@ from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.mixer import Context, Mixer, MixerConfig, Plan, State
 from mixerzoo.model.attention import Attention
 from mixerzoo.model.backend_fit import check_fit
-from mixerzoo.model.backends import (
-    AttentionMask,
-    BackendName,
-    Visibility,
-    make_mask,
-)
+from mixerzoo.model.backends import AttentionMask, BackendName, Visibility, make_mask
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.cached_past import CachedPast
 from mixerzoo.model.config import ModelConfig
