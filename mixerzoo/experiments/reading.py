@@ -21,14 +21,13 @@ from mixerzoo.experiments.grid import (
     in_words,
 )
 from mixerzoo.mixer import MixerChoice, check_choice
-from mixerzoo.recipe import Recipe, YamlSource, build, parse_recipe
+from mixerzoo.recipe import Recipe, YamlSource, check_buildable, parse_recipe
 from mixerzoo.validation import Problem, problems, shown
 from mixerzoo.yaml_text import TextError, from_yaml, one_line
 
 #: Runs in a grid beyond which it may be a slip.
 MOST_CELLS = 1000
-#: Of a decoder that is built to see whether it can be, where the text decides.
-_ANY_VOCABULARY = 1024
+_LAST_SEED = 2**32 - 1
 
 _KEY = "compare"
 #: Keys of `train` that change neither what a step costs nor how many there are.
@@ -142,8 +141,7 @@ def read_comparison(
     variants = dict(_variants(source, config, contenders))
     first = {variant: recipe.model_copy(update={"seed": seeds[0]}) for variant, recipe in variants.items()}
     for recipe in first.values():
-        known = recipe.model.vocab_size or recipe.data.vocab_size
-        build(recipe if known else recipe.with_vocab_size(_ANY_VOCABULARY), device="meta")
+        check_buildable(recipe)
     return Comparison(
         str(path), contenders, baseline, seeds, tuning_seeds, config.vary, config.tune, config.equal, first
     )
@@ -198,6 +196,8 @@ def _seeds(source: YamlSource, config: CompareConfig) -> tuple[tuple[int, ...], 
     for name, start in (("seeds", first), ("tune_seeds", FIRST_TUNING_SEED)):
         given = getattr(config, name)
         lists[name] = tuple(range(start, start + given)) if isinstance(given, int) else tuple(given)
+        if start <= _LAST_SEED < max(lists[name]):
+            _refuse(source, (name,), f"{given} seeds from {start} on go beyond {_LAST_SEED}, the last that there is")
         if len(set(lists[name])) < len(lists[name]):
             _refuse(source, (name,), "a seed is there twice")
     shared = sorted(set(lists["seeds"]) & set(lists["tune_seeds"]))

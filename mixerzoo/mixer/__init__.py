@@ -9,6 +9,7 @@ from mixerzoo.mixer.hookspecs import hookimpl
 from mixerzoo.mixer.liveness import held_sources
 from mixerzoo.mixer.plan import HOOKS, Hook, Plan, Tail
 from mixerzoo.mixer.plugin_guard import guarded, output_to_stderr
+from mixerzoo.mixer.recorded import plugin_record, recorded_entry
 from mixerzoo.mixer.registry import MixerEntry, Registry, load_registry, one_line
 from mixerzoo.mixer.shape import Branch, DecoderShape, Site
 
@@ -47,4 +48,6 @@ __all__ = [
     "load_registry",
     "one_line",
     "output_to_stderr",
+    "plugin_record",
+    "recorded_entry",
 ]

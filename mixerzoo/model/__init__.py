@@ -2,6 +2,7 @@
 
 from mixerzoo.model.attention import Attention
 from mixerzoo.model.available import check_backend
+from mixerzoo.model.backend_fit import unfit
 from mixerzoo.model.backends import BackendName
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import LoopConfig, ModelConfig
@@ -66,4 +67,5 @@ __all__ = [
     "recomputes",
     "remix",
     "roles_within",
+    "unfit",
 ]

@@ -17,12 +17,8 @@ from torch import Tensor, nn
 from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.mixer import Context, Mixer, MixerConfig, Plan, State
 from mixerzoo.model.attention import Attention
-from mixerzoo.model.backends import (
-    AttentionMask,
-    BackendName,
-    Visibility,
-    make_mask,
-)
+from mixerzoo.model.backend_fit import check_fit
+from mixerzoo.model.backends import AttentionMask, BackendName, Visibility, make_mask
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.cached_past import CachedPast
 from mixerzoo.model.config import ModelConfig
@@ -64,6 +60,10 @@ class Backbone(Stack):
     Args:
         config: sizes and conventions.
         mixer: the mixer that joins the layers.
+
+    Raises:
+        MixerError: the mixer cannot work on this decoder.
+        BackendError: the attention backend would not compute all of its attention.
     """
 
     def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
@@ -80,10 +80,8 @@ class Backbone(Stack):
         self._regions: Regions | None = None
         self._whole: Callable[..., Tensor] | None = None
         self._is_sequential = self.plan.is_sequential
+        check_fit(config, self.plan, mixer.name)
         self._backend: BackendName = config.attention_backend
-        if "depth_kv" in self.plan.hooks and self._backend != "eager":
-            # What joins entries along depth to the softmax reads masks as this one does.
-            self._backend = "sdpa"
 
     def forward(
         self,
@@ -265,6 +263,7 @@ class Decoder(nn.Module):
 
     Raises:
         MixerError: the mixer cannot work on this decoder.
+        BackendError: the attention backend would not compute all of its attention.
     """
 
     def __init__(self, config: ModelConfig, mixer: type[Mixer], mixer_config: MixerConfig | None = None) -> None:

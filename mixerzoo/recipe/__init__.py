@@ -2,7 +2,7 @@
 
 from mixerzoo.files import recipes_at_hand
 from mixerzoo.recipe.at_hand import find_recipe, summary_of
-from mixerzoo.recipe.building import build, in_words
+from mixerzoo.recipe.building import build, check_buildable, in_words
 from mixerzoo.recipe.feasibility import (
     FORWARDS_PER_STEP,
     TrainingMemory,
@@ -38,6 +38,7 @@ __all__ = [
     "YamlSource",
     "autocast_dtype",
     "build",
+    "check_buildable",
     "check_data",
     "check_size",
     "compute_dtype",

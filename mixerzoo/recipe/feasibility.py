@@ -19,7 +19,7 @@ from mixerzoo.files import write_text
 from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
 from mixerzoo.recipe.activations import kept_elements
-from mixerzoo.recipe.building import build
+from mixerzoo.recipe.building import build, check_buildable
 from mixerzoo.recipe.optimizer_state import state_bytes
 from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.precision import compute_dtype, weights_dtype
@@ -129,7 +129,7 @@ def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
 
 
 def check_size(recipe: Recipe) -> list[str]:
-    """Refuse what this machine has not the memory for; where the vocabulary is still open, nothing is known yet.
+    """Refuse what cannot be built, and what this machine has not the memory for unless the vocabulary is still open.
 
     Returns:
         What is worth a line.
@@ -138,8 +138,10 @@ def check_size(recipe: Recipe) -> list[str]:
         RecipeError: the part of the memory that is certain exceeds what is free, or the machine cannot hold the
             decoder as often as it is built there.
         MixerError: the decoder cannot be built.
+        BackendError: the attention backend would not compute all of its attention.
     """
     if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
+        check_buildable(recipe)
         return []
     decoder, processes = build(recipe, device="meta"), launch()
     need = training_memory(recipe, decoder, processes.world_size)

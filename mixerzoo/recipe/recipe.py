@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mixerzoo.data.config import DataConfig
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import MixerChoice
-from mixerzoo.model import Compiled, ModelConfig, Recompute
+from mixerzoo.model import Compiled, ModelConfig, Recompute, unfit
 from mixerzoo.recipe.optimizer import (
     AdafactorOptimizer,
     AdamwOptimizer,
@@ -256,6 +256,13 @@ class Recipe(BaseModel):
                 "data.document_mask needs attention within documents, and the model.attention_backend flash knows "
                 "earlier tokens from later ones and nothing of documents; set it to sdpa or flex"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_computes_the_attention(self) -> Self:
+        reason = unfit(self.model)
+        if reason is not None:
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")

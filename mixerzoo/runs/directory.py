@@ -17,7 +17,7 @@ from mixerzoo.checkpoints import CARD_FILE
 from mixerzoo.data import PreparedData
 from mixerzoo.errors import MixerError, RecipeError, RunError
 from mixerzoo.files import read_object, to_json, write_manifest
-from mixerzoo.mixer import load_registry
+from mixerzoo.mixer import load_registry, recorded_entry
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.runs.checkpoints import complete_checkpoints, remove_all, remove_leftovers
 from mixerzoo.runs.layout import (
@@ -236,7 +236,7 @@ class RunDirectory:
         if not isinstance(name, str):
             return
         try:
-            load_registry().get_recorded(name, self._record().get("mixer_plugin"))
+            recorded_entry(load_registry(), name, self._record().get("mixer_plugin"))
         except MixerError as error:
             raise RunError(f"{self.path}: {error}") from error
 

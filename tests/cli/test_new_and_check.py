@@ -300,9 +300,9 @@ def test_check_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_check_holds_options_fixed() -> None:
-    # With one period longer than any decoder is deep, nothing is ever averaged.
     result = run("check", "denseformer", "period=99", "--only", "every_parameter_learns", "--json")
-    assert json.loads(result.stdout)["ok"]
+    assert "period 99 is longer than the decoder" in result.stdout
+    assert not json.loads(result.stdout)["ok"]
     result = run("check", "denseformer", "period=1", "--only", "in_flight_bytes", "--json")
     assert json.loads(result.stdout)["ok"]
 

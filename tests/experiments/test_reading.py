@@ -127,6 +127,13 @@ def test_wrong_options(flags, words):
         read_comparison(QUICKSTART, (), Flags(**flags))
 
 
+def test_seeds_end_where_a_recipe_s_do():
+    with pytest.raises(
+        RecipeError, match=r"compare\.seeds.*: 3 seeds from 4294967294 on go beyond 4294967295, the last"
+    ):
+        read_comparison(QUICKSTART, ["seed=4294967294"], Flags(mixers="residual", seeds="3"))
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

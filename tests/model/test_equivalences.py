@@ -210,7 +210,12 @@ ANY_BACKEND = (
 @pytest.mark.parametrize("backend", ["eager", "flex"])
 @torch.no_grad()
 def test_backends_agree(case: ZooCase, backend: str) -> None:
-    decoder, other = zoo.shared(case), zoo.make(case, attention_backend=backend)
+    decoder = zoo.shared(case)
+    if backend == "flex" and "depth_kv" in decoder.plan.hooks:
+        with pytest.raises(BackendError, match="joins entries along depth"):
+            zoo.make(case, attention_backend=backend)
+        return
+    other = zoo.make(case, attention_backend=backend)
     tokens, padding = some_tokens(2, 6), torch.tensor([0, 3])
     documents = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
     assert_close(other(tokens), decoder(tokens))

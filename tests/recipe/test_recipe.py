@@ -12,6 +12,7 @@ import torch
 from mixerzoo import Recipe, build, load_recipe, load_registry, train
 from mixerzoo.errors import BackendError, MixerError, RecipeError
 from mixerzoo.mixer.choice import MixerChoice
+from mixerzoo.recipe.feasibility import check_size
 from mixerzoo.recipe.read import parse_recipe
 from mixerzoo.recipe.yaml_source import YamlSource
 from mixerzoo.yaml_text import from_yaml
@@ -221,3 +222,8 @@ def test_a_mapping_that_is_not_a_recipe() -> None:
 def test_a_backend_that_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="'xformers' needs a CUDA device"):
         build(load_recipe(write(tmp_path), ["model.attention_backend=xformers"]))
+    with pytest.raises(RecipeError, match=r"attention_backend flash has no windows, and model\.sliding_window asks"):
+        load_recipe(write(tmp_path), ["model.attention_backend=flash", "model.sliding_window=8"])
+    unread = "data.tokenizer={name: pretrained, path: nowhere}"
+    with pytest.raises(BackendError, match="mixer 'yoco' gives them to layers"):
+        check_size(load_recipe(write(tmp_path), ["model.attention_backend=flash", "mixer={name: yoco}", unread]))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixerzoo.checkpoints import load_checkpoint
+from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import Decoder
@@ -117,7 +117,8 @@ def reference_checkpoints(mixer: type[Mixer], case: Case, reference: Reference) 
         for name in orders:
             k_norm: Any = name.removeprefix("logits.")
             with registered(mixer):
-                decoder = load_checkpoint(directory, dtype=torch.float64, k_norm=k_norm)
+                normed = load_config(directory)[0].has_key_norms
+                decoder = load_checkpoint(directory, dtype=torch.float64, k_norm=k_norm if normed else None)
             found = type(decoder.mixer)
             assert found is mixer, f"{directory.name} is read as a checkpoint of {found.name!r}"
             logits = decoder(expected["input_ids"].long())

@@ -17,7 +17,7 @@ from torch import Tensor
 from case import LOOPED, ZooCase
 from golden_cases import Golden, assembled, golden, naive_traces, without
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm, softmax, weighted_sum
 
 CASES = (
@@ -27,13 +27,14 @@ CASES = (
     ZooCase("attn_res", {"dialect": "snapshot", "block_size": 1}),
     ZooCase("attn_res", {"dialect": "snapshot", "block_size": 3}, LOOPED),
 )
-OPTIONS = st.fixed_dictionaries(
+OPTIONS = st.fixed_dictionaries({"dialect": st.just("kimi"), "block_size": st.integers(1, 6)}) | st.fixed_dictionaries(
     {
-        "dialect": st.sampled_from(["kimi", "snapshot"]),
+        "dialect": st.just("snapshot"),
         "block_size": st.integers(1, 6),
         "recency_bias": st.sampled_from([0.0, -1.5, 3.0]),
     }
 )
+REFUSED = (Case({}, {"recency_bias": 0.0}),)
 
 
 class Query(NamedTuple):
@@ -264,4 +265,4 @@ def blocks_of_twelve() -> Golden:
 
 
 CHECKPOINTS = assembled("attnres", blocks_of_twelve(), without(golden("attnres_b2"), "baseline_mode"))
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED)

@@ -18,7 +18,7 @@ from torch import Tensor
 from case import LOOPED, ZooCase
 from golden_cases import Golden, assembled, golden, without
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, weighted_sum
 
 CASES = (
@@ -122,4 +122,6 @@ CHECKPOINTS = assembled(
     without(golden("denseformer_d1_p1"), "denseformer_dwa_dilation", "denseformer_dwa_period", "baseline_mode"),
     never_averaging(),
 )
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS)
+#: No depth to average at.
+REFUSED = (Case({"num_layers": 3}, {"period": 4}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED)

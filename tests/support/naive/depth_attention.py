@@ -279,6 +279,7 @@ REFERENCE = Reference(
     refused=(
         Case(_DEEP, {"sources": "first", "stride": 2}),
         Case(_DEEP, {"sources": "first", "recent_window": 1}),
+        Case(_DEEP, {"sources": "relative", "stride": 5}),
         Case(_LATENT, {"mixes": "key"}),
         Case(_LATENT, {"mixes": "key_value"}),
     ),

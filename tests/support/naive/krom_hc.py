@@ -14,7 +14,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, softmax
 from naive.hyper_connections import MHC, Matrix, in_flight_bytes, sources
 
@@ -101,4 +101,5 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return values
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFUSED = (Case({}, {"num_streams": 6}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)

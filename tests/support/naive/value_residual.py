@@ -13,7 +13,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
 CASES = (
@@ -107,4 +107,5 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFUSED = (Case({}, {"weights": "fixed", "first": 0.0, "gate": True}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)
