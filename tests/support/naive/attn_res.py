@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, ZooCase
+from case import LOOPED, SMALL, ZooCase
 from golden_cases import Golden, assembled, golden, naive_traces, without
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Case, Reference
@@ -34,7 +34,7 @@ OPTIONS = st.fixed_dictionaries({"dialect": st.just("kimi"), "block_size": st.in
         "recency_bias": st.sampled_from([0.0, -1.5, 3.0]),
     }
 )
-REFUSED = (Case({}, {"recency_bias": 0.0}),)
+REFUSED = (Case(SMALL, {"recency_bias": 0.0}),)
 
 
 class Query(NamedTuple):

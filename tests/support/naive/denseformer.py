@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, ZooCase
+from case import LOOPED, SMALL, ZooCase
 from golden_cases import Golden, assembled, golden, without
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Case, Reference
@@ -123,5 +123,5 @@ CHECKPOINTS = assembled(
     never_averaging(),
 )
 #: No depth to average at.
-REFUSED = (Case({"num_layers": 3}, {"period": 4}),)
+REFUSED = (Case({**SMALL, "num_layers": 3}, {"period": 4}),)
 REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED)

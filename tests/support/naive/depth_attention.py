@@ -280,6 +280,7 @@ REFERENCE = Reference(
         Case(_DEEP, {"sources": "first", "stride": 2}),
         Case(_DEEP, {"sources": "first", "recent_window": 1}),
         Case(_DEEP, {"sources": "relative", "stride": 5}),
+        Case({**_DEEP, "num_layers": 2}, {"sources": "relative", "stride": 2}),
         Case(_LATENT, {"mixes": "key"}),
         Case(_LATENT, {"mixes": "key_value"}),
     ),

@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from golden_cases import assembled, golden, without
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Case, Reference
@@ -46,7 +46,7 @@ OPTIONS = st.one_of(
     st.fixed_dictionaries({"variant": st.just("mhc_lite"), "num_streams": st.integers(2, 4), **_ALPHA}),
 )
 REFUSED = tuple(
-    Case({}, options)
+    Case(SMALL, options)
     for options in (
         {"variant": "hc", "sinkhorn_iterations": 3},
         {"variant": "mhc_lite", "sinkhorn_iterations": 3},

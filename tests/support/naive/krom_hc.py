@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer
 from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, softmax
@@ -101,5 +101,5 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return values
 
 
-REFUSED = (Case({}, {"num_streams": 6}),)
+REFUSED = (Case(SMALL, {"num_streams": 6}),)
 REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)

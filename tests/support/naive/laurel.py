@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, softmax
@@ -44,7 +44,7 @@ def options_of(variant: str) -> st.SearchStrategy[dict[str, Any]]:
 
 OPTIONS = st.one_of(*map(options_of, VARIANTS))
 REFUSED = tuple(
-    Case({}, options)
+    Case(SMALL, options)
     for options in (
         {"variant": "rw", "rank": 2},
         {"variant": "rw+pa", "rank": 2},

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, ZooCase
+from case import LOOPED, SMALL, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
@@ -23,7 +23,7 @@ _WEIGHTS = {"weights": st.sampled_from(["scalar", "vector"])}
 OPTIONS = st.fixed_dictionaries({**_WEIGHTS, "gate": st.just("none")}) | st.fixed_dictionaries(
     {**_WEIGHTS, "gate": st.just("highway"), "gate_bias": st.sampled_from([None, -2.0, 0.0])}
 )
-REFUSED = (Case({}, {"gate_bias": 0.0}),)
+REFUSED = (Case(SMALL, {"gate_bias": 0.0}),)
 
 
 class Scaled(TokenMixer):

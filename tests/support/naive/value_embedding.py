@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm
@@ -25,7 +25,7 @@ _TABLES = {"every": st.integers(1, 4), "initial": st.sampled_from(["zero", "norm
 OPTIONS = st.fixed_dictionaries({**_TABLES, "gate": st.just(False)}) | st.fixed_dictionaries(
     {**_TABLES, "gate": st.just(True), "gate_channels": st.sampled_from([1, 3, 32])}
 )
-REFUSED = (Case({}, {"gate": False, "gate_channels": 3}),)
+REFUSED = (Case(SMALL, {"gate": False, "gate_channels": 3}),)
 
 
 class ValueEmbedding(TokenMixer):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
 from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
@@ -107,5 +107,5 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return found
 
 
-REFUSED = (Case({}, {"weights": "fixed", "first": 0.0, "gate": True}),)
+REFUSED = (Case(SMALL, {"weights": "fixed", "first": 0.0, "gate": True}),)
 REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo.testing import Case, Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
@@ -36,5 +36,5 @@ def slots(
 
 
 #: No self-decoder.
-REFUSED = (Case({"num_layers": 3}, {"self_layers": 1, "cross_layers": 3}),)
+REFUSED = (Case({**SMALL, "num_layers": 3}, {"self_layers": 1, "cross_layers": 3}),)
 REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, refused=REFUSED)
