@@ -186,7 +186,7 @@ def _guarded(measured: Measured, job: Job, run: Callable[[str, Callable[[], None
                 if number == 0:
                     job.before()
                 run(name, call)
-            except Exception as error:  # the report has it in words
+            except Exception as error:  # a mixer may fail in any way, memory may end; the report says so, exit code 1
                 measured.failures[name] = _in_words(error)
                 if measured.label == BASELINE and name != KEPT:
                     raise BenchmarkError(f"{BASELINE}: {name}: {measured.failures[name]}") from error

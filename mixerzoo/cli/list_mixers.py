@@ -10,7 +10,7 @@ import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
 from mixerzoo.cli.verbosity import detail, is_verbose
-from mixerzoo.errors import MixerError, PluginError, visible
+from mixerzoo.errors import MixerError, PluginError, error_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +90,7 @@ def _sorted(registry: Registry) -> list[MixerEntry]:
 
 def _row(entry: MixerEntry) -> Row:
     from mixerzoo.describe import COMPARED, figures, with_defaults
-    from mixerzoo.mixer import guarded, one_line
+    from mixerzoo.mixer import guarded
 
     try:
         with guarded(entry.plugin, "being compared"):
@@ -98,9 +98,9 @@ def _row(entry: MixerEntry) -> Row:
     except KeyboardInterrupt:
         raise
     except MixerError as error:
-        return Row(entry, None, one_line(error))
+        return Row(entry, None, error_line(error))
     except BaseException as error:  # noqa: BLE001  a mixer may fail in any way; the others are listed all the same
-        return Row(entry, None, one_line(error), visible("".join(traceback.format_exception(error))))
+        return Row(entry, None, error_line(error), visible("".join(traceback.format_exception(error))))
 
 
 def _failing(rows: list[Row]) -> list[Row]:

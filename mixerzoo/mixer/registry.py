@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pluggy
 from pydantic import PydanticUserError
 
-from mixerzoo.errors import MixerError, MixerzooError, PluginError, did_you_mean, visible
+from mixerzoo.errors import MixerError, PluginError, did_you_mean, error_line, visible
 from mixerzoo.mixer import hookspecs
 from mixerzoo.mixer.base import API_VERSION, Mixer
 from mixerzoo.mixer.card import MixerCard, MixerConfig
@@ -190,20 +190,9 @@ def normal_name(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def one_line(error: BaseException) -> str:
-    """An error in one line, with its type where it is not one of ours."""
-    if isinstance(error, MixerzooError):
-        text = str(error) or type(error).__name__
-    elif isinstance(error, SyntaxError):
-        text = f"{type(error).__name__}: {error}"  # with file and line
-    else:
-        text = traceback.format_exception_only(error)[0]  # which survives an error that cannot be printed
-    return visible(" ".join(text.split()))
-
-
 def broken_plugin(plugin: str, error: BaseException) -> BrokenPlugin:
     """A plugin that failed with an error."""
-    return BrokenPlugin(plugin, one_line(error), visible("".join(traceback.format_exception(error))))
+    return BrokenPlugin(plugin, error_line(error), visible("".join(traceback.format_exception(error))))
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
