@@ -226,11 +226,9 @@ def pick_device(name: str | None) -> torch.device:
     Raises:
         BackendError: there is no such device here.
     """
-    import torch
+    from mixerzoo.model import default_device, find_device
 
-    from mixerzoo.model import find_device
-
-    device = find_device(name) if name is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(default_device() if name is None else name)
     if device.type == "meta":
         raise BackendError("device 'meta' holds no numbers")
     detail(f"device: {device}")

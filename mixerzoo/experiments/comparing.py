@@ -12,7 +12,7 @@ from typing import Any
 
 from mixerzoo.data import PreparedData, prepare
 from mixerzoo.describe import Description, describe
-from mixerzoo.experiments.devices import kind_of, training_device
+from mixerzoo.experiments.devices import kind_of
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell, Comparison, Values, Variant
 from mixerzoo.experiments.learned import look
@@ -21,6 +21,7 @@ from mixerzoo.experiments.runner import Watcher, Workers, run_cells
 from mixerzoo.experiments.statistics import check_installed
 from mixerzoo.experiments.tuning import Tuning, choose
 from mixerzoo.experiments.writing import write_reports
+from mixerzoo.model import default_device
 from mixerzoo.recipe import Recipe, tokens_of_run
 from mixerzoo.training import Reporter, check_trackers
 
@@ -70,7 +71,7 @@ def compare(
     texts = _Texts(reporter)
     fingerprints = {texts.name(recipe): texts.of(recipe).fingerprint for recipe in comparison.variants.values()}
     with place.claimed(comparison):
-        device = kind_of(devices[0] if devices else training_device())
+        device = kind_of(devices[0] if devices else default_device())
         chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs), device)
         work = _Work(comparison, place, Workers(jobs, chosen, devices, command), watcher, texts)
         work.begin()

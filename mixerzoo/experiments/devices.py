@@ -6,18 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
 from mixerzoo.errors import BackendError
 from mixerzoo.model import find_device
 
 #: Where runs can train.
 _KINDS = ("cpu", "cuda")
-
-
-def training_device() -> str:
-    """Where a run trains of which nothing is said: ``cuda`` or ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def find_devices(names: Sequence[str]) -> tuple[str, ...]:

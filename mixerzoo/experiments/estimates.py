@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from mixerzoo.describe import Description, describe
-from mixerzoo.experiments.devices import kind_of, training_device
+from mixerzoo.experiments.devices import kind_of
 from mixerzoo.experiments.grid import Cell, Comparison, Variant
+from mixerzoo.model import default_device
 from mixerzoo.recipe import FORWARDS_PER_STEP, Recipe, autocast_dtype, build, weights_dtype
 
 #: Seconds of a run in which nothing is trained or scored: imports, checkpoints, the report of progress.
@@ -58,7 +59,7 @@ def estimates(comparison: Comparison, threads: int, device: str | None = None) -
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        speeds = _speeds(comparison, described, device or training_device())
+        speeds = _speeds(comparison, described, device or default_device())
     finally:
         torch.set_num_threads(before)
     cells = [

@@ -9,7 +9,7 @@ from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.costs import flops_per_token, forward_flops
 from mixerzoo.model.decay import apply_lr_factors, decay_parameter_names, parameter_roles, roles_within
 from mixerzoo.model.decoder import Decoder
-from mixerzoo.model.devices import DTYPES, find_device, find_dtype
+from mixerzoo.model.devices import DTYPES, default_device, find_device, find_dtype
 from mixerzoo.model.initial import initialise_mixer, materialize
 from mixerzoo.model.latent_attention import LatentAttention
 from mixerzoo.model.layer import Layer
@@ -52,6 +52,7 @@ __all__ = [
     "compute_device",
     "compute_dtype",
     "decay_parameter_names",
+    "default_device",
     "drop_gathered",
     "earlier",
     "find_device",

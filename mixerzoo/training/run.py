@@ -18,7 +18,7 @@ from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, ya
 from mixerzoo.errors import DataError, RecipeError, RunError
 from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
-from mixerzoo.model import Decoder, check_backend, is_sharded
+from mixerzoo.model import Decoder, check_backend, default_device, is_sharded
 from mixerzoo.process import launch, notices, recipe_decides
 from mixerzoo.recipe import (
     Recipe,
@@ -126,11 +126,10 @@ def _check_possible(recipe: Recipe) -> Iterable[str]:
     """Fail before minutes go into the data of a recipe that cannot run, and before it replaces a run; else notices."""
     check_trackers(recipe)
     check_parallel(recipe)
-    where = "cuda" if torch.cuda.is_available() else "cpu"
     precision = recipe.train.precision
     check_precision(precision)
     check_optimizer_installed(recipe)
-    check_backend(recipe.model.attention_backend, where, training=True, dtype=compute_dtype(precision))
+    check_backend(recipe.model.attention_backend, default_device(), training=True, dtype=compute_dtype(precision))
     return check_size(recipe)
 
 

@@ -19,8 +19,8 @@ import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError, RunError
 from mixerzoo.experiments import Flags, comparing, read_comparison, runner, writing
-from mixerzoo.experiments.devices import training_device
 from mixerzoo.experiments.figures import method
+from mixerzoo.model import default_device
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
 from runs import OVERRIDES, QUICKSTART, tiny_recipe
@@ -361,7 +361,7 @@ def test_a_device_that_is_not_here_is_an_error(tmp_path, device, more):
 def test_another_kind_of_device_is_refused_and_a_directory_of_before_goes_on(done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "elsewhere")
     record = json.loads((out / "comparison.json").read_text())
-    assert record["device"] == training_device()
+    assert record["device"] == default_device()
     grid = ("--mixers", "residual", "--seeds", "1", "--device", "cpu")
     (out / "comparison.json").write_text(json.dumps(record | {"device": "cuda"}))
     result = compare(out, *grid)
@@ -386,7 +386,7 @@ def test_a_plan_is_of_the_devices_that_are_named(tmp_path, monkeypatch):
     for device in ([], ["--device", "cpu"]):
         result = compare(tmp_path / "new", "--mixers", "residual", "--seeds", "1", "--dry-run", *device)
         assert result.exit_code == 0, result.output
-    assert asked == [training_device(), "cpu"]
+    assert asked == [default_device(), "cpu"]
     assert compare(tmp_path / "new", "--mixers", "residual", "--dry-run", "--device", "nowhere").exit_code == 2
 
 
