@@ -241,6 +241,11 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(sites[end - 1] if end else None for end in ends(mixer, sites.index(site)))
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Every read but the first, and the head's."""
+    return "read", "finish"
+
+
 def initial(mixer: Mixer) -> dict[str, float]:
     """w = 0, γ = 1, and the option's bias."""
     options = mixer.config.model_dump()
@@ -265,4 +270,6 @@ def blocks_of_twelve() -> Golden:
 
 
 CHECKPOINTS = assembled("attnres", blocks_of_twelve(), without(golden("attnres_b2"), "baseline_mode"))
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED, shown=shown
+)

@@ -104,6 +104,11 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(Site(j - 1, order[j - 1], "mlp") if j else None for j in depths)
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """The averages, which blocks end with."""
+    return ("write",)
+
+
 def initial(mixer: Mixer) -> dict[str, Tensor]:
     """1 for the block's own output, 0 for all others."""
     return {f"weights.{t}": torch.eye(len(read))[-1] for t, read in averaged_depths(mixer).items()}
@@ -124,4 +129,6 @@ CHECKPOINTS = assembled(
 )
 #: No depth to average at.
 REFUSED = (Case({**SMALL, "num_layers": 3}, {"period": 4}),)
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED, shown=shown
+)

@@ -274,6 +274,12 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return ()
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Every read, and the head's where it is no plain sum."""
+    options = mixer.config.model_dump()
+    return ("read",) if options["variant"] == "hc" or options["num_streams"] == 1 else ("read", "finish")
+
+
 def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     """HC: A_m one-hot, B = 1, A_r = I, W = 0. mHC: b_pre = logit(1/n), b_post = 0, b_res near the identity."""
     options = mixer.config.model_dump()
@@ -303,4 +309,6 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
 
 
 CHECKPOINTS = assembled("mhc", without(golden("mhc_n2"), "mhc_num_streams", "mhc_sinkhorn_iters"))
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED, shown=shown
+)

@@ -86,6 +86,11 @@ def flops_per_token(mixer: Mixer) -> int:
     return flops
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Every read, and the head's."""
+    return "read", "finish"
+
+
 def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     """b_pre = logit(1/n), b_post = 0, every factor near the identity."""
     options = mixer.config.model_dump()
@@ -102,4 +107,4 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
 
 
 REFUSED = (Case(SMALL, {"num_streams": 6}),)
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, shown=shown)

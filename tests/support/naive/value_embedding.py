@@ -106,4 +106,9 @@ def initial(mixer: Mixer) -> dict[str, float]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """It needs each layer's own value."""
+    return {"needs_own_kv": True}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, plan=plan)
