@@ -51,13 +51,11 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "exclude-members": "model_config"}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-if tags.has("online"):  # type: ignore[name-defined]  # noqa: F821  Sphinx puts it here
-    extensions.append("sphinx.ext.intersphinx")
-    intersphinx_mapping = {
-        "python": ("https://docs.python.org/3", None),
-        "torch": ("https://docs.pytorch.org/docs/stable", None),
-        "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
-    }
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "torch": ("https://docs.pytorch.org/docs/stable", None),
+    "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
+}
 
 html_theme = "furo"
 html_title = "mixerzoo"
@@ -76,5 +74,7 @@ pygments_dark_style = "a11y-high-contrast-dark"
 
 
 def setup(app: Any) -> None:
-    """Let pages mark YAML that is not a whole recipe, which the tests would load, as ``yml``."""
+    """Link to other projects if they can be reached; YAML that is not a whole recipe, which tests load, is ``yml``."""
+    if app.tags.has("online"):
+        app.setup_extension("sphinx.ext.intersphinx")
     app.add_lexer("yml", YamlLexer)

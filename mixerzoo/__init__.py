@@ -147,8 +147,8 @@ _HOME = {
 _MODULES = ("ops",)
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [  # noqa: RUF022  grouped by who uses them
-    # build, run, load
+# To build, run, load.
+__all__ = [
     "Decoder",
     "KVCache",
     "LoopConfig",
@@ -174,7 +174,9 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "save_checkpoint",
     "stream",
     "train",
-    # what can go wrong
+]
+# What can go wrong.
+__all__ += [
     "BackendError",
     "CacheError",
     "CheckpointError",
@@ -184,7 +186,9 @@ __all__ = [  # noqa: RUF022  grouped by who uses them
     "PluginError",
     "RecipeError",
     "RunError",
-    # write a mixer
+]
+# To write a mixer.
+__all__ += [
     "API_VERSION",
     "AttentionCall",
     "AttentionInputs",

@@ -44,7 +44,8 @@ class _Watch(MetaPathFinder):
             execute(module)
             _announce(module)
 
-        spec.loader.exec_module = execute_and_announce  # type: ignore[method-assign]  # the hook that import offers
+        # In place: a loader of our own would lack what others ask of transformers' (its source, its resources).
+        spec.loader.exec_module = execute_and_announce  # type: ignore[method-assign]
         return spec
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable
 
 
@@ -74,3 +75,18 @@ def visible(text: str) -> str:
         text: of any origin; tabs and line feeds stay.
     """
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def error_line(error: BaseException) -> str:
+    """An error in one line, with its type where it is not one of ours.
+
+    Args:
+        error: anybody's.
+    """
+    if isinstance(error, MixerzooError):
+        text = str(error) or type(error).__name__
+    elif isinstance(error, SyntaxError):
+        text = f"{type(error).__name__}: {error}"  # with file and line
+    else:
+        text = traceback.format_exception_only(error)[0]  # which survives an error that cannot be printed
+    return visible(" ".join(text.split()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,11 +75,11 @@ def inference_job(model: Model, tokens: Tensor) -> Job:
     prompt, rest = tokens[:, :-DECODED].contiguous(), tokens[:, -DECODED:]
     following = [rest[:, n : n + 1].contiguous() for n in range(DECODED)]
     read, write = model.reader(), model.writer()
-    pasts = [model.new_past(tokens.size(0), length)] if model.compile else []
+    pasts: list[Any] = []
 
     @torch.no_grad()
     def before() -> None:
-        if model.compile:
+        if model.compile and pasts:
             pasts[0].reset()
         else:
             pasts[:] = [model.new_past(tokens.size(0), length)]

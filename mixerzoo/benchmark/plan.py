@@ -11,7 +11,7 @@ import torch
 
 from mixerzoo.errors import BenchmarkError, did_you_mean
 from mixerzoo.exchange import stock_format
-from mixerzoo.experiments import Flags, read_comparison
+from mixerzoo.experiments import Comparison, Flags, read_comparison
 from mixerzoo.mixer import MixerChoice, check_choice
 from mixerzoo.model import check_backend, find_device, find_dtype
 from mixerzoo.recipe import Recipe, YamlSource, build, load_recipe
@@ -150,23 +150,38 @@ def _recipes(
     if mixers is None and "compare" not in source.data:
         load_recipe(path, overrides)  # says what is wrong with its mixer, if anything
         mixers = one_line(source.data["mixer"])
+        # The mixer has them by now.
+        overrides = [each for each in overrides if each.partition("=")[0].split(".")[0] != "mixer"]
     comparison = read_comparison(path, overrides, Flags(mixers=mixers), most=None)
+    mixed = _one_of_each(path, comparison)
+    plain = check_choice({"name": BASELINE})
+    assert isinstance(plain, MixerChoice)
+    first = next(iter(mixed.values()))
+    recipes = {BASELINE: first.model_copy(update={"mixer": plain})}
+    choices = {BASELINE: {"name": BASELINE}}
+    for contender in comparison.contenders:
+        if (contender.label, contender.choice) == (BASELINE, choices[BASELINE]):
+            continue
+        if contender.label == BASELINE:
+            raise BenchmarkError(f"{BASELINE!r} is what plain residual is called here; give that mixer another label")
+        recipes[contender.label] = mixed[contender.label].model_copy(update={"model": first.model})
+        choices[contender.label] = contender.choice
+    return recipes, choices
+
+
+def _one_of_each(path: str | Path, comparison: Comparison) -> dict[str, Recipe]:
+    """The recipe of each mixer by label; what a comparison tunes of its training is not timed."""
     if comparison.vary:
         raise BenchmarkError(
             f"{path}: its comparison varies {', '.join(comparison.vary)}, and a benchmark is of one decoder; "
             "add compare.vary={}, and the values that you mean"
         )
-    plain = check_choice({"name": BASELINE})
-    assert isinstance(plain, MixerChoice)
-    first = next(iter(comparison.variants.values()))
-    recipes = {BASELINE: first.model_copy(update={"mixer": plain})}
-    choices = {BASELINE: {"name": BASELINE}}
-    for contender in comparison.contenders:
-        if contender.choice == {"name": BASELINE}:
-            continue
-        if contender.label == BASELINE:
-            raise BenchmarkError(f"{BASELINE!r} is what plain residual is called here; give that mixer another label")
-        mixed = next(recipe for variant, recipe in comparison.variants.items() if variant.label == contender.label)
-        recipes[contender.label] = mixed.model_copy(update={"model": first.model})
-        choices[contender.label] = contender.choice
-    return recipes, choices
+    found: dict[str, Recipe] = {}
+    for variant, recipe in comparison.variants.items():
+        first = found.setdefault(variant.label, recipe)
+        if (recipe.model, recipe.mixer, recipe.data) != (first.model, first.mixer, first.data):
+            raise BenchmarkError(
+                f"{path}: its comparison tunes {', '.join(comparison.tune)}, of which a benchmark would take the first "
+                "values alone; add compare.tune={}, and the values that you mean"
+            )
+    return found

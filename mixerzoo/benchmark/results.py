@@ -17,7 +17,7 @@ import torch
 from mixerzoo.benchmark.ceilings import Ceilings
 from mixerzoo.benchmark.clock import ratio
 from mixerzoo.benchmark.plan import BASELINE, DECODED, Benchmark
-from mixerzoo.benchmark.running import Measured, measure
+from mixerzoo.benchmark.running import KEPT, Measured, measure
 from mixerzoo.version import __version__
 
 #: Phase → the parts whose times it sums up.
@@ -84,8 +84,14 @@ def _model(benchmark: Benchmark, measured: Measured, base: Measured, ceilings: C
             for phase, parts in _PARTS.items()
             if parts[0] in wanted and not measured.failures.keys() & set(_before(parts))
         },
-        "failures": {part: why for part, why in measured.failures.items() if part == "optimizer" or part in wanted},
+        "failures": {part: why for part, why in measured.failures.items() if part in _needed(wanted)},
     }
+
+
+def _needed(wanted: set[str]) -> set[str]:
+    """The parts without which a wanted figure is missing."""
+    parts = {part for parts in _PARTS.values() if parts[0] in wanted for part in _before(parts)}
+    return parts | {KEPT} if "train" in wanted else parts
 
 
 def _before(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -97,7 +103,8 @@ def _phase(parts: tuple[str, ...], measured: Measured, base: Measured, ceilings:
     times, others = _times(parts, measured), _times(parts, base)
     middle, quartiles = ratio(times, others)
     scale = DECODED if parts == ("decode",) else 1
-    floor = ceilings.floor(*measured.work[parts[0]]) / scale if len(parts) == 1 else None
+    work = measured.work.get(parts[0]) if len(parts) == 1 else None
+    floor = None if work is None else ceilings.floor(*work) / scale
     seconds = [each / scale for each in times]
     median = statistics.median(seconds)
     return {

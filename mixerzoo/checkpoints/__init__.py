@@ -7,6 +7,7 @@ from mixerzoo.checkpoints.foreign_config import records_k_norm
 from mixerzoo.checkpoints.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_file, read_json, weights_fingerprint
 from mixerzoo.checkpoints.load import (
     check_k_norm,
+    check_key_norms,
     decoder_of_tensors,
     is_finite,
     load_checkpoint,
@@ -23,6 +24,7 @@ __all__ = [
     "INDEX_FILE",
     "WEIGHTS_FILE",
     "check_k_norm",
+    "check_key_norms",
     "check_new",
     "copy_companions",
     "decoder_of_tensors",

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mixerzoo.errors import CheckpointError, MixerError
-from mixerzoo.mixer import Mixer, MixerConfig, load_registry
+from mixerzoo.mixer import Mixer, MixerConfig, load_registry, plugin_record, recorded_entry
 from mixerzoo.model import ModelConfig
 from mixerzoo.validation import problems, shown
 from mixerzoo.version import __version__
@@ -58,7 +58,6 @@ def own_config(config: ModelConfig, mixer: str, options: MixerConfig) -> dict[st
             update={"num_kv_heads": config.resolved_kv_heads, "head_dim": config.resolved_head_dim}
         )
     fields = config.model_dump(mode="json")
-    entry = load_registry().get(mixer)
     module = SHIM_FILE.removesuffix(".py")
     return {
         "architectures": ["MixerZooForCausalLM"],
@@ -72,7 +71,7 @@ def own_config(config: ModelConfig, mixer: str, options: MixerConfig) -> dict[st
         **{key: fields[field] for field, key in OWN_KEYS.items()},
         "hidden_act": "silu",
         "mixer": {"name": mixer, **options.model_dump(mode="json")},
-        "mixer_plugin": {"distribution": entry.distribution, "version": entry.version},
+        "mixer_plugin": plugin_record(load_registry(), mixer, options),
         "mixerzoo_version": __version__,
     }
 
@@ -91,7 +90,7 @@ def read_own(raw: Mapping[str, Any], where: str | Path) -> tuple[ModelConfig, ty
     if not isinstance(options, dict) or not isinstance(options.get("name"), str):
         raise CheckpointError(f"{where}: the key 'mixer' is missing or names no mixer")
     try:
-        mixer = load_registry().get_recorded(options["name"], raw.get("mixer_plugin")).mixer
+        mixer = recorded_entry(load_registry(), options["name"], raw.get("mixer_plugin")).mixer
     except MixerError as error:
         raise CheckpointError(f"{where}: {error}") from error
     keys = HF_KEYS | OWN_KEYS

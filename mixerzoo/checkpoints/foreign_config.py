@@ -19,7 +19,7 @@ from mixerzoo.checkpoints.config_json import (
     validated_options,
 )
 from mixerzoo.errors import CheckpointError
-from mixerzoo.mixer import Mixer, MixerConfig, ReferenceReading, guarded, load_registry
+from mixerzoo.mixer import Mixer, MixerConfig, ReferenceReading, blamed, load_registry
 from mixerzoo.model import SCALINGS, ModelConfig
 from mixerzoo.validation import shown
 
@@ -224,11 +224,9 @@ def _recognise(raw: Mapping[str, Any], shapes: Shapes, path: Path) -> tuple[type
     entries = load_registry().entries
     found = {}
     for name, entry in entries.items():
-        try:
-            with guarded(entry.plugin, "reading a configuration"):
-                reading = entry.mixer.read_reference(raw, shapes)
-        except Exception as error:  # a plugin may fail in any way; the message names its mixer
-            raise CheckpointError(f"{path}: mixer {name!r} cannot read this configuration: {error!r}") from error
+        problem = f"{path}: mixer {name!r} cannot read this configuration"
+        with blamed(entry.plugin, "reading a configuration", problem, CheckpointError):
+            reading = entry.mixer.read_reference(raw, shapes)
         if reading is not None:
             found[name] = reading
     if len(found) > 1:

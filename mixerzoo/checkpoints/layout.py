@@ -62,8 +62,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise CheckpointError(f"{path.parent}: no such directory")
     if not is_file(path):
-        raise CheckpointError(f"{path.parent}: not a checkpoint: it has no {path.name}")
+        raise CheckpointError(f"{path.parent}: not a checkpoint: it has no {path.name}{_within(path.parent)}")
     return read_object(path, CheckpointError, most=_MOST_BYTES)
+
+
+def _within(directory: Path) -> str:
+    """Which checkpoints lie in a directory that is none, such as a run that is not finished; the latest first."""
+    below = [*directory.glob(f"*/{CONFIG_FILE}"), *directory.glob(f"checkpoints/*/{CONFIG_FILE}")]
+    found = [file.parent for file in below if (file.parent / WEIGHTS_FILE).is_file()]
+    # checkpoint-12 is later than checkpoint-6.
+    found.sort(key=lambda place: (len(place.name), place.name), reverse=True)
+    return f"; within it there is {listed(list(map(str, found)), most=2)}" if found else ""
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mixerzoo.checkpoints.config_json import check_sizes, read_own
+from mixerzoo.checkpoints.config_json import HF_KEYS, OWN_KEYS, check_sizes, read_own, validated_model
 from mixerzoo.checkpoints.foreign_config import Foreign, Shapes, read_foreign
 from mixerzoo.checkpoints.layout import CONFIG_FILE, WEIGHTS_FILE, listed, read_json, read_tensors
 from mixerzoo.errors import CheckpointError, MixerError
@@ -54,9 +54,10 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: a file is missing or damaged, the configuration is not one that this decoder can
-            compute, tensors are left over, missing, of the wrong shape or not finite, the weights are larger than
-            this machine's memory, or the mixer is not installed.
-        BackendError: there is no such device or dtype, or the attention backend cannot run there.
+            compute, ``k_norm`` is given for one without key norms, tensors are left over, missing, of the wrong shape
+            or not finite, the weights are larger than this machine's memory, or the mixer is not installed.
+        BackendError: there is no such device, dtype or attention backend, or the latter cannot run there or would not
+            compute all attention of this decoder.
     """
     directory = Path(path)
     wanted, where = None if dtype is None else find_dtype(dtype), find_device(device)
@@ -124,7 +125,8 @@ def decoder_of_tensors(
     check_k_norm(update.get("k_norm"))
     _refuse_without_head(raw, tensors, place)
     description = _described(raw, _shapes(tensors), path)
-    config = description.config.model_copy(update=dict(update))
+    check_key_norms(description.config, update.get("k_norm"), place)
+    config = _updated(description.config, update, path)
     _check_layers(config, tensors, place)
     try:
         with torch.device("meta"):
@@ -202,6 +204,27 @@ def check_k_norm(k_norm: str | None) -> None:
     """
     if k_norm not in (None, "pre_rope", "post_rope"):
         raise CheckpointError(f"k_norm is {k_norm!r}; it must be 'pre_rope' or 'post_rope'")
+
+
+def check_key_norms(config: ModelConfig, k_norm: str | None, place: Path) -> None:
+    """Refuse an order of key norm and RoPE where there are no key norms.
+
+    Args:
+        config: of the checkpoint.
+        k_norm: as asked for; None: not at all.
+        place: what errors call it.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    if k_norm is not None and not config.has_key_norms:
+        raise CheckpointError(f"{place}: it has no q/k norms, so k_norm {k_norm!r} has no meaning; leave it out")
+
+
+def _updated(config: ModelConfig, update: Mapping[str, Any], path: Path) -> ModelConfig:
+    """A configuration with other fields, which must go with the rest."""
+    fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
+    return validated_model({**fields, **update}, path, HF_KEYS | OWN_KEYS)
 
 
 def _match_names(

@@ -16,6 +16,7 @@ from mixerzoo.cli.common import (
     console,
     pick_device,
     print_json,
+    refuse_unread,
     table,
     tell_recipe,
 )
@@ -104,6 +105,9 @@ def command(
         raise BenchmarkError("--overwrite is about --out, which is not given")
     if out is not None:
         check_out(out, overwrite)
+    where = pick_device(device)
+    if where.type != "cpu":
+        refuse_unread(f"threads are a CPU's, and everything is timed on {where}", threads=threads)
     tell_recipe(recipe, changes)
     benchmark = read_benchmark(
         recipe,
@@ -111,7 +115,7 @@ def command(
         mixers=mixers,
         peers=_names(peers or ""),
         phases=_names(phases),
-        device=pick_device(device),
+        device=where,
         dtype=dtype,
         compile=compile,
         batch=batch,
@@ -201,7 +205,7 @@ def _times(title: str, unit: str, rows: Sequence[tuple[Mapping[str, Any], Mappin
             f"{figures['ratio']:.3f}",
             "" if model["label"] == found["baseline"] else f"{low:.2f}–{high:.2f}",
             *([f"{step['ratio']:.3f}" if step else ""] if both else []),
-            f"{figures['floor_share']:.0%}",
+            "" if figures["floor_share"] is None else f"{figures['floor_share']:.0%}",
             f"{figures['first_call_seconds']:,.3g}",
         )
     return listing
@@ -219,7 +223,7 @@ def _memory(found: dict[str, Any]) -> Table:
         peaks = [model["phases"].get(phase, {}).get("peak_bytes") for phase in phases]
         listing.add_row(
             model["label"],
-            *([_mib(kept), f"{kept / base:.3f}" if kept else ""] if training else []),
+            *([_mib(kept), f"{kept / base:.3f}" if kept and base else ""] if training else []),
             *map(_mib, peaks),
         )
     return listing

@@ -181,6 +181,21 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def refuse_unread(reason: str, **options: object) -> None:
+    """Refuse options that were given and that nothing would read.
+
+    Args:
+        reason: what makes them meaningless.
+        options: by the name of their parameter; None: not given.
+
+    Raises:
+        MixerzooError: says which to leave out.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise MixerzooError(f"{reason}; leave out {' and '.join(given)}")
+
+
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a file that could not be written in the end, when all has been computed.
 
@@ -211,11 +226,9 @@ def pick_device(name: str | None) -> torch.device:
     Raises:
         BackendError: there is no such device here.
     """
-    import torch
+    from mixerzoo.model import default_device, find_device
 
-    from mixerzoo.model import find_device
-
-    device = find_device(name) if name is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(default_device() if name is None else name)
     if device.type == "meta":
         raise BackendError("device 'meta' holds no numbers")
     detail(f"device: {device}")

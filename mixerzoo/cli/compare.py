@@ -99,7 +99,7 @@ def command(
     The grid can also stand in the recipe, under `compare`. The same command goes on after an interruption; what is
     finished is not repeated. Exit code 1: a run failed, and the others are reported.
     """
-    from mixerzoo.experiments import MOST_CELLS, Flags, read_comparison
+    from mixerzoo.experiments import MOST_CELLS, Flags, find_devices, read_comparison
 
     flags = Flags(
         mixers=mixers,
@@ -112,11 +112,12 @@ def command(
     )
     tell_recipe(recipe, overrides or ())
     comparison = read_comparison(recipe, overrides or (), flags, most=None if yes else MOST_CELLS)
+    devices = find_devices([] if device is None else [name.strip() for name in device.split(",")])
     if dry_run:
-        _print_plan(comparison, jobs, threads, as_json=as_json)
+        _print_plan(comparison, jobs, threads, devices[:1], as_json=as_json)
         return
     directory = out if out is not None else Path("comparisons") / Path(recipe).stem
-    found = _compare(comparison, directory, jobs, threads, _devices(device))
+    found = _compare(comparison, directory, jobs, threads, devices)
     if as_json:
         print_json(found)
     else:
@@ -125,19 +126,8 @@ def command(
         raise typer.Exit(1)
 
 
-def _devices(given: str | None) -> tuple[str, ...]:
-    """The devices of the option.
-
-    Raises:
-        BackendError: one of them is not here.
-    """
-    from mixerzoo.cli.common import pick_device
-
-    return () if given is None else tuple(str(pick_device(name.strip())) for name in given.split(","))
-
-
 def _compare(
-    comparison: Comparison, directory: Path, jobs: int, threads: int | None, devices: Sequence[str]
+    comparison: Comparison, directory: Path, jobs: int, threads: int | None, devices: tuple[str, ...]
 ) -> dict[str, Any]:
     from mixerzoo.cli.progress import BarReporter
     from mixerzoo.experiments import Board, compare
@@ -154,7 +144,7 @@ def _compare(
                 directory,
                 jobs=jobs,
                 threads=threads,
-                devices=tuple(devices),
+                devices=devices,
                 command=words,
                 watcher=board,
                 reporter=BarReporter(),
@@ -182,10 +172,12 @@ def _print_found(found: dict[str, Any], directory: Path) -> None:
     typer.echo(f"Report: {directory / 'report.html'} (and report.md, results.csv, results.json)")
 
 
-def _print_plan(comparison: Comparison, jobs: int, threads: int | None, *, as_json: bool) -> None:
+def _print_plan(
+    comparison: Comparison, jobs: int, threads: int | None, devices: Sequence[str], *, as_json: bool
+) -> None:
     from mixerzoo.experiments import default_threads, estimates
 
-    found = estimates(comparison, threads or default_threads(jobs))
+    found = estimates(comparison, threads or default_threads(jobs), *devices)
     seconds = sum(each.seconds for each in found) / jobs
     if as_json:
         rows = [

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, OverridesArgument, RecipeArgument, console, print_json, table, tell_recipe
+from mixerzoo.cli.common import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    console,
+    print_json,
+    refuse_unread,
+    table,
+    tell_recipe,
+)
 from mixerzoo.errors import MixerzooError
 
 if TYPE_CHECKING:
@@ -44,14 +53,17 @@ def command(
     from mixerzoo.describe import MFU, describe, diagram
     from mixerzoo.recipe import build, load_recipe
 
+    if svg:
+        if as_json:
+            raise MixerzooError("--svg and --json are two outputs; ask for one")
+        reason = "--svg draws who reads whom, whatever it is trained on"
+        refuse_unread(reason, devices=devices, parallel=parallel, gpu=gpu, mfu=mfu)
     if mfu is not None and (gpu is None or not 0 < mfu <= 1):
         raise MixerzooError("--mfu is a share, above 0 and at most 1, of the peak of what --gpu names; give both")
     asked = [] if parallel is None else [f"train.parallel={parallel}"]
     tell_recipe(recipe, overrides or ())
     found = load_recipe(recipe, (*(overrides or ()), *asked))
     if svg:
-        if as_json:
-            raise MixerzooError("--svg and --json are two outputs; ask for one")
         typer.echo(diagram(build(found, device="meta")))
         return
     description = describe(found, devices, gpu, MFU if mfu is None else mfu)

@@ -99,6 +99,9 @@ def command(
         if tasks is not None:
             reporter.notice("Load tasks …")
             chosen = load_tasks([name.strip() for name in tasks.split(",")], fewshot=fewshot, limit=limit)
+            if chosen.without_examples:
+                names = ", ".join(chosen.without_examples)
+                reporter.notice(f"--fewshot changes nothing for {names}: the task itself says no examples")
         results = compare(
             directories,
             validation=validation or not (texts or chosen),

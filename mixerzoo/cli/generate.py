@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixerzoo.cli.common import DeviceOption, pick_device
+from mixerzoo.cli.common import DeviceOption, pick_device, refuse_unread
 from mixerzoo.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -118,6 +118,10 @@ def command(
 
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     _check_numbers(seed, num_samples, dtype)
+    if temperature == 0:
+        more = num_samples if num_samples > 1 else None
+        reason = "--temperature 0 always takes the most likely token, and draws none"
+        refuse_unread(reason, top_k=top_k, top_p=top_p, seed=seed or None, num_samples=more)
     check_chunk(prefill_chunk)
     sampling = (max_new_tokens, temperature, top_k, top_p, seed)
     options = Options(*sampling, _stops(stop), special_tokens, chat, compile, prefill_chunk)

@@ -11,6 +11,7 @@ import typer
 
 from mixerzoo.cli.common import JsonOption, print_json
 from mixerzoo.cli.completion import complete_mixer
+from mixerzoo.cli.verbosity import hint
 from mixerzoo.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def command(
     from mixerzoo.exchange import import_checkpoint
 
     report = import_checkpoint(source, out, mixer=choice, k_norm=k_norm, dtype=dtype, seed=seed)
+    if seed and not report.new_parameters:
+        hint("Note: --seed changes nothing here: the mixer has no parameters with initial values", err=True)
     if as_json:
         print_json(report._asdict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type_hints
 
@@ -9,7 +10,7 @@ import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
 from mixerzoo.cli.verbosity import detail, is_verbose
-from mixerzoo.errors import MixerError, PluginError, visible
+from mixerzoo.errors import MixerError, PluginError, error_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,8 +24,10 @@ BASELINE = "residual"
 WIDE = 110
 #: Length up to which an origin stays on one line in its own column.
 _UNBROKEN = 28
-#: Columns of a narrow terminal that words and figures need.
-_REST = 52
+#: Columns of a terminal below which what a mixer acts on stands below its name: beside it, words would break.
+_NARROW = 72
+#: Columns that words and figures need, and figures alone.
+_REST, _FIGURES = 52, 33
 
 
 class Row(NamedTuple):
@@ -87,7 +90,7 @@ def _sorted(registry: Registry) -> list[MixerEntry]:
 
 def _row(entry: MixerEntry) -> Row:
     from mixerzoo.describe import COMPARED, figures, with_defaults
-    from mixerzoo.mixer import guarded, one_line
+    from mixerzoo.mixer import guarded
 
     try:
         with guarded(entry.plugin, "being compared"):
@@ -95,9 +98,9 @@ def _row(entry: MixerEntry) -> Row:
     except KeyboardInterrupt:
         raise
     except MixerError as error:
-        return Row(entry, None, one_line(error))
+        return Row(entry, None, error_line(error))
     except BaseException as error:  # noqa: BLE001  a mixer may fail in any way; the others are listed all the same
-        return Row(entry, None, one_line(error), visible("".join(traceback.format_exception(error))))
+        return Row(entry, None, error_line(error), visible("".join(traceback.format_exception(error))))
 
 
 def _failing(rows: list[Row]) -> list[Row]:
@@ -152,15 +155,17 @@ def _print(registry: Registry, rows: list[Row]) -> None:
 
     out = console()
     wide = out.width >= WIDE
-    columns = ("Mixer", "Acts on", "Parameters", "Cache", "In flight")
-    listing = table(*columns[:1], "Family", *columns[1:], "From") if wide else table(*columns)
+    narrow, figured = out.width < _NARROW, ("Parameters", "Cache", "In flight")
+    words = (["Family"] if wide else []) + ([] if narrow else ["Acts on"])
+    listing = table("Mixer", *words, *figured, *(["From"] if wide else []))
     names = max(len(name) for name in ("Mixer", *(row.entry.mixer.name for row in rows)))
     papers = max((len(row.entry.mixer.card.paper) for row in rows), default=0)
     origins = max((len(_origin(row.entry)) for row in rows), default=0)
     # Fixed, so that only the column of words gives way.
-    listing.columns[0].width = max(names, min(papers, out.width // 5) if wide else min(origins, out.width - _REST))
+    room = min(papers, out.width // 5) if wide else min(origins, out.width - _REST)
+    listing.columns[0].width = first = max(names, out.width - _FIGURES if narrow else room)
     for column in listing.columns:
-        if column.header in ("Parameters", "Cache", "In flight"):
+        if column.header in figured:
             column.justify, column.no_wrap = "right", True
         if column.header == "From":
             column.no_wrap = origins <= _UNBROKEN
@@ -171,23 +176,39 @@ def _print(registry: Registry, rows: list[Row]) -> None:
             parameters, cache, in_flight = figures
             cells = (short(parameters), f"{cache:.2g}×", f"{in_flight:.3g}×")
         origin = _origin(entry)
-        below = (card.paper,) if wide else (card.family, card.paper, origin)
-        title = Text.assemble((entry.mixer.name, "bold"), *((f"\n{line}", "dim") for line in below if line))
+        paper = _at_slashes(card.paper, first)
+        below = (paper,) if wide else (card.family, paper, origin)
         # What the mixer itself says belongs here, what went wrong in it below the table.
         why = f"\nnot compared: {'it fails, see below' if details else reason}" if reason else ""
         acts_on = Text.assemble(card.acts_on, (why, "dim"))
-        listing.add_row(title, *([card.family] if wide else []), acts_on, *cells, *([origin] if wide else []))
+        title = Text.assemble(
+            (entry.mixer.name, "bold"),
+            *((Text("\n"), acts_on) if narrow else ()),
+            *((f"\n{line}", "dim") for line in below if line),
+        )
+        said = ([card.family] if wide else []) + ([] if narrow else [acts_on])
+        listing.add_row(title, *said, *cells, *([origin] if wide else []))
         if not wide:
             listing.add_section()
     out.print(listing)
-    shape = COMPARED
+    shape, acts = COMPARED, "what it acts on, " if narrow else ""
     out.print(
         f"\nWith default options on {shape.num_layers} layers of hidden size {shape.hidden_size}: parameters that the "
         f"mixer adds; bytes of the cache at {TOKENS:,} tokens over residual's; bytes in flight per token over those of "
         "one hidden state. `mixerzoo show NAME` has the formulas."
-        + ("" if wide else " Below each name: its family, its paper, and the package that it comes from.")
+        + ("" if wide else f" Below each name: {acts}its family, its paper, and the package that it comes from.")
     )
     _print_wrong(out, registry, rows)
+
+
+def _at_slashes(path: str, width: int) -> str:
+    """A path in as many lines as it takes, broken between its parts."""
+    lines = [""]
+    for part in re.split("(?<=/)", path):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _print_wrong(out: Console, registry: Registry, rows: list[Row]) -> None:

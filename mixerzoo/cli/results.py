@@ -21,7 +21,8 @@ def print_result(result: Mapping[str, Any]) -> None:
     figures = table("validation", f"{result['num_bytes']:,} bytes, {result['num_tokens']:,} tokens")
     figures.columns[1].justify = "right"
     figures.add_row("bits per byte", f"{result['bits_per_byte']:.4f}", style="bold")
-    for title, key in (("  byte-bigram model", "bigram_bits_per_byte"), ("  xz", "xz_bits_per_byte")):
+    xz = f"  xz, of the first {result['xz_bytes']:,} bytes" if "xz_bytes" in result else "  xz"
+    for title, key in (("  byte-bigram model", "bigram_bits_per_byte"), (xz, "xz_bits_per_byte")):
         # Yardsticks that could not be computed are null.
         figures.add_row(title, "unknown" if result[key] is None else f"{result[key]:.4f}")
     # JSON has no word for infinity: a result that was read back has None.

@@ -8,7 +8,7 @@ import typer
 
 from mixerzoo.cli.common import JsonOption, console, print_json, table
 from mixerzoo.cli.completion import complete_mixer
-from mixerzoo.errors import MixerError, MixerzooError, PluginError
+from mixerzoo.errors import MixerError, MixerzooError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,15 +49,11 @@ def _page(entry: MixerEntry) -> str:
         PluginError: the mixer fails.
     """
     from mixerzoo.describe import mixer_page
-    from mixerzoo.mixer import guarded, one_line
+    from mixerzoo.mixer import blamed
 
-    try:
-        with guarded(entry.plugin, "making its page"):
-            return mixer_page(entry)
-    except Exception as error:  # a mixer may fail in any way; the message names its plugin
-        raise PluginError(
-            f"{entry.plugin}: the page of mixer {entry.mixer.name!r} cannot be made: {one_line(error)}"
-        ) from error
+    problem = f"{entry.plugin}: the page of mixer {entry.mixer.name!r} cannot be made"
+    with blamed(entry.plugin, "making its page", problem):
+        return mixer_page(entry)
 
 
 def _options(entry: MixerEntry) -> tuple[list[Option], str]:
@@ -67,15 +63,11 @@ def _options(entry: MixerEntry) -> tuple[list[Option], str]:
         PluginError: they cannot be told from its ``Config``.
     """
     from mixerzoo.describe import options, snippet
-    from mixerzoo.mixer import guarded, one_line
+    from mixerzoo.mixer import blamed
 
-    try:
-        with guarded(entry.plugin, "showing its options"):
-            return options(entry.mixer), snippet(entry.mixer)
-    except Exception as error:  # a plugin's Config may fail in any way; the message names the plugin
-        raise PluginError(
-            f"{entry.plugin}: the options of mixer {entry.mixer.name!r} cannot be shown: {one_line(error)}"
-        ) from error
+    problem = f"{entry.plugin}: the options of mixer {entry.mixer.name!r} cannot be shown"
+    with blamed(entry.plugin, "showing its options", problem):
+        return options(entry.mixer), snippet(entry.mixer)
 
 
 def _to_dict(entry: MixerEntry) -> dict[str, Any]:
@@ -112,21 +104,18 @@ def _needs_own_kv(entry: MixerEntry) -> bool | None:
     """
     import torch
 
-    from mixerzoo.mixer import DecoderShape, guarded, one_line
+    from mixerzoo.mixer import DecoderShape, blamed
 
     if any(field.is_required() for field in entry.mixer.Config.model_fields.values()):
         return None
     shape = DecoderShape(8, 4, 2, 1, 4, order=(0, 1, 2, 3), norm_eps=1e-6, vocab_size=8)
-    try:
-        with guarded(entry.plugin, "showing its plan"), torch.device("meta"):
+    problem = f"{entry.plugin}: the plan of mixer {entry.mixer.name!r} cannot be shown"
+    with blamed(entry.plugin, "showing its plan", problem), torch.device("meta"):
+        try:
             return entry.mixer(entry.mixer.Config(), shape).plan().needs_own_kv
-    except MixerError:
-        # It does not take a decoder of four layers.
-        return None
-    except Exception as error:  # a mixer may fail in any way; the message names its plugin
-        raise PluginError(
-            f"{entry.plugin}: the plan of mixer {entry.mixer.name!r} cannot be shown: {one_line(error)}"
-        ) from error
+        except MixerError:
+            # It does not take a decoder of four layers.
+            return None
 
 
 def _print(entry: MixerEntry) -> None:

@@ -28,6 +28,7 @@ from mixerzoo.data.streaming import TokenStream
 from mixerzoo.data.text_format import TextFormat
 from mixerzoo.data.tokenizer import TextTokenizer
 from mixerzoo.data.tokens import TokenFile
+from mixerzoo.data.verified import once as verified_once
 from mixerzoo.data.yardsticks import yardsticks
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ __all__ = [
     "read_documents",
     "split_documents",
     "text_record",
+    "verified_once",
     "yardsticks",
 ]
 

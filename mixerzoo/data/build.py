@@ -62,18 +62,18 @@ def build(
         validation = stack.enter_context(
             write_side(scratch / "validation.bin", tokenizer, dtype, scratch / "validation.txt")
         )
-        mixture = None
+        mixture = held = None
         if config.sources is None:
             _write_both(splits[0], encoder, train, validation, meter)
         else:
-            texts = [_train_texts(split, held_out) for split in splits]
+            texts = [_train_texts(split, splits, held_out) for split in splits]
             mixture = _write_mixture(texts, encoder, train, config, meter, splits)
             texts = [split.side("validation") for split in splits]
-            _write_mixture(texts, encoder, validation, config, meter)
+            held = _write_mixture(texts, encoder, validation, config, meter)
     meter.finish()
     save_bigrams(scratch / "bigrams.npy", train.bigrams, validation.bigrams)
     shutil.rmtree(scratch / SPOOL, ignore_errors=True)
-    seal(scratch, dtype, train.counts(), validation.counts(), mixture)
+    seal(scratch, dtype, train.counts(), validation.counts(), mixture, held)
 
 
 def _held_out(splits: Sequence[SplitCorpus], report: Progress) -> frozenset[bytes]:
@@ -90,9 +90,10 @@ def _held_out(splits: Sequence[SplitCorpus], report: Progress) -> frozenset[byte
     return frozenset(found)
 
 
-def _train_texts(split: SplitCorpus, held_out: frozenset[bytes]) -> Iterator[str]:
-    """The training documents of a source, without what another one holds out."""
-    texts = split.side("train")
+def _train_texts(split: SplitCorpus, splits: Sequence[SplitCorpus], held_out: frozenset[bytes]) -> Iterator[str]:
+    """The training documents of a source, without those of which another one holds out all or the end."""
+    ends = {digest for other in splits for digest, share in other.cut.items() if split.cut.get(digest) != share}
+    texts = split.side("train", held_out, ends)
     return (text for text in texts if hashlib.sha256(text.encode()).digest() not in held_out) if held_out else texts
 
 
@@ -102,7 +103,7 @@ def _make_tokenizer(
     if not isinstance(config.tokenizer, BpeTokenizer):
         return TextTokenizer.for_bytes()
     meter = Meter(report, "train_tokenizer", sum(split.num_bytes for split in splits))
-    texts = chain.from_iterable(_train_texts(split, held_out) for split in splits)
+    texts = chain.from_iterable(_train_texts(split, splits, held_out) for split in splits)
     tokenizer = TextTokenizer.train_bpe(meter.watch(texts), config.tokenizer.vocab_size)
     meter.finish()
     return tokenizer

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,12 +70,18 @@ class ChatTemplate:
 
     @functools.cached_property
     def _template(self) -> Template:
-        try:
+        with self._failing("cannot be read"):
             return _environment().from_string(self.source)
-        except Exception as error:  # Jinja's own, and what Python says of nesting that is too deep for it
+
+    @contextmanager
+    def _failing(self, how: str) -> Iterator[None]:
+        """Make a `DataError` of whatever a template raises: it is a program, and not ours."""
+        try:
+            yield
+        except Exception as error:
             line = getattr(error, "lineno", None)
             place = self._where if line is None else f"{self._where}, line {line}"
-            raise DataError(f"{place}: the chat template cannot be read: {_reason(error)}") from error
+            raise DataError(f"{place}: the chat template {how}: {_reason(error)}") from error
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of a conversation.
@@ -93,7 +100,7 @@ class ChatTemplate:
         template = self._template
         # Keys without a value are left out, as transformers does: most templates would write "None".
         turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        try:
+        with self._failing("does not take this conversation"):
             text: str = template.render(
                 messages=turns,
                 tools=None,
@@ -101,10 +108,6 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._variables,
             )
-        except Exception as error:  # a program that is not ours may fail in any way
-            raise DataError(
-                f"{self._where}: the chat template does not take this conversation: {_reason(error)}"
-            ) from error
         return check_text(text, f"{self._where}: the text of this conversation")
 
 
@@ -174,7 +177,9 @@ def _environment() -> Environment:
     class Generation(Extension):
         """``{% generation %} … {% endgeneration %}``, which marks for training what the model has said."""
 
-        tags = {"generation"}  # noqa: RUF012  Jinja's own way
+        def __init__(self, environment: Environment) -> None:
+            super().__init__(environment)
+            self.tags = {"generation"}
 
         def parse(self, parser: Any) -> nodes.Node:
             line = next(parser.stream).lineno

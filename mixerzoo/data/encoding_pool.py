@@ -97,9 +97,11 @@ class _Worker:
             self._batches.send(texts)
             ids, error = self._answers.recv()
         except (EOFError, OSError) as broken:
+            code = self._process.wait()
+            # A system short of memory kills; what ends by itself has said why.
+            why = "where memory is short, lower data.workers" if code < 0 else "what it said stands above"
             raise DataError(
-                f"a process of data.workers ended while it was tokenising (exit code {self._process.wait()}): where "
-                "memory is short, lower data.workers"
+                f"a process of data.workers ended while it was tokenising (exit code {code}): {why}"
             ) from broken
         if error is not None:
             raise DataError(error)

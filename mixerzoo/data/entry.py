@@ -66,6 +66,7 @@ class PreparedData:
         directory: the cache entry that holds it all.
         notices: what is worth a line to whoever trains on it.
         mixture: what each of several sources gave to the training side; None where there is one.
+        validation_mixture: the same of the validation side; None also where an earlier version prepared the text.
     """
 
     train: TokenSplit
@@ -75,6 +76,7 @@ class PreparedData:
     directory: Path
     notices: tuple[str, ...] = ()
     mixture: MixtureCounts | None = None
+    validation_mixture: MixtureCounts | None = None
 
     @property
     def held_out(self) -> float:
@@ -105,7 +107,7 @@ class SideCounts:
 
 @dataclass(frozen=True)
 class MixtureCounts:
-    """What came of several sources on the training side.
+    """What came of several sources on one side.
 
     Attributes:
         sources: what each of them gave.
@@ -117,7 +119,12 @@ class MixtureCounts:
 
 
 def seal(
-    directory: Path, dtype: str, train: SideCounts, validation: SideCounts, mixture: MixtureCounts | None = None
+    directory: Path,
+    dtype: str,
+    train: SideCounts,
+    validation: SideCounts,
+    mixture: MixtureCounts | None = None,
+    validation_mixture: MixtureCounts | None = None,
 ) -> None:
     """Writes meta.json, the last file of an entry.
 
@@ -126,15 +133,17 @@ def seal(
         dtype: numpy name of the ids' type.
         train: counts of the training side.
         validation: counts of the validation side.
-        mixture: what came of several sources.
+        mixture: what came of several sources on the training side.
+        validation_mixture: and on the validation side.
     """
     files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(directory.iterdir())}
+    mixtures = {"mixture": mixture, "validation_mixture": validation_mixture}
     meta = {
         "format": FORMAT,
         "dtype": dtype,
         "train": asdict(train),
         "validation": asdict(validation),
-        **({} if mixture is None else {"mixture": asdict(mixture)}),
+        **{name: asdict(each) for name, each in mixtures.items() if each is not None},
         "files": files,
     }
     write_text(directory / _META, to_sealed_json(meta))
@@ -195,11 +204,14 @@ def _open(directory: Path) -> PreparedData:
         TextTokenizer.load(directory),
         directory.name,
         directory,
-        mixture=_mixture(meta["mixture"]) if "mixture" in meta else None,
+        mixture=_mixture(meta.get("mixture")),
+        validation_mixture=_mixture(meta.get("validation_mixture")),
     )
 
 
-def _mixture(meta: dict[str, Any]) -> MixtureCounts:
+def _mixture(meta: dict[str, Any] | None) -> MixtureCounts | None:
+    if meta is None:
+        return None
     return MixtureCounts(tuple(SideCounts(**counts) for counts in meta["sources"]), meta["ended"])
 
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from mixerzoo.files import write_text
 # Seconds that the other processes of a launch leave to its first one, which shows progress, to begin.
 _HEAD_START = 60.0
 _GLANCE = 0.05
+# Seconds after which what nobody is at is removed.
+_OLD = 7 * 24 * 3600.0
+# What is left beside a lock: a mark that something was done or begun, and what came of it.
+_ENDINGS = ("", ".begun", ".json")
 
 #: How often this process has asked for each thing: the n-th call of one shares the work of the others' n-th.
 _calls: Counter[str] = Counter()
@@ -45,7 +50,7 @@ def alone(what: str, report: Progress) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with _lock(folder / _name(what), report):
+    with locked(folder / _name(what), report):
         yield
 
 
@@ -73,7 +78,7 @@ def once_a_launch(what: Sequence[str], work: Callable[[], dict[str, Any]], repor
         patience = time.monotonic() + _HEAD_START
         while not begun.exists() and time.monotonic() < patience:
             time.sleep(_GLANCE)
-    with _lock(place, report):
+    with locked(place, report):
         begun.touch()
         try:
             told: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
@@ -109,11 +114,20 @@ def shared_folder() -> Path | None:
         return None  # each process works for itself
     # Nobody else may leave word there.
     own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return folder if own else None
+    if not own:
+        return None
+    _sweep(folder)
+    return folder
 
 
 @contextmanager
-def _lock(place: Path, report: Progress) -> Iterator[None]:
+def locked(place: Path, report: Progress) -> Iterator[None]:
+    """Holds a lock while the block runs.
+
+    Args:
+        place: a path in the shared folder, without an ending.
+        report: as in `alone`.
+    """
     lock = FileLock(f"{place}.lock")
     try:
         lock.acquire(blocking=False)
@@ -121,9 +135,44 @@ def _lock(place: Path, report: Progress) -> Iterator[None]:
         report("wait", 0, 0)
         lock.acquire()
     try:
+        os.utime(f"{place}.lock")
         yield
     finally:
         lock.release()
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove what was left long ago, once a process. Whoever waits for a lock looks whether its file is still there."""
+    limit = time.time() - _OLD
+    found: dict[str, set[Path]] = {}
+    for path in (path for path in folder.iterdir() if not path.is_dir()):
+        # Be it unfinished.
+        found.setdefault(path.name.removeprefix(".").partition(".")[0], set()).add(path)
+    for place, paths in found.items():
+        if any(_changed(path) > limit for path in paths):
+            continue
+        own = folder / f"{place}.lock"
+        lock = FileLock(own)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        try:
+            left = {*paths, *(folder / f"{place}{end}" for end in _ENDINGS)} - {own}
+            # Somebody may have come back to it.
+            if all(_changed(path) <= limit for path in left):
+                for path in (*left, own):
+                    path.unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # another process sweeps, too
 
 
 def _name(*parts: str) -> str:

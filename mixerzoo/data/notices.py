@@ -24,12 +24,16 @@ def notices(config: DataConfig, prepared: PreparedData) -> Iterator[str]:
         yield from _of_share(config.source, config.validation_fraction, prepared.held_out)
     if config.source is not None and limited:
         yield from _of_limits(config, prepared)
-    if config.sources is not None and prepared.mixture is not None and prepared.mixture.ended is not None:
-        ended, train = prepared.mixture.ended, prepared.train
-        yield (
-            f"the training text ends with data.sources.{ended}, which has no document left: {len(train.tokens):,} "
-            f"tokens in {train.num_documents:,} documents"
-        )
+    sides = {
+        "training": (prepared.mixture, prepared.train, "document"),
+        "validation": (prepared.validation_mixture, prepared.validation, "held-out document"),
+    }
+    for name, (mixture, side, what) in sides.items():
+        if mixture is not None and mixture.ended is not None:
+            yield (
+                f"the {name} text ends with data.sources.{mixture.ended}, which has no {what} left: "
+                f"{len(side.tokens):,} tokens in {side.num_documents:,} documents"
+            )
     size = prepared.tokenizer.vocab_size
     if isinstance(config.tokenizer, BpeTokenizer) and size < 0.9 * config.tokenizer.vocab_size:
         yield (

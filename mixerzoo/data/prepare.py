@@ -18,7 +18,7 @@ from mixerzoo.data.files import expand_user, read_files
 from mixerzoo.data.hub import HubDataset
 from mixerzoo.data.machine import alone, once_a_launch
 from mixerzoo.data.notices import notices
-from mixerzoo.data.progress import Meter, Progress
+from mixerzoo.data.progress import Meter, Progress, silent
 from mixerzoo.data.sources import Corpus, Documents, read_documents
 from mixerzoo.data.split import SplitCorpus, split_documents
 from mixerzoo.data.tokenizer import TextTokenizer
@@ -61,7 +61,7 @@ def prepare(config: DataConfig, *, cache_dir: Path | None = None, progress: Prog
             training side is shorter than one training sequence; one of several sources ends before the limit; or the
             cache cannot be read or written.
     """
-    report = progress or _silent
+    report = progress or silent
     cache = default_cache_dir() if cache_dir is None else cache_dir
     what = (str(cache.absolute()), os.getcwd(), config.model_dump_json())
     made = once_a_launch(what, lambda: _entry_of(config, cache, report), report)
@@ -103,10 +103,6 @@ def _entry_of(config: DataConfig, cache: Path, report: Progress) -> dict[str, An
                 with new_entry(directory) as scratch:
                     build(scratch, [split_in(scratch) for _, split_in in sources], config, ready, report)
     return {"directory": str(directory), "notices": said}
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def _source(

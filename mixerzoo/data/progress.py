@@ -10,6 +10,10 @@ Progress = Callable[[str, int, int], None]
 _STEP = 1 << 20
 
 
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody hears of."""
+
+
 class Meter:
     """Counts bytes of one stage and reports every MiB."""
 

@@ -36,6 +36,9 @@ def text_record(config: DataConfig, prepared: PreparedData) -> dict[str, Any]:
             }
             for each, counts in zip(config.sources, prepared.mixture.sources, strict=True)
         ]
+        if prepared.validation_mixture is not None:
+            for source, counts in zip(record["sources"], prepared.validation_mixture.sources, strict=True):
+                source |= {"validation_tokens": counts.num_tokens, "validation_documents": counts.num_documents}
     return record
 
 

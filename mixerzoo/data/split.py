@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from mixerzoo.data.progress import Meter, Progress
@@ -33,6 +33,7 @@ class SplitCorpus:
         fingerprint: changes when the text of either side does, and not with where the text lies.
         num_bytes: UTF-8 bytes of the documents read, on both sides.
         name: names the source in error messages.
+        cut: the SHA-256 of each document that is cut in two, with the share of its end, which is held out.
     """
 
     fingerprint: str
@@ -40,6 +41,7 @@ class SplitCorpus:
     name: str
     _contents: str
     _parts: tuple[tuple[Documents, _Assign], ...]
+    cut: Mapping[bytes, float] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Side, str]]:
         """Reads the source again, in its order.
@@ -47,18 +49,31 @@ class SplitCorpus:
         Raises:
             DataError: it no longer holds what it held when it was split.
         """
+        return ((side, text) for _, side, text in self._read())
+
+    def _read(self) -> Iterator[tuple[bytes, Side, str]]:
+        """With the SHA-256 of the document that a text is, or is a part of."""
         contents = hashlib.sha256()
         for documents, assign in self._parts:
             for text in documents():
                 digest = hashlib.sha256(text.encode()).digest()
                 contents.update(digest)
-                yield from assign(digest, text)
+                yield from ((digest, side, part) for side, part in assign(digest, text))
         if contents.hexdigest() != self._contents:
             raise DataError(f"{self.name} changed while it was being read: run again")
 
-    def side(self, wanted: Side) -> Iterator[str]:
-        """The documents of one side."""
-        return (text for side, text in self if side == wanted)
+    def side(self, wanted: Side, *without: Collection[bytes]) -> Iterator[str]:
+        """The documents of one side.
+
+        Args:
+            wanted: the side.
+            *without: the SHA-256 of documents of which nothing is wanted.
+        """
+        return (
+            text
+            for digest, side, text in self._read()
+            if side == wanted and not any(digest in each for each in without)
+        )
 
 
 def split_documents(corpus: Corpus, validation_fraction: float, report: Progress) -> SplitCorpus:
@@ -115,7 +130,11 @@ class _Scan:
         if lowest is None or highest is None:
             raise DataError(f"{self._corpus.name} holds no text")
         if lowest == highest:
-            return self._result(["cut", fraction], (self._corpus.documents, lambda _, text: _cut(text, fraction)))
+            return self._result(
+                ["cut", fraction],
+                (self._corpus.documents, lambda _, text: _cut(text, fraction)),
+                cut={lowest: fraction},
+            )
         few = None if self._corpus.whole_documents else documents
         if few is not None and not is_near(held / self._meter.done, fraction):
             held_out, ends = _hold_out_by_bytes(few, fraction)
@@ -129,6 +148,7 @@ class _Scan:
                         else [("validation" if digest in held_out else "train", text)]
                     ),
                 ),
+                cut=ends,
             )
         # Validation is every digest up to the limit, which is moved where it would leave a side empty.
         limit = max(lowest, asked)
@@ -172,11 +192,13 @@ class _Scan:
             self._meter.add(len(data))
             yield digest, len(data), text
 
-    def _result(self, rule: list[object], *parts: tuple[Documents, _Assign]) -> SplitCorpus:
+    def _result(
+        self, rule: list[object], *parts: tuple[Documents, _Assign], cut: Mapping[bytes, float] | None = None
+    ) -> SplitCorpus:
         contents = self._contents.hexdigest()
         fingerprint = hashlib.sha256(json.dumps([contents, rule]).encode()).hexdigest()
         self._meter.finish()
-        return SplitCorpus(fingerprint, self._meter.done, self._corpus.name, contents, parts)
+        return SplitCorpus(fingerprint, self._meter.done, self._corpus.name, contents, parts, cut or {})
 
 
 class _Copies(NamedTuple):

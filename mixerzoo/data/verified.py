@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
-from mixerzoo.data.machine import of_this_launch
+from mixerzoo.data.machine import locked, of_this_launch
+from mixerzoo.data.progress import silent
 
 _seen: set[str] = set()
 
@@ -38,7 +37,7 @@ def once(files: Sequence[Path], verify: Callable[[], None]) -> None:
     if marker is None:
         verify()
     else:
-        with FileLock(f"{marker}.lock"):
+        with locked(marker, silent):
             if not marker.exists():
                 verify()
                 marker.touch()

@@ -21,6 +21,7 @@ from mixerzoo.recipe import (
     TrainingMemory,
     build,
     compute_dtype,
+    idle_groups,
     in_words,
     remembered,
     sense,
@@ -205,7 +206,10 @@ def describe(recipe: Recipe, devices: int | None = None, gpu: str | None = None,
 
 def _training(recipe: Recipe, decoder: Decoder, devices: int | None, gpu: str | None, mfu: float) -> TrainingCosts:
     devices = devices or launch().world_size
+    notices = idle_groups(recipe, decoder)
     tokens, text = tokens_of_run(recipe, devices), remembered(recipe.data)
+    if text is not None:
+        notices += sense(recipe, text, decoder.shape.vocab_size, devices)
     flops = FORWARDS_PER_STEP * flops_per_token(decoder, recipe.data.sequence_length) * tokens
     return TrainingCosts(
         tokens=tokens,
@@ -216,7 +220,7 @@ def _training(recipe: Recipe, decoder: Decoder, devices: int | None, gpu: str | 
         text_tokens=text,
         epochs=None if text is None else tokens / text,
         memory=training_memory(recipe, decoder, devices),
-        notices=() if text is None else tuple(sense(recipe, text, decoder.shape.vocab_size, devices)),
+        notices=tuple(notices),
     )
 
 

@@ -12,9 +12,8 @@ from mixerzoo.describe.compared import COMPARED, TOKENS, figures, short, with_de
 from mixerzoo.describe.diagram import diagram
 from mixerzoo.describe.mathml import mathml
 from mixerzoo.describe.options import options, snippet
-from mixerzoo.errors import MixerError
+from mixerzoo.errors import MixerError, error_line
 from mixerzoo.mixer import Mixer, MixerEntry
-from mixerzoo.mixer import one_line as brief
 from mixerzoo.yaml_text import one_line
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def _seen(mixer_class: type[Mixer], chosen: Mapping[str, Any] | None) -> dict[st
             "parameters": short(measured.parameters),
         }
     except MixerError as error:  # it says itself that it does not take such a decoder, or needs options
-        return {**seen, "reason": brief(error)}
+        return {**seen, "reason": error_line(error)}
 
 
 @cache

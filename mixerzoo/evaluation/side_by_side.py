@@ -18,7 +18,7 @@ from mixerzoo.data import TextFormat, TextTokenizer
 from mixerzoo.errors import CheckpointError, DataError
 from mixerzoo.evaluation.validate import evaluate_run
 from mixerzoo.inference import Progress, Score, accounting, score
-from mixerzoo.model import Decoder
+from mixerzoo.model import Decoder, default_device
 from mixerzoo.process import full_precision
 from mixerzoo.recipe import autocast_dtype
 from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
@@ -125,7 +125,7 @@ class Checkpoint:
             self.directory,
             self._settings.dtype,
             attention_backend="sdpa" if self._recipe is None else self._recipe.model.attention_backend,
-            device=self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=self._settings.device or default_device(),
         )
 
     def keeps(self, text: str) -> bool:

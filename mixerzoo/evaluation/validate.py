@@ -12,6 +12,7 @@ from mixerzoo.data import prepare
 from mixerzoo.errors import CheckpointError
 from mixerzoo.files import check_files, sha256
 from mixerzoo.inference import accounting
+from mixerzoo.model import default_device
 from mixerzoo.process import full_precision
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import Reporter, memory_in_words, score_validation, yardsticks_or_none
@@ -42,7 +43,7 @@ def evaluate_run(
     run = RunDirectory(directory)
     recipe = run.finished_recipe()
     check_files(directory)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device or default_device()
     decoder = load_checkpoint(directory, attention_backend=recipe.model.attention_backend, device=where)
     data = prepare(recipe.data, progress=reporter.data)
     run.check_data(data.fingerprint)

@@ -49,7 +49,7 @@ def export_checkpoint(source: str | Path, directory: str | Path, format: Format)
         raise CheckpointError(f"unknown format {format!r}; known: {', '.join(get_args(Format))}")
     source, target = Path(source), Path(directory)
     check_new(target)
-    find_companions(source)
+    find_companions(home_of(source))
     decoder = load_checkpoint(source)
     reasons = obstacles(decoder, format)
     if reasons:
@@ -61,7 +61,7 @@ def export_checkpoint(source: str | Path, directory: str | Path, format: Format)
     with new_directory(target) as partial:
         save_weights(decoder, partial)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        return copy_companions(source, partial)
+        return copy_companions(home_of(source), partial)
 
 
 def _trained_length(source: Path) -> int | None:

@@ -17,6 +17,7 @@ from mixerzoo.checkpoints import (
     INDEX_FILE,
     WEIGHTS_FILE,
     check_k_norm,
+    check_key_norms,
     check_new,
     copy_companions,
     decoder_of_tensors,
@@ -246,10 +247,9 @@ def _read(source: str | Path, k_norm: str | None) -> tuple[Path, dict[str, Any],
     """Where a source is, and what `_loaded` makes of it."""
     place = _located(source)
     if place.is_dir():
-        find_companions(place)
+        find_companions(home_of(place))
     raw, original = _loaded(place, k_norm)
-    if k_norm is not None and _k_norm(original) is None:
-        raise CheckpointError(f"{place}: it has no q/k norms, so k_norm {k_norm!r} has no meaning; leave it out")
+    check_key_norms(original.config, k_norm, place)
     return place, raw, original
 
 
@@ -279,7 +279,7 @@ def _converted(original: Decoder, mixer: MixerChoice | None, k_norm: str | None,
 
 
 def _k_norm(decoder: Decoder) -> str | None:
-    return decoder.config.k_norm if decoder.config.qk_norm and decoder.config.attention == "gqa" else None
+    return decoder.config.k_norm if decoder.config.has_key_norms else None
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -311,7 +311,7 @@ def _carry_keys(raw: dict[str, Any], path: Path) -> None:
 
 def _write_companions(place: Path, target: Path) -> list[str]:
     if place.is_dir():
-        return copy_companions(place, target)
+        return copy_companions(home_of(place), target)
     from mixerzoo.exchange.gguf import save_gguf_tokenizer
 
     before = set(target.iterdir())

@@ -1,6 +1,7 @@
 """What trained decoders show: which mixer is worth its cost, and what a mixer learned."""
 
 from mixerzoo.experiments.comparing import compare, default_threads
+from mixerzoo.experiments.devices import find_devices
 from mixerzoo.experiments.estimates import Estimate, estimates
 from mixerzoo.experiments.figures import COLUMNS, cell, setting_in_words, summary
 from mixerzoo.experiments.grid import CompareConfig, Comparison
@@ -24,6 +25,7 @@ __all__ = [
     "compare",
     "default_threads",
     "estimates",
+    "find_devices",
     "inspect_checkpoint",
     "inspection_page",
     "read_comparison",

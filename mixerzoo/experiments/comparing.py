@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixerzoo.data import PreparedData, prepare
 from mixerzoo.describe import Description, describe
+from mixerzoo.experiments.devices import kind_of
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell, Comparison, Values, Variant
 from mixerzoo.experiments.learned import look
@@ -20,6 +21,7 @@ from mixerzoo.experiments.runner import Watcher, Workers, run_cells
 from mixerzoo.experiments.statistics import check_installed
 from mixerzoo.experiments.tuning import Tuning, choose
 from mixerzoo.experiments.writing import write_reports
+from mixerzoo.model import default_device
 from mixerzoo.recipe import Recipe, tokens_of_run
 from mixerzoo.training import Reporter, check_trackers
 
@@ -45,7 +47,7 @@ def compare(
         directory: of the comparison, begun or not.
         jobs: runs at a time.
         threads: of each run; default: those that the comparison was begun with, else the cores shared among the jobs.
-        devices: ``cpu``, ``cuda:0``…, taken in turn; default: what `mixerzoo train` takes.
+        devices: from `find_devices`, taken in turn; default: what `mixerzoo train` takes.
         command: what started it, for the records.
         watcher: hears of the runs.
         reporter: hears of the preparation of text.
@@ -54,8 +56,8 @@ def compare(
         The content of ``results.json``.
 
     Raises:
-        RunError: the directory is in the way, in use, or holds a comparison of another recipe or other data; or the
-            disk is full.
+        RunError: the directory is in the way, in use, or holds a comparison of another recipe, other data, other
+            threads or another kind of device; or the disk is full.
         DataError: the text is missing or too little.
         MixerzooError: what the statistics need, or a tracker, is not installed.
         OSError: a file cannot be written.
@@ -65,17 +67,27 @@ def compare(
         check_trackers(recipe)
     place = ComparisonDirectory(Path(directory).resolve())
     place.check(comparison)
-    texts = _Texts(reporter or Reporter())
+    reporter = reporter or Reporter()
+    texts = _Texts(reporter)
     fingerprints = {texts.name(recipe): texts.of(recipe).fingerprint for recipe in comparison.variants.values()}
     with place.claimed(comparison):
-        chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs))
+        device = kind_of(devices[0] if devices else default_device())
+        chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs), device)
         work = _Work(comparison, place, Workers(jobs, chosen, devices, command), watcher, texts)
+        work.begin()
         try:
             work.run()
-        finally:
-            found = collect(work.findings())
-            write_reports(found, place.path)
-    return found
+        except BaseException:
+            _report_beside_an_error(work, reporter)
+            raise
+        return work.report()
+
+
+def _report_beside_an_error(work: _Work, reporter: Reporter) -> None:
+    try:
+        work.report()
+    except Exception as error:  # noqa: BLE001  what ended the comparison is the error that counts
+        reporter.notice(f"the report could not be written: {error}")
 
 
 def default_threads(jobs: int) -> int:
@@ -118,63 +130,90 @@ class _Work:
     watcher: Watcher
     texts: _Texts
     failed: dict[Cell, str] = field(default_factory=dict)
+    checked: set[Cell] = field(default_factory=set)
+    trials: list[Cell] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     tunings: list[Tuning] = field(default_factory=list)
     described: dict[Variant, Description] = field(default_factory=dict)
 
+    def begin(self) -> None:
+        """Find what is finished, which is reported whatever happens later.
+
+        Raises:
+            RunError: a run is not what the grid says, so that there is nothing to report.
+        """
+        for variant, recipe in self.comparison.variants.items():
+            self.described[variant] = describe(self.texts.whole(recipe))
+        self._gather()
+
     def run(self) -> None:
         """Measure, tune, compare, as far as each is asked for."""
+        if self.comparison.equal == "seconds":
+            workers = self.workers
+            alone = Workers(1, workers.threads, workers.devices[:1], workers.command)
+            self._run(self._speed_cells(), alone)
+            self._gather()
+        if self.comparison.tune:
+            self._run(self.trials, self.workers)
+            self._gather()
+        self._run(self.cells, self.workers)
+        for key in self.comparison.keys:
+            own = [cell for cell in self.cells if (cell.variant.label, cell.variant.setting) == key]
+            look(self.place, own, self.workers.threads)
+
+    def report(self) -> dict[str, Any]:
+        """Write what is known, and return it."""
+        found = collect(self.findings())
+        write_reports(found, self.place.path)
+        return found
+
+    def _gather(self) -> None:
+        """The runs, by what is known so far of speeds and of tuning."""
         comparison = self.comparison
-        for variant, recipe in comparison.variants.items():
-            self.described[variant] = describe(self.texts.whole(recipe))
-        seconds = self._measure() if comparison.equal == "seconds" else {}
+        seconds = dict(self._speeds()) if comparison.equal == "seconds" else {}
         steps = {variant: self._steps(variant, seconds) for variant in comparison.variants}
-        chosen = {
-            (contender.label, setting): comparison.variants_of(contender.label, setting)[0]
-            for contender in comparison.contenders
-            for setting in comparison.settings
-        }
+        chosen = {key: comparison.variants_of(*key)[0] for key in comparison.keys}
         if comparison.tune:
-            trials = [
+            self.trials = self._checked(
                 Cell.of(variant, comparison.variants[variant], seed, steps[variant], "tune")
                 for seed in comparison.tuning_seeds
                 for variant in comparison.variants
                 if steps[variant] != 0
-            ]
-            self._run(trials, self.workers)
-            self.tunings = [choose(comparison, self.place, *key, trials) for key in chosen]
+            )
+            self.tunings = [choose(comparison, self.place, *key, self.trials) for key in comparison.keys]
             chosen = {(each.label, each.setting): each.chosen for each in self.tunings if each.chosen is not None}
-        self.cells = [
-            Cell.of(chosen[key], comparison.variants[chosen[key]], seed, steps[chosen[key]])
+        self.cells = self._checked(
+            Cell.of(variant, comparison.variants[variant], seed, steps[variant])
             for seed in comparison.seeds
-            for key in chosen
-            if steps[chosen[key]] != 0
-        ]
-        self._run(self.cells, self.workers)
-        for key in chosen:
-            own = [cell for cell in self.cells if (cell.variant.label, cell.variant.setting) == key]
-            look(self.place, own, self.workers.threads)
+            for variant in chosen.values()
+            if steps[variant] != 0
+        )
+
+    def _checked(self, cells: Iterable[Cell]) -> list[Cell]:
+        """The cells, none of which is another run than the one in the directory."""
+        found = list(cells)
+        for cell in found:
+            if cell not in self.checked:
+                self.place.check_cell(cell, self.texts.of(cell.recipe).fingerprint)
+        self.checked.update(found)
+        return found
 
     def _run(self, cells: list[Cell], workers: Workers) -> None:
-        for cell in cells:
-            self.place.check_cell(cell, self.texts.of(cell.recipe).fingerprint)
-        self.failed.update(run_cells(cells, self.place, workers, self.watcher))
+        run_cells(cells, self.place, workers, self.watcher, self.failed)
 
-    def _measure(self) -> dict[tuple[str, Values], float]:
-        """Seconds of a step of each mixer in each setting, measured one at a time."""
+    def _speed_cells(self) -> list[Cell]:
+        """Runs that measure the seconds of a step of each mixer in each setting, one at a time."""
         cells = []
-        for contender in self.comparison.contenders:
-            for setting in self.comparison.settings:
-                variant = self.comparison.variants_of(contender.label, setting)[0]
-                recipe = self.comparison.variants[variant]
-                steps = min(SPEED_STEPS, recipe.train.steps)
-                cells.append(Cell.of(variant, recipe, self.comparison.seeds[0], steps, "speed"))
-        alone = Workers(1, self.workers.threads, self.workers.devices[:1], self.workers.command)
-        self._run(cells, alone)
-        return dict(self._speeds(cells))
+        for key in self.comparison.keys:
+            variant = self.comparison.variants_of(*key)[0]
+            recipe = self.comparison.variants[variant]
+            steps = min(SPEED_STEPS, recipe.train.steps)
+            cells.append(Cell.of(variant, recipe, self.comparison.seeds[0], steps, "speed"))
+        return self._checked(cells)
 
-    def _speeds(self, cells: list[Cell]) -> Iterator[tuple[tuple[str, Values], float]]:
-        for cell in cells:
+    def _speeds(self) -> Iterator[tuple[tuple[str, Values], float]]:
+        """Seconds of a step of each mixer in each setting that are measured."""
+        for cell in self._speed_cells():
             run = self.place.run(cell)
             if run.finished and (speed := run.result()["tokens_per_second"]):
                 tokens = tokens_of_run(cell.recipe) / cell.recipe.train.steps

@@ -2,7 +2,7 @@
 
 ::
 
-    comparison.json   what was begun: the recipe without mixer and seed, data, threads; written first
+    comparison.json   what was begun: the recipe without mixer and seed, data, threads, device; written first
     cells/            run directories; beside each NAME its recipe NAME.yaml and what it printed NAME.log
     results.json  results.csv  report.md  report.html    written whenever the comparison ends, or is interrupted
     compare.lock      empty; held while a comparison is at work
@@ -107,7 +107,12 @@ class ComparisonDirectory:
             lock.release()
 
     def begin(
-        self, comparison: Comparison, fingerprints: Mapping[str, str], threads: int | None, default_threads: int
+        self,
+        comparison: Comparison,
+        fingerprints: Mapping[str, str],
+        threads: int | None,
+        default_threads: int,
+        device: str,
     ) -> int:
         """Record what is begun, or hold what goes on against what was begun.
 
@@ -116,12 +121,13 @@ class ComparisonDirectory:
             fingerprints: of all its texts, by what names each.
             threads: of each run, asked for; None: what was recorded, else the default.
             default_threads: of a comparison that begins.
+            device: of which kind they are: ``cpu`` or ``cuda``.
 
         Returns:
             Threads of each run.
 
         Raises:
-            RunError: a text changed, or the threads did.
+            RunError: a text changed, or the threads or the kind of device did.
         """
         record = self.record()
         known = record.get("data", {})
@@ -137,11 +143,19 @@ class ComparisonDirectory:
                 f"{self.path} was begun with {began} threads a run, and with {threads} the same run gives other bits; "
                 f"say --threads {began}, or choose another --out"
             )
+        # Older directories do not say.
+        trained_on = record.get("device", device)
+        if trained_on != device:
+            raise RunError(
+                f"{self.path} was begun on {trained_on}, and on {device} the same run gives other bits; "
+                f"say --device {trained_on}, or choose another --out"
+            )
         chosen = int(began or threads or default_threads)
         record = {
             "recipe": _base(comparison.recipe, comparison),
             "data": {**known, **fingerprints},
             "threads": chosen,
+            "device": device,
         }
         files.write_text(self.path / RECORD_FILE, to_json(record))
         return chosen

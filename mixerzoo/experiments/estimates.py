@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from mixerzoo.describe import Description, describe
+from mixerzoo.experiments.devices import kind_of
 from mixerzoo.experiments.grid import Cell, Comparison, Variant
+from mixerzoo.model import default_device
 from mixerzoo.recipe import FORWARDS_PER_STEP, Recipe, autocast_dtype, build, weights_dtype
 
 #: Seconds of a run in which nothing is trained or scored: imports, checkpoints, the report of progress.
@@ -40,7 +42,7 @@ class Estimate:
     seconds: float
 
 
-def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
+def estimates(comparison: Comparison, threads: int, device: str | None = None) -> list[Estimate]:
     """What every run would take; trials of tuning come first, and runs are shown at the first tuned values.
 
     Each mixer takes a few steps, to see how fast it is.
@@ -48,6 +50,7 @@ def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
     Args:
         comparison: what is asked for.
         threads: of each run.
+        device: of the runs; default: what `mixerzoo train` takes.
 
     Raises:
         RecipeError: a vocabulary size is open.
@@ -56,7 +59,7 @@ def estimates(comparison: Comparison, threads: int) -> list[Estimate]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        speeds = _speeds(comparison, described)
+        speeds = _speeds(comparison, described, device or default_device())
     finally:
         torch.set_num_threads(before)
     cells = [
@@ -95,7 +98,7 @@ def _validation_tokens(recipe: Recipe, text_tokens: int | None) -> float:
     return whole + times * once
 
 
-def _speeds(comparison: Comparison, described: Mapping[Variant, Description]) -> dict[str, float]:
+def _speeds(comparison: Comparison, described: Mapping[Variant, Description], device: str) -> dict[str, float]:
     """Label → operations a second in training, in the first setting; once it takes too long, the least so far."""
     began, speeds = time.monotonic(), dict[str, float]()
     for contender in comparison.contenders:
@@ -104,18 +107,18 @@ def _speeds(comparison: Comparison, described: Mapping[Variant, Description]) ->
             continue
         variant = comparison.variants_of(contender.label, comparison.settings[0])[0]
         flops = FORWARDS_PER_STEP * described[variant].costs.flops_per_token
-        speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops)
+        speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops, device)
     return speeds
 
 
-def tokens_per_second(recipe: Recipe, flops_per_token: float) -> float:
+def tokens_per_second(recipe: Recipe, flops_per_token: float, device: str) -> float:
     """How fast a recipe trains here: forwards and backwards of so few sequences that it takes about a second.
 
     Args:
         recipe: with the vocabulary size of its model or its tokenizer.
         flops_per_token: of training, to choose how many sequences.
+        device: ``cpu``, ``cuda:1``.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     size, dtype = recipe.data.vocab_size, weights_dtype(recipe.train.precision)
     decoder = build(
         (recipe if size is None else recipe.with_vocab_size(size)).from_scratch(), device=device, dtype=dtype
@@ -130,12 +133,11 @@ def tokens_per_second(recipe: Recipe, flops_per_token: float) -> float:
     autocast = autocast_dtype(recipe.train.precision)
 
     def step() -> None:
-        with torch.autocast(device, autocast, enabled=autocast is not None):
+        with torch.autocast(kind_of(device), autocast, enabled=autocast is not None):
             logits = decoder(tokens)
         F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
         decoder.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        _wait_for(device)
 
     step()  # what is set up once is set up now
     began, count = time.monotonic(), 0
@@ -149,7 +151,7 @@ def product_flops_per_second(device: str, size: int = 512, seconds: float = 0.1)
     """How fast this machine multiplies matrices.
 
     Args:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda:1``.
         size: of the square matrices.
         seconds: how long to measure.
     """
@@ -159,6 +161,10 @@ def product_flops_per_second(device: str, size: int = 512, seconds: float = 0.1)
     while time.monotonic() - began < seconds:
         b = a @ b / size
         count += 1
-        if device == "cuda":
-            torch.cuda.synchronize()
+        _wait_for(device)
     return 2 * size**3 * count / (time.monotonic() - began)
+
+
+def _wait_for(device: str) -> None:
+    if kind_of(device) == "cuda":
+        torch.cuda.synchronize(device)

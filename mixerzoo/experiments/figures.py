@@ -26,7 +26,11 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("bits_per_byte", "bits per byte", "of the held-out text; mean over seeds, with its 95 % t interval"),
-    Column("difference", "difference", "to the baseline, paired by seed, corrected by Holm for the number of mixers"),
+    Column(
+        "difference",
+        "difference",
+        "to the baseline, paired by seed, corrected by Holm for the number of mixers in the table",
+    ),
     Column("parameters", "parameters", "of decoder and mixer"),
     Column("mixer_parameters", "of the mixer", "parameters that the mixer adds"),
     Column("cache_bytes", "cache bytes", "keys and values of one sequence of the recipe's length"),
@@ -35,7 +39,7 @@ COLUMNS = (
     Column("steps", "steps", "of each run"),
     Column("train_seconds", "seconds", "of training, mean over seeds"),
     Column("tokens_per_second", "tokens/s", "of training, mean over seeds"),
-    Column("peak_memory_bytes", "peak memory", "bytes, the largest over seeds"),
+    Column("peak_memory_bytes", "peak memory, MiB", "the largest over seeds"),
 )
 
 
@@ -55,6 +59,8 @@ def cell(row: Mapping[str, Any], key: str) -> str:
         return interval(value)
     if key == "train_seconds":
         return f"{value:,.1f}"
+    if key == "peak_memory_bytes":
+        return f"{value / 2**20:,.0f}"
     return f"{round(value):,}"
 
 
@@ -112,6 +118,11 @@ def method(results: Mapping[str, Any]) -> str:
         "seed, and their intervals widened by Holm's procedure for the number of mixers, so that one leaves out zero "
         "where, and only where, a difference is shown."
     )
+    if len(results["settings"]) > 1:
+        text += (
+            f" That is so for each table; there are {len(results['settings'])}, and the chance that any of them shows "
+            "a difference where there is none grows with their number."
+        )
     if results["tuning_seeds"]:
         text += f" Values were tuned on other seeds: {', '.join(map(str, results['tuning_seeds']))}."
     return text
@@ -125,11 +136,14 @@ def threads(results: Mapping[str, Any]) -> str:
 def tuning_in_words(found: Mapping[str, Any]) -> str:
     """How one mixer's values were chosen."""
     if found["chosen"] is None:
-        return f"{found['label']}: no value could be chosen, for runs failed."
+        return f"{found['label']}: no value is chosen, for no run of its tuning is finished."
     values = ", ".join(f"{key} = {value}" for key, value in found["chosen"].items())
     text = f"{found['label']}: {values}"
     if found["at_the_edge"]:
         text += f" (at the edge of the grid in {', '.join(found['at_the_edge'])}: try values beyond)"
+    known = sum(trial["bits_per_byte"] is not None for trial in found["trials"])
+    if known < len(found["trials"]):
+        text += f" (chosen among {known} of {len(found['trials'])}: the others are not finished)"
     return text
 
 

@@ -160,6 +160,11 @@ class Comparison:
         return list(dict.fromkeys(variant.setting for variant in self.variants))
 
     @property
+    def keys(self) -> list[tuple[str, Values]]:
+        """Label and setting of everything that is compared."""
+        return [(contender.label, setting) for contender in self.contenders for setting in self.settings]
+
+    @property
     def recipe(self) -> Recipe:
         """The baseline's at the first values."""
         return next(recipe for variant, recipe in self.variants.items() if variant.label == self.baseline)

@@ -21,16 +21,28 @@ from mixerzoo.experiments.grid import (
     in_words,
 )
 from mixerzoo.mixer import MixerChoice, check_choice
-from mixerzoo.recipe import Recipe, YamlSource, build, parse_recipe
+from mixerzoo.recipe import Recipe, YamlSource, check_buildable, parse_recipe
 from mixerzoo.validation import Problem, problems, shown
 from mixerzoo.yaml_text import TextError, from_yaml, one_line
 
 #: Runs in a grid beyond which it may be a slip.
 MOST_CELLS = 1000
-#: Of a decoder that is built to see whether it can be, where the text decides.
-_ANY_VOCABULARY = 1024
+_LAST_SEED = 2**32 - 1
 
 _KEY = "compare"
+#: Keys of `train` that change neither what a step costs nor how many there are.
+_SAME_WORK = (
+    "learning_rate",
+    "groups",
+    "schedule",
+    "warmup_fraction",
+    "decay_fraction",
+    "final_learning_rate_fraction",
+    "beta1",
+    "beta2",
+    "weight_decay",
+    "max_grad_norm",
+)
 
 
 class Flags:
@@ -81,6 +93,8 @@ class Flags:
                 self.places[_KEY, name] = f"--{name} {shown(word)}"
 
     def _add(self, path: tuple[str, ...], option: str, text: str) -> None:
+        if before := self.places.get((_KEY, *path)):
+            raise RecipeError(f"{option}: {before} names the same; put all values into one of them")
         try:
             value = from_yaml(text)
         except TextError as error:
@@ -107,6 +121,9 @@ def read_comparison(
     """
     source = YamlSource.read(Path(path), overrides)
     if flags is not None:
+        for changed, option in flags.places.items():
+            if place := source.override_of(changed):
+                raise RecipeError(f"{place}: {option} says something else; leave one of them out")
         source = source.changed(flags.changes, flags.places)
     config = _section(source, source.take(_KEY))
     contenders = _contenders(source, config)
@@ -115,6 +132,8 @@ def read_comparison(
     if most is not None and size > most:
         raise RunError(f"the grid has {size:,} runs; if that is what you want, say so with --yes")
     _check_keys(source, config)
+    _check_work(source, config)
+    _check_overrides(source, config)
     labels = [contender.label for contender in contenders]
     baseline = labels[0] if config.baseline is None else config.baseline
     if baseline not in labels:
@@ -122,8 +141,7 @@ def read_comparison(
     variants = dict(_variants(source, config, contenders))
     first = {variant: recipe.model_copy(update={"seed": seeds[0]}) for variant, recipe in variants.items()}
     for recipe in first.values():
-        known = recipe.model.vocab_size or recipe.data.vocab_size
-        build(recipe if known else recipe.with_vocab_size(_ANY_VOCABULARY), device="meta")
+        check_buildable(recipe)
     return Comparison(
         str(path), contenders, baseline, seeds, tuning_seeds, config.vary, config.tune, config.equal, first
     )
@@ -178,15 +196,22 @@ def _seeds(source: YamlSource, config: CompareConfig) -> tuple[tuple[int, ...], 
     for name, start in (("seeds", first), ("tune_seeds", FIRST_TUNING_SEED)):
         given = getattr(config, name)
         lists[name] = tuple(range(start, start + given)) if isinstance(given, int) else tuple(given)
+        if start <= _LAST_SEED < max(lists[name]):
+            _refuse(source, (name,), f"{given} seeds from {start} on go beyond {_LAST_SEED}, the last that there is")
         if len(set(lists[name])) < len(lists[name]):
             _refuse(source, (name,), "a seed is there twice")
     shared = sorted(set(lists["seeds"]) & set(lists["tune_seeds"]))
+    if not config.tune and "tune_seeds" in config.model_fields_set:
+        emptied = "tune" in config.model_fields_set and not source.override_of((_KEY, "tune_seeds"))
+        if not emptied:
+            _refuse(source, ("tune_seeds",), "nothing is tuned; say --tune KEY=…, or leave it out")
     if config.tune and shared:
         _refuse(source, ("tune_seeds",), f"seed {shared[0]} is one of the comparison's; values are chosen on others")
     return lists["seeds"], lists["tune_seeds"] if config.tune else ()
 
 
 def _check_keys(source: YamlSource, config: CompareConfig) -> None:
+    before: list[list[str]] = []
     for section, grid in (("vary", config.vary), ("tune", config.tune)):
         for key, values in grid.items():
             parts = key.split(".")
@@ -200,6 +225,41 @@ def _check_keys(source: YamlSource, config: CompareConfig) -> None:
                 _refuse(source, (section, key), f"a value is there twice: {shown(values)}")
             if section == "tune" and key in config.vary:
                 _refuse(source, (section, key), "it is varied, too; a key is either varied or tuned")
+            for other in before:
+                if other[: len(parts)] == parts or parts[: len(other)] == other:
+                    _refuse(source, (section, key), f"{'.'.join(other)} is in the grid, too, and one holds the other")
+            before.append(parts)
+
+
+def _check_work(source: YamlSource, config: CompareConfig) -> None:
+    """Refuse what makes steps unequal that are fitted to be equal in something else, before a value is chosen."""
+    for key in config.tune if config.equal != "steps" else ():
+        section, _, rest = key.partition(".")
+        if section != "train" or rest.partition(".")[0] not in _SAME_WORK:
+            _refuse(
+                source,
+                ("tune", key),
+                f"it may change what a step costs, or how many there are, and with equal {config.equal}, steps are "
+                f"counted before a value is chosen; vary it, or tune of train only {', '.join(_SAME_WORK)}",
+            )
+
+
+def _check_overrides(source: YamlSource, config: CompareConfig) -> None:
+    """Refuse what the grid would replace."""
+    if place := source.override_of(("mixer",)):
+        raise RecipeError(
+            f"{place}: the mixers are those of compare.mixers, or --mixers, and so are their options, as in "
+            "{name: depth_attention, stride: 2}"
+        )
+    if not isinstance(config.seeds, int) and (place := source.override_of(("seed",))):
+        raise RecipeError(f"{place}: the seeds are listed in compare.seeds, or --seeds; put it there")
+    for section, grid in (("vary", config.vary), ("tune", config.tune)):
+        for key in grid:
+            if place := source.override_of(tuple(key.split("."))):
+                raise RecipeError(
+                    f"{place}: the values of {key} are those of compare.{section}; name others by --{section} "
+                    f"{key}=…, or add compare.{section}={{}} to have none of them"
+                )
 
 
 def _variants(

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from mixerzoo import files
 from mixerzoo.errors import RunError
+from mixerzoo.experiments.devices import Turns, visible_devices
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell
 
@@ -44,7 +45,7 @@ class Workers:
     Attributes:
         jobs: how many run at a time.
         threads: of each.
-        devices: each cell takes the next: ``cpu``, ``cuda:1``; empty: what `mixerzoo train` takes.
+        devices: of one kind, from `find_devices`, which cells take in turn; empty: what `mixerzoo train` takes.
         command: what is recorded as having started them.
     """
 
@@ -58,14 +59,19 @@ class Workers:
 class _Job:
     cell: Cell
     process: subprocess.Popen[str]
+    device: str | None = None
     error: str | None = None
     full: bool = False
     reader: threading.Thread = field(init=False)
 
 
 def run_cells(
-    cells: Sequence[Cell], directory: ComparisonDirectory, workers: Workers, watcher: Watcher
-) -> dict[Cell, str]:
+    cells: Sequence[Cell],
+    directory: ComparisonDirectory,
+    workers: Workers,
+    watcher: Watcher,
+    failed: dict[Cell, str],
+) -> None:
     """Run what is not finished yet.
 
     Args:
@@ -73,9 +79,7 @@ def run_cells(
         directory: holds their run directories.
         workers: what they run on.
         watcher: hears of it.
-
-    Returns:
-        The cells that failed, each with its error.
+        failed: is given the cells that fail, each with its error, also where this is interrupted.
 
     Raises:
         RunError: the disk is full.
@@ -85,15 +89,14 @@ def run_cells(
     finished = [cell for cell in cells if directory.run(cell).finished]
     watcher.planned(cells, finished)
     waiting = deque(cell for cell in cells if cell not in finished)
-    free = deque(range(workers.jobs))
+    free, turns = deque(range(workers.jobs)), Turns(workers.devices)
     running: dict[int, _Job] = {}
     events: SimpleQueue[tuple[int, dict[str, Any] | None]] = SimpleQueue()
-    failed: dict[Cell, str] = {}
     try:
         while waiting or running:
             while waiting and free:
                 slot, cell = free.popleft(), waiting.popleft()
-                running[slot] = _start(cell, directory, workers, slot, events)
+                running[slot] = _start(cell, directory, workers, turns.take(), slot, events)
                 watcher.began(cell)
             slot, event = events.get()
             job = running[slot]
@@ -102,6 +105,7 @@ def run_cells(
                 continue
             del running[slot]
             free.append(slot)
+            turns.give_back(job.device)
             error = _end(job, directory)
             result = None if error is not None else directory.run(job.cell).result()
             if error is not None:
@@ -111,10 +115,11 @@ def run_cells(
                 raise RunError(f"the disk is full: {error}\nmake room; the same command then goes on")
     finally:
         _stop(list(running.values()))
-    return failed
 
 
-def _start(cell: Cell, directory: ComparisonDirectory, workers: Workers, slot: int, events: Any) -> _Job:
+def _start(
+    cell: Cell, directory: ComparisonDirectory, workers: Workers, device: str | None, slot: int, events: Any
+) -> _Job:
     recipe, log = directory.beside(cell, ".yaml"), directory.beside(cell, ".log")
     recipe.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(recipe, cell.recipe.to_yaml())
@@ -128,22 +133,20 @@ def _start(cell: Cell, directory: ComparisonDirectory, workers: Workers, slot: i
             stderr=stream,
             text=True,
             encoding="utf-8",
-            env=_environment(workers, slot),
+            env=_environment(workers.threads, device),
             # Ctrl-C is for the comparison, which tells its runs.
             process_group=0,
         )
-    job = _Job(cell, process)
+    job = _Job(cell, process, device)
     job.reader = threading.Thread(target=_read, args=(process, slot, events), daemon=True)
     job.reader.start()
     return job
 
 
-def _environment(workers: Workers, slot: int) -> dict[str, str]:
-    threads = str(workers.threads)
-    found = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    if workers.devices:
-        kind, _, number = workers.devices[slot % len(workers.devices)].partition(":")
-        found["CUDA_VISIBLE_DEVICES"] = "" if kind == "cpu" else number or "0"
+def _environment(threads: int, device: str | None) -> dict[str, str]:
+    found = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if device is not None:
+        found["CUDA_VISIBLE_DEVICES"] = visible_devices(device)
     return found
 
 

@@ -21,7 +21,12 @@ MANIFEST_FILE = "manifest.json"
 
 
 def write_manifest(
-    directory: Path, names: Collection[str], *, coming: Mapping[str, str] = MappingProxyType({}), **record: Any
+    directory: Path,
+    names: Collection[str],
+    *,
+    coming: Mapping[str, str] = MappingProxyType({}),
+    sums: Mapping[str, str] = MappingProxyType({}),
+    **record: Any,
 ) -> None:
     """Record files as they are now.
 
@@ -29,13 +34,14 @@ def write_manifest(
         directory: holds them.
         names: of the files; those that are not there are left out.
         coming: files that are written next: name → text.
+        sums: SHA-256 of files of which whoever wrote them knows it: name → hexadecimal.
         **record: what else to record.
 
     Raises:
         OSError: a file cannot be read, or the manifest not be written.
     """
     entries = {
-        name: {"bytes": (directory / name).stat().st_size, "sha256": files.sha256(directory / name)}
+        name: {"bytes": (directory / name).stat().st_size, "sha256": sums.get(name) or files.sha256(directory / name)}
         for name in sorted(names)
         if (directory / name).is_file()
     }

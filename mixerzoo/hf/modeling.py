@@ -32,6 +32,7 @@ from mixerzoo.hf.keywords import (
 )
 from mixerzoo.hf.loss import goes_without_logits, loss_without_logits
 from mixerzoo.hf.pretrained import MixerZooPreTrainedModel, draw
+from mixerzoo.hf.torn import refuse_torn, through
 from mixerzoo.mixer import AttentionInputs, Context, Site
 from mixerzoo.model import KeysAndValues, Run, Stack, earlier
 
@@ -123,10 +124,12 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
 
         Raises:
             MixerError: there are two pasts, or one of an unknown kind; or nothing reads one of ``kwargs``.
+            CacheError: a forward over the past was interrupted.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         past, pages = find_past(past_key_values, cache)
+        refuse_torn(past)
         self._check_what_is_read(kwargs, attention_mask, position_ids, past, paged=pages is not None)
         x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if use_cache and past is None and pages is None:
@@ -144,7 +147,7 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         observe = output_hidden_states is not None and output_hidden_states is not False
-        x, observed = self._steps(x, self._context(input_ids, x, position_ids, run.past), run, observe)
+        x, observed = through(past, partial(self._steps, input_ids, x, position_ids, run, observe))
         x = self.norm(x)
         kept: dict[str, Any] = {PAST: None if not use_cache else pages if past is None else past}
         return BaseModelOutputWithPast(
@@ -179,10 +182,12 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
         before = past.extend_tail(len(self.plan.order), new, tail.length)
         return Context(tokens, earlier(before, new, positions))
 
-    def _steps(self, x: Tensor, context: Context, run: Run[HubPast], observe: bool) -> tuple[Tensor, list[Tensor]]:
+    def _steps(
+        self, tokens: Tensor | None, x: Tensor, positions: Tensor, run: Run[HubPast], observe: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         """The stream after all steps, and, if asked for, what each step's attention reads before its norm."""
         stores, recompute = run.past.stores, self.gradient_checkpointing and self.training and not run.past.stores
-        state, observed = self.mixer.start(x, context), []
+        state, observed = self.mixer.start(x, self._context(tokens, x, positions, run.past)), []
         held: dict[int, KeysAndValues] = {}
         # Early exit shortens the configuration.
         for step, number in enumerate(self.plan.order[: self.config.num_hidden_layers]):
@@ -271,7 +276,7 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
             kwargs: for the loss and the attention function.
 
         Raises:
-            MixerError: as there; or something is for a loss, and there are no labels.
+            MixerError, CacheError: as there; or something is for a loss, and there are no labels.
         """
         for_loss, kwargs = split_loss_keywords(kwargs, self.loss_function, labels=labels is not None)
         outputs = self.model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor
 from mixerzoo.errors import MixerzooError
 from mixerzoo.inference.prompt import (
     Ids,
+    Padding,
     checked_ids,
+    checked_padding,
     padded_ids,
     refuse_beside_text,
     text_format,
     texts_of,
 )
-from mixerzoo.inference.sampling import Sampling, check_sampling, end_ids
+from mixerzoo.inference.sampling import Ends, Sampling, check_sampling, end_ids
 from mixerzoo.inference.steps import Steps
 from mixerzoo.model import Decoder, KVCache
 
@@ -51,7 +53,7 @@ def stream(
     generator: torch.Generator | None = ...,
     compile: bool = ...,
     prefill_chunk: int | None = ...,
-    left_padding: Tensor | None = ...,
+    left_padding: Padding | None = ...,
     cache: KVCache | None = ...,
 ) -> Iterator[Tensor]: ...
 def stream(
@@ -63,7 +65,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-    left_padding: Tensor | None = None,
+    left_padding: Padding | None = None,
     cache: KVCache | None = None,
     compile: bool = False,
     prefill_chunk: int | None = None,
@@ -80,7 +82,7 @@ def stream(
         top_k: sample among the k most likely tokens only.
         top_p: sample among the fewest tokens whose probability reaches p only.
         generator: source of randomness on the decoder's device; default: a fresh one, seeded with 0.
-        left_padding: int64 [B], padding tokens on the left of each prompt row.
+        left_padding: [B], padding tokens on the left of each prompt row; as a tensor, an array of NumPy or a list.
         cache: what came before the prompt; it is advanced over all tokens but the last one yielded.
             Default: a new one.
         compile: run the steps after the prompt as one graph, sampling included: a CUDA graph on CUDA. It takes a cache
@@ -97,7 +99,7 @@ def stream(
         MixerzooError: an argument is out of its range, or the decoder's logits are not finite.
         CacheError: the tokens do not fit in the given cache, or it grows and the steps are to be compiled.
     """
-    _check_decoder(decoder)
+    _check_decoder_and_cache(decoder, cache)
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     run = Steps(decoder, max_new_tokens, Sampling(temperature, top_k, top_p), generator, compile, prefill_chunk)
     if isinstance(tokens, str):
@@ -107,7 +109,8 @@ def stream(
         return _parts(run.after(checked_ids(decoder, prompt)), form, prompt)
     if tokenizer is not None:
         raise MixerzooError("ids are streamed as ids, so a tokenizer has no use; give a text, or leave it out")
-    return run.after(checked_ids(decoder, tokens), left_padding, cache)
+    ids = checked_ids(decoder, tokens)
+    return run.after(ids, checked_padding(left_padding, ids, cache), cache)
 
 
 def _parts(steps: Iterator[Tensor], form: TextFormat, prompt: list[int]) -> Iterator[str]:
@@ -136,7 +139,7 @@ def generate(
     generator: torch.Generator | None = ...,
     compile: bool = ...,
     prefill_chunk: int | None = ...,
-    end_of_text: int | Collection[int] | None = ...,
+    end_of_text: Ends | None = ...,
 ) -> str: ...
 @overload
 def generate(
@@ -151,7 +154,7 @@ def generate(
     generator: torch.Generator | None = ...,
     compile: bool = ...,
     prefill_chunk: int | None = ...,
-    end_of_text: int | Collection[int] | None = ...,
+    end_of_text: Ends | None = ...,
 ) -> list[str]: ...
 @overload
 def generate(
@@ -166,8 +169,8 @@ def generate(
     generator: torch.Generator | None = ...,
     compile: bool = ...,
     prefill_chunk: int | None = ...,
-    left_padding: Tensor | None = ...,
-    end_of_text: int | Collection[int] | None = ...,
+    left_padding: Padding | None = ...,
+    end_of_text: Ends | None = ...,
     cache: KVCache | None = ...,
 ) -> Tensor: ...
 def generate(
@@ -179,8 +182,8 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-    left_padding: Tensor | None = None,
-    end_of_text: int | Collection[int] | None = None,
+    left_padding: Padding | None = None,
+    end_of_text: Ends | None = None,
     cache: KVCache | None = None,
     compile: bool = False,
     prefill_chunk: int | None = None,
@@ -200,8 +203,8 @@ def generate(
         cache: as in `stream`.
         compile: as in `stream`.
         prefill_chunk: as in `stream`.
-        end_of_text: token, or several, that ends a row; what follows one in that row is that token too, and
-            generation stops once every row has ended. Default: the ends that the tokenizer knows, if one is given.
+        end_of_text: token that ends a row, or several in a list or the like; what follows one in that row is that token
+            too, and generation stops once every row has ended. Default: the ends that the tokenizer knows, if any.
         tokenizer: as in `stream`.
 
     Returns:
@@ -211,21 +214,21 @@ def generate(
     Raises:
         MixerzooError, CacheError: as in `stream`.
     """
-    _check_decoder(decoder)
+    _check_decoder_and_cache(decoder, cache)
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     texts = texts_of(tokens)
     form = None if tokenizer is None and texts is None else text_format(tokenizer)
     prompts: list[list[int]] = []
     if form is None or texts is None:
         ids = checked_ids(decoder, tokens)
+        padding = checked_padding(left_padding, ids, cache)
     else:
         refuse_beside_text(left_padding, cache)
         prompts = [form.encode_prompt(text) for text in texts]
-        ids, left_padding = padded_ids(decoder, prompts)
-    known = form.end_ids if end_of_text is None and form is not None else end_of_text
-    ends = end_ids(known, decoder.shape.vocab_size)
+        ids, padding = padded_ids(decoder, prompts)
+    ends = end_ids(form.end_ids if form is not None and end_of_text is None else end_of_text, decoder.shape.vocab_size)
     run = Steps(decoder, max_new_tokens, Sampling(temperature, top_k, top_p), generator, compile, prefill_chunk)
-    whole = _until_all_end(ids, run.after(ids, left_padding, cache), ends)
+    whole = _until_all_end(ids, run.after(ids, padding, cache), ends)
     if form is None or texts is None:
         return whole
     written = _decoded(form, prompts, whole[:, ids.size(1) :], ends)
@@ -258,10 +261,14 @@ def _before_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-def _check_decoder(decoder: object) -> None:
+def _check_decoder_and_cache(decoder: object, cache: object) -> None:
     # torch.compile gives another class with the same methods.
     if not callable(getattr(decoder, "new_cache", None)):
         raise MixerzooError(
             f"the decoder is {type(decoder).__name__}; it must be a mixerzoo.Decoder, as mixerzoo.load_checkpoint "
             "gives (a model of transformers has a generate of its own)"
+        )
+    if cache is not None and not isinstance(cache, KVCache):
+        raise MixerzooError(
+            f"the cache is {type(cache).__name__}; it must be a mixerzoo.KVCache, as decoder.new_cache gives"
         )

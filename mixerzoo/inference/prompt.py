@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: What ids can be given as: [B, T] of any integer type, or lists of them; [T] or a list of numbers is one row.
 Ids: TypeAlias = Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
+#: Numbers of padding tokens [B], likewise.
+Padding: TypeAlias = Tensor | NDArray[np.integer[Any]] | Sequence[int]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -37,7 +39,7 @@ def text_format(tokenizer: TextTokenizer | TextFormat | None) -> TextFormat:
     return TextFormat.of(tokenizer)
 
 
-def refuse_beside_text(left_padding: Tensor | None, cache: KVCache | None) -> None:
+def refuse_beside_text(left_padding: Padding | None, cache: KVCache | None) -> None:
     for name, given in (("left_padding", left_padding), ("cache", cache)):
         if given is not None:
             raise MixerzooError(f"{name} goes with ids; a text is padded, and begins, by itself")
@@ -85,6 +87,41 @@ def checked_ids(decoder: Decoder, tokens: object) -> Tensor:
     if least < 0 or most >= decoder.shape.vocab_size:
         raise _beyond(least if least < 0 else most, decoder.shape.vocab_size)
     return tokens
+
+
+def checked_padding(left_padding: object, tokens: Tensor, cache: KVCache | None) -> Tensor | None:
+    """Padding on the left of each row as int64 [B] on the device of the prompt.
+
+    Args:
+        left_padding: as it was given; None: there is none.
+        tokens: the prompt, of `checked_ids`.
+        cache: what came before it, padding too.
+
+    Raises:
+        MixerzooError: it is no number of tokens for each row that leaves the row one of its own.
+    """
+    if left_padding is None:
+        return None
+    counts, rows = left_padding, tokens.size(0)
+    if isinstance(counts, Tensor | np.ndarray):
+        counts = counts.tolist()
+    if (
+        not isinstance(counts, Sequence)
+        or isinstance(counts, str | bytes)
+        or len(counts) != rows
+        or not all(isinstance(count, Integral) and not isinstance(count, bool) for count in counts)
+    ):
+        raise MixerzooError(
+            f"left_padding is {left_padding!r}; it must be {rows} whole numbers, one for each row of the prompt: how "
+            "many padding tokens are on its left"
+        )
+    length = tokens.size(1) + (0 if cache is None else cache.length)
+    if not all(0 <= count < length for count in counts):
+        raise MixerzooError(
+            f"left_padding is {list(counts)}; in rows of {length} tokens it must be from 0 to {length - 1}, so that "
+            "each has a token of its own"
+        )
+    return torch.tensor([int(count) for count in counts], device=tokens.device)
 
 
 def _rows(tokens: object, vocab_size: int) -> list[list[int]]:

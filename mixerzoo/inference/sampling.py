@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mixerzoo.errors import MixerzooError
+
+#: One id that ends a text, or several.
+Ends: TypeAlias = int | Collection[int] | Tensor | NDArray[np.integer[Any]]
 
 #: Positions are computed in float32, which tells no more of them apart.
 MOST_TOKENS = 2**24
@@ -72,6 +77,33 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= MOST_SEED:
         raise MixerzooError(f"seed is {seed}; it must be from 0 to {MOST_SEED}")
+
+
+def check_generator(generator: object, device: torch.device, temperature: float) -> None:
+    """Refuse what numbers cannot be drawn from, where the decoder is.
+
+    Args:
+        generator: a `torch.Generator`, or None.
+        device: of the decoder.
+        temperature: with 0 nothing is drawn, wherever the generator is.
+
+    Raises:
+        MixerzooError: it is something else, or on another device.
+    """
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise MixerzooError(
+            f"generator is {generator!r}; it must be a torch.Generator, as torch.Generator({str(device)!r})"
+            ".manual_seed(0) gives"
+        )
+    there = generator.device
+    # Without an index it is the current device.
+    same = there == device or (there.type == device.type and None in (there.index, device.index))
+    if temperature > 0 and not same:
+        raise MixerzooError(
+            f"generator is on {there}, and the decoder on {device}; make it with torch.Generator({str(device)!r})"
+        )
 
 
 class Sampling(NamedTuple):
@@ -166,7 +198,7 @@ def _first_k(logits: Tensor, k: int) -> Tensor:
     return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
-def end_ids(end_of_text: int | Collection[int] | None, vocab_size: int) -> list[int]:
+def end_ids(end_of_text: Ends | None, vocab_size: int) -> list[int]:
     """The ids that end a text.
 
     Args:
@@ -176,10 +208,14 @@ def end_ids(end_of_text: int | Collection[int] | None, vocab_size: int) -> list[
     Raises:
         MixerzooError: one is no id below V.
     """
-    given: list[Any] = [] if end_of_text is None else [end_of_text]
-    if isinstance(end_of_text, list | tuple | set | frozenset):
-        given = list(end_of_text)
+    ends: Any = end_of_text.tolist() if isinstance(end_of_text, Tensor | np.ndarray) else end_of_text
+    if ends is None:
+        return []
+    several = isinstance(ends, Collection) and not isinstance(ends, str | bytes | Mapping)
+    given = list(ends) if several else [ends]
     for each in given:
         if not isinstance(each, Integral) or isinstance(each, bool) or not 0 <= int(each) < vocab_size:
-            raise MixerzooError(f"end_of_text is {each!r}; it must be a token's id, from 0 to {vocab_size - 1}")
+            raise MixerzooError(
+                f"end_of_text is {each!r}; it must be a token's id, or several, from 0 to {vocab_size - 1}"
+            )
     return [int(each) for each in given]

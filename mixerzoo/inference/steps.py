@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.errors import CacheError, MixerzooError
-from mixerzoo.inference.sampling import Sampling, are_finite, choose, refuse_not_finite
+from mixerzoo.inference.sampling import Sampling, are_finite, check_generator, choose, refuse_not_finite
 from mixerzoo.model import Decoder, KVCache
 
 #: Bytes by which a mixer's state may exceed that of a residual stream while a prompt goes through.
@@ -52,6 +52,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         check_chunk(self.prefill_chunk)
+        check_generator(self.generator, self.decoder.lm_head.weight.device, self.sampling.temperature)
 
     def after(
         self, tokens: Tensor, left_padding: Tensor | None = None, cache: KVCache | None = None

@@ -8,8 +8,9 @@ from mixerzoo.mixer.followed import Followed, follow
 from mixerzoo.mixer.hookspecs import hookimpl
 from mixerzoo.mixer.liveness import held_sources
 from mixerzoo.mixer.plan import HOOKS, Hook, Plan, Tail
-from mixerzoo.mixer.plugin_guard import guarded, output_to_stderr
-from mixerzoo.mixer.registry import MixerEntry, Registry, load_registry, one_line
+from mixerzoo.mixer.plugin_guard import blamed, guarded, output_to_stderr
+from mixerzoo.mixer.recorded import plugin_record, recorded_entry
+from mixerzoo.mixer.registry import MixerEntry, Registry, load_registry
 from mixerzoo.mixer.shape import Branch, DecoderShape, Site
 
 __all__ = [
@@ -39,12 +40,14 @@ __all__ = [
     "Site",
     "State",
     "Tail",
+    "blamed",
     "check_choice",
     "follow",
     "guarded",
     "held_sources",
     "hookimpl",
     "load_registry",
-    "one_line",
     "output_to_stderr",
+    "plugin_record",
+    "recorded_entry",
 ]

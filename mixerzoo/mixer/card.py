@@ -14,6 +14,23 @@ class MixerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def refuse_idle(self, beside: str, remedy: str, *names: str) -> None:
+        """Refuse options that have no meaning beside others, for a validator of a mixer's ``Config``.
+
+        One that equals its default passes: a checkpoint and a resolved recipe have every option written out.
+
+        Args:
+            beside: the options and their values, as in ``"dialect kimi"``.
+            remedy: what would give it a meaning, as in ``"set dialect to snapshot"``.
+            names: of those without a meaning.
+
+        Raises:
+            ValueError: one of them differs from its default.
+        """
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                raise ValueError(f"{name} has no meaning with {beside}; leave it out, or {remedy}")
+
 
 @dataclass(frozen=True)
 class Neutral:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any
 
-from mixerzoo.errors import PluginError, visible
+from mixerzoo.errors import MixerzooError, PluginError, error_line, visible
 from mixerzoo.process import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,26 @@ def guarded(plugin: str, doing: str, changes: list[str] | None = None) -> Iterat
             logger.warning("plugin %s changed, while %s: %s", plugin, doing, "; ".join(found))
         if changes is not None:
             changes.extend(found)
+
+
+@contextmanager
+def blamed(plugin: str, doing: str, problem: str, kind: type[MixerzooError] = PluginError) -> Iterator[None]:
+    """Run a plugin's code as `guarded` does, and say of whatever it raises what cannot be done now.
+
+    Args:
+        plugin: its name, for messages.
+        doing: what it is doing, in words.
+        problem: what cannot be done; the error begins with it.
+        kind: of the error.
+
+    Raises:
+        MixerzooError: of that kind; the plugin raised something.
+    """
+    try:
+        with guarded(plugin, doing):
+            yield
+    except Exception as error:  # the code is a stranger's
+        raise kind(f"{problem}: {error_line(error)}") from error
 
 
 @contextmanager

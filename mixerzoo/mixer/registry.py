@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pluggy
 from pydantic import PydanticUserError
 
-from mixerzoo.errors import MixerError, MixerzooError, PluginError, did_you_mean, visible
+from mixerzoo.errors import MixerError, PluginError, did_you_mean, error_line, visible
 from mixerzoo.mixer import hookspecs
 from mixerzoo.mixer.base import API_VERSION, Mixer
 from mixerzoo.mixer.card import MixerCard, MixerConfig
@@ -27,14 +27,11 @@ from mixerzoo.mixer.version_1 import CHANGES, sign_of_version_1
 logger = logging.getLogger(__name__)
 
 #: Stands for the distribution of an entry point that has none.
-_UNKNOWN = "unknown"
+UNKNOWN = "unknown"
 #: The distribution whose mixers keep their names, whoever else wants them.
 _BUILT_IN = hookspecs.PROJECT
 #: What a mixer may be called: the name is typed in recipes and commands and becomes part of file names.
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
-#: What a distribution and its version may be called.
-_PROJECT = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]{,98}[A-Z0-9]", re.ASCII | re.IGNORECASE)
-_RELEASE = re.compile(r"[A-Z0-9.!+_-]{,98}", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -173,36 +170,6 @@ class Registry:
             message += f". Plugins that could not be loaded: {reasons}"
         raise MixerError(message)
 
-    def get_recorded(self, name: str, plugin: Any) -> MixerEntry:
-        """The entry of a mixer that a file names together with the plugin that it came from.
-
-        Args:
-            name: of the mixer.
-            plugin: ``{"distribution": …, "version": …}`` as the file has it, or anything else.
-
-        Raises:
-            MixerError: it is not installed; says what to install.
-            PluginError: several plugins offer it.
-        """
-        origin = plugin if isinstance(plugin, dict) else {}
-        distribution, release = origin.get("distribution"), origin.get("version")
-        if any(entry.distribution == distribution for entry in self.overshadowed.get(name, ())):
-            raise PluginError(f"the mixer {name!r} comes from the plugin {distribution}, but {self.clash(name)}")
-        try:
-            return self.get(name)
-        except MixerError as error:
-            if not isinstance(distribution, str) or distribution == _UNKNOWN or not _PROJECT.fullmatch(distribution):
-                raise MixerError(f"{error}; which plugin it came from is not recorded") from error
-            release = release if isinstance(release, str) and _RELEASE.fullmatch(release) else ""
-            came = f"the mixer {name!r} comes from the plugin {distribution} {release}".strip()
-            try:
-                installed = metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                raise MixerError(
-                    f"{came}, which is not installed here (pip install {distribution}): {error}"
-                ) from error
-            raise MixerError(f"{came}, and version {installed} is installed here, but: {error}") from error
-
     def clash(self, name: str) -> str:
         """What is wrong with a name in `clashes` or `overshadowed`, and what would put it right."""
         if name in self.overshadowed:
@@ -218,25 +185,19 @@ class Registry:
         return f"several plugins offer a mixer named {name!r}: {plugins}; {remedy}"
 
 
-def one_line(error: BaseException) -> str:
-    """An error in one line, with its type where it is not one of ours."""
-    if isinstance(error, MixerzooError):
-        text = str(error) or type(error).__name__
-    elif isinstance(error, SyntaxError):
-        text = f"{type(error).__name__}: {error}"  # with file and line
-    else:
-        text = traceback.format_exception_only(error)[0]  # which survives an error that cannot be printed
-    return visible(" ".join(text.split()))
+def normal_name(distribution: str) -> str:
+    """The name of a distribution as installers compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def broken_plugin(plugin: str, error: BaseException) -> BrokenPlugin:
     """A plugin that failed with an error."""
-    return BrokenPlugin(plugin, one_line(error), visible("".join(traceback.format_exception(error))))
+    return BrokenPlugin(plugin, error_line(error), visible("".join(traceback.format_exception(error))))
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     # What is left of a half-removed package has neither name nor version.
-    name, version = (point.dist and point.dist.name) or _UNKNOWN, (point.dist and point.dist.version) or "0"
+    name, version = (point.dist and point.dist.name) or UNKNOWN, (point.dist and point.dist.version) or "0"
     return visible(name), visible(version)
 
 
@@ -371,7 +332,7 @@ def _installed() -> tuple[list[EntryPoint], list[BrokenPlugin]]:
     seen: set[str] = set()
     for distribution in metadata.distributions():
         name = distribution.name or ""
-        normal = re.sub(r"[-_.]+", "-", name).lower()
+        normal = normal_name(name)
         # The first on the path is the one that is imported.
         if normal and normal in seen:
             continue
@@ -380,5 +341,5 @@ def _installed() -> tuple[list[EntryPoint], list[BrokenPlugin]]:
             points += distribution.entry_points.select(group=hookspecs.PROJECT)
         except Exception as error:  # noqa: BLE001  what is damaged there may fail in any way
             if f"[{hookspecs.PROJECT}]" in (distribution.read_text("entry_points.txt") or ""):
-                unreadable.append(broken_plugin(f"{visible(name) or _UNKNOWN}:entry_points.txt", error))
+                unreadable.append(broken_plugin(f"{visible(name) or UNKNOWN}:entry_points.txt", error))
     return points, unreadable

@@ -2,13 +2,14 @@
 
 from mixerzoo.model.attention import Attention
 from mixerzoo.model.available import check_backend
+from mixerzoo.model.backend_fit import unfit
 from mixerzoo.model.backends import BackendName
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.config import LoopConfig, ModelConfig
 from mixerzoo.model.costs import flops_per_token, forward_flops
 from mixerzoo.model.decay import apply_lr_factors, decay_parameter_names, parameter_roles, roles_within
 from mixerzoo.model.decoder import Decoder
-from mixerzoo.model.devices import DTYPES, find_device, find_dtype
+from mixerzoo.model.devices import DTYPES, default_device, find_device, find_dtype
 from mixerzoo.model.initial import initialise_mixer, materialize
 from mixerzoo.model.latent_attention import LatentAttention
 from mixerzoo.model.layer import Layer
@@ -51,6 +52,7 @@ __all__ = [
     "compute_device",
     "compute_dtype",
     "decay_parameter_names",
+    "default_device",
     "drop_gathered",
     "earlier",
     "find_device",
@@ -66,4 +68,5 @@ __all__ = [
     "recomputes",
     "remix",
     "roles_within",
+    "unfit",
 ]

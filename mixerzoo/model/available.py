@@ -8,15 +8,15 @@ import warnings
 
 import torch
 
-from mixerzoo.errors import BackendError
+from mixerzoo.errors import BackendError, did_you_mean
 from mixerzoo.model import flash
-from mixerzoo.model.backends import BackendName
+from mixerzoo.model.backends import BACKENDS, BackendName
 
 
 def check_backend(
     name: BackendName, device: torch.device | str, *, training: bool = False, dtype: torch.dtype | None = None
 ) -> None:
-    """Refuse a backend that cannot run on a device.
+    """Refuse a backend that is unknown or cannot run on a device.
 
     Args:
         name: of the backend.
@@ -25,8 +25,12 @@ def check_backend(
         dtype: in which attention is computed, where that is known.
 
     Raises:
-        BackendError: says why and what to choose instead.
+        BackendError: there is none of that name, or it cannot run; says why and what to choose instead.
     """
+    if name not in BACKENDS:
+        raise BackendError(
+            f"there is no attention backend {name!r}{did_you_mean(str(name), BACKENDS)}; known: {', '.join(BACKENDS)}"
+        )
     kind = torch.device(device).type
     if name == "flex" and training and kind == "cpu":
         raise BackendError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixerzoo.errors import CacheError
 from mixerzoo.mixer import DecoderShape, Plan
-from mixerzoo.model.storage import cleared, replaced, static, writable
+from mixerzoo.model.storage import arriving, cleared, replaced, static, taken_in, writable
 from mixerzoo.model.tail import TailStorage
 
 
@@ -25,7 +25,7 @@ class KVCache:
     """Keys and values of every slot that a plan owns.
 
     A step calls `append` once per forward with its new keys and values and attends to what comes back;
-    the decoder calls `advance` once, after the last step. Storage is either growing (by blocks) or fixed
+    the decoder calls `advance` once, after all else. Storage is either growing (by blocks) or fixed
     (allocated in full, of constant shape, as compiled decoding needs it). Slots with a window keep only
     their most recent tokens.
 
@@ -35,6 +35,10 @@ class KVCache:
 
     With gradients enabled, appended tensors that require them stay in the graph; the storage is then
     replaced instead of written in place, until the next `reset`.
+
+    A forward that is interrupted leaves the past as it was, so the call can be made again; only where steps write one
+    slot in turn, so that tokens go one by one, have some become past, as `length` says. Of a compiled one nobody knows
+    what it had written: `reset` the cache then.
 
     Args:
         plan: who owns which slot, and the windows.
@@ -94,6 +98,8 @@ class KVCache:
             )
         # By window: tokens before this position were dropped before a crop and cannot come back.
         self._oldest: dict[int, int] = {}
+        # Of a forward that goes on, by "keys" or "values" and slot: what `advance` puts into slots with a window.
+        self._arrived: dict[tuple[str, int], Tensor] = {}
 
     # Used by the decoder.
 
@@ -131,6 +137,8 @@ class KVCache:
     def append(self, slot: int, k: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Store the new keys and values of a slot and return all that attention sees there.
 
+        Nothing of the past is overwritten before `advance`.
+
         Args:
             slot: its number in the plan. What a step wrote there in this forward, another one replaces.
             k: new keys [B, G, T, d], or None for none.
@@ -148,7 +156,10 @@ class KVCache:
         return keys, values
 
     def extend_tail(self, new: Tensor) -> Tensor:
-        """Take the new tokens' vectors [B, T, width] into the tail; the last ``Tail.length`` before them come back.
+        """Have `advance` take the new tokens' vectors [B, T, width] into the tail.
+
+        Returns:
+            The last ``Tail.length`` vectors before them.
 
         Raises:
             CacheError: the plan has no tail, or the batch is of another size.
@@ -160,7 +171,18 @@ class KVCache:
         return self._tail.extend(new)
 
     def advance(self, num_new: int) -> None:
-        """Count ``num_new`` appended tokens as past."""
+        """Make the ``num_new`` appended tokens past."""
+        for (what, slot), arrived in self._arrived.items():
+            storage, window = self._keys if what == "keys" else self._values, self.plan.windows[slot]
+            assert window is not None
+            fixed, room = self.max_length is not None, self._window_storage(window)
+            storage[slot] = taken_in(storage[slot], arrived, room, 2, fixed=fixed)
+        self._arrived = {}
+        if self._tail is not None:
+            self._tail.advance()
+        self._count(num_new)
+
+    def _count(self, num_new: int) -> None:
         if isinstance(self._length, Tensor):
             self._length.add_(num_new)
         else:
@@ -200,7 +222,8 @@ class KVCache:
                 if self.max_length is not None:
                     kept = torch.cat([torch.zeros_like(data[:, :, kept.size(2) :]), kept], dim=2)
                 storage[step] = self._replaced(data, kept)
-        self.advance(-dropped)
+        self._arrived = {}
+        self._count(-dropped)
 
     def reorder(self, rows: Tensor) -> None:
         """Make row i of the batch what row ``rows[i]`` was (beam search); the batch size may change.
@@ -214,6 +237,7 @@ class KVCache:
         rows = rows.to(self.device)
         if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= self.batch_size:
             raise CacheError(f"rows must be a vector of numbers from 0 to {self.batch_size - 1}, got {rows.tolist()}")
+        self._arrived = {}
         for step, storage, _ in self._slots():
             storage[step] = self._replaced(storage[step], storage[step].index_select(0, rows))
         if self._tail is not None:
@@ -227,7 +251,7 @@ class KVCache:
         if isinstance(self._length, Tensor):
             twin._length = clone(self._length)
         twin._tail = None if self._tail is None else self._tail.copy()
-        twin._oldest = dict(self._oldest)
+        twin._oldest, twin._arrived = dict(self._oldest), {}
         twin._keys = {step: clone(data) for step, data in self._keys.items()}
         twin._values = {step: clone(data) for step, data in self._values.items()}
         return twin
@@ -238,7 +262,7 @@ class KVCache:
             self._length.zero_()
         else:
             self._length = 0
-        self._oldest = {}
+        self._oldest, self._arrived = {}, {}
         if self._tail is not None:
             self._tail.reset()
         for step, storage, _ in self._slots():
@@ -332,8 +356,8 @@ class KVCache:
         num_new = new.size(2)
         window = self.plan.windows[slot]
         if window is not None:
-            seen = torch.cat([data, new], dim=2)
-            storage[slot] = self._replaced(data, seen[:, :, -self._window_storage(window) :])
+            seen, fixed = torch.cat([data, new], dim=2), self.max_length is not None
+            self._arrived[what, slot] = arriving(seen, new, self._window_storage(window), 2, fixed=fixed)
             return seen
         span = self._span(num_new)
         in_graph = torch.is_grad_enabled() and (new.requires_grad or data.requires_grad)

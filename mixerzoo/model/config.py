@@ -165,6 +165,11 @@ class ModelConfig(BaseModel):
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
+    def has_key_norms(self) -> bool:
+        """Whether each key head has a norm, so that ``k_norm`` means something."""
+        return self.qk_norm and self.attention == "gqa"
+
+    @property
     def rotary_dim(self) -> int:
         """How many elements of a query and of a key head have RoPE."""
         return self.resolved_head_dim if self.mla is None else self.mla.qk_rope_head_dim

@@ -17,12 +17,8 @@ from torch import Tensor, nn
 from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.mixer import Context, Mixer, MixerConfig, Plan, State
 from mixerzoo.model.attention import Attention
-from mixerzoo.model.backends import (
-    AttentionMask,
-    BackendName,
-    Visibility,
-    make_mask,
-)
+from mixerzoo.model.backend_fit import check_fit
+from mixerzoo.model.backends import AttentionMask, BackendName, Visibility, make_mask
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.cached_past import CachedPast
 from mixerzoo.model.config import ModelConfig
@@ -64,6 +60,10 @@ class Backbone(Stack):
     Args:
         config: sizes and conventions.
         mixer: the mixer that joins the layers.
+
+    Raises:
+        MixerError: the mixer cannot work on this decoder.
+        BackendError: the attention backend would not compute all of its attention.
     """
 
     def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
@@ -80,10 +80,8 @@ class Backbone(Stack):
         self._regions: Regions | None = None
         self._whole: Callable[..., Tensor] | None = None
         self._is_sequential = self.plan.is_sequential
+        check_fit(config, self.plan, mixer.name)
         self._backend: BackendName = config.attention_backend
-        if "depth_kv" in self.plan.hooks and self._backend != "eager":
-            # What joins entries along depth to the softmax reads masks as this one does.
-            self._backend = "sdpa"
 
     def forward(
         self,
@@ -93,8 +91,12 @@ class Backbone(Stack):
         left_padding: Tensor | None = None,
         documents: Tensor | None = None,
         last_only: bool = False,
+        advances: bool = True,
     ) -> Tensor:
-        """Normed hidden states [B, T, D], or [B, 1, D] with ``last_only``; arguments as in `Decoder.forward`."""
+        """Normed hidden states [B, T, D], or [B, 1, D] with ``last_only``; arguments as in `Decoder.forward`.
+
+        Without ``advances`` the caller does the last `KVCache.advance` of `num_left`.
+        """
         if self._is_sequential and self.activation_checkpointing != "none" and torch.is_grad_enabled():
             raise MixerError(
                 f"mixer {self.mixer.name!r} lets steps write one slot in turn, which cannot be computed again in the "
@@ -102,7 +104,14 @@ class Backbone(Stack):
             )
         if self._whole is not None and cache is None and torch.is_grad_enabled():
             return self._whole(tokens, None, left_padding, documents, last_only)
-        return self._forward(tokens, cache, left_padding, documents, last_only)
+        hidden = self._forward(tokens, cache, left_padding, documents, last_only)
+        if cache is not None and advances:
+            cache.advance(self.num_left(tokens))
+        return hidden
+
+    def num_left(self, tokens: Tensor) -> int:
+        """How many of the tokens [B, T] are not past when all their steps are through."""
+        return 1 if self._is_sequential else tokens.size(1)
 
     def compile_training(self, mode: Compiled) -> None:
         """Have `torch.compile` run the forwards that have gradients and no cache, and their backwards.
@@ -128,7 +137,11 @@ class Backbone(Stack):
         if cache is None:
             sizes = self.model_config.shape()
             cache = KVCache(self.plan, sizes, new.x.size(0), dtype=new.x.dtype, device=new.x.device)
-        hidden = [self._steps(new.one(t), cache, left_padding, documents) for t in range(tokens.size(1))]
+        hidden = []
+        for t in range(tokens.size(1)):
+            if t:
+                cache.advance(1)
+            hidden.append(self._steps(new.one(t), cache, left_padding, documents))
         return hidden[-1] if last_only else torch.cat(hidden, dim=1)
 
     def _steps(
@@ -161,8 +174,6 @@ class Backbone(Stack):
                 if narrowed is not None:
                     state, run = narrowed, self._for_last_token(run)
         x = self.mixer.finish(state)
-        if cache is not None:
-            cache.advance(num_new)
         hidden: Tensor = self.norm(x[:, -1:] if last_only else x)
         return hidden
 
@@ -209,7 +220,7 @@ class Backbone(Stack):
 
     def _for_last_token(self, run: Run[CachedPast]) -> Run[CachedPast]:
         """What the steps share once only the last of the new tokens goes on."""
-        # The positions of keys stay those of the beginning: by now windowed slots have dropped what left them.
+        # The positions of keys stay those of the beginning.
         past = run.past
         masks = {
             window: self._mask(mask.visibility._replace(queries=mask.visibility.queries[-1:], square=False), past.cache)
@@ -252,6 +263,7 @@ class Decoder(nn.Module):
 
     Raises:
         MixerError: the mixer cannot work on this decoder.
+        BackendError: the attention backend would not compute all of its attention.
     """
 
     def __init__(self, config: ModelConfig, mixer: type[Mixer], mixer_config: MixerConfig | None = None) -> None:
@@ -296,9 +308,8 @@ class Decoder(nn.Module):
             cache: what came before; it is read, filled and advanced. None: nothing came before.
             left_padding: int64 [B], how many tokens on the left of each row are padding. With a cache,
                 pass the same counts at every call.
-            documents: int64 [B, T], the document of each token of a packed batch, ascending: tokens see
-                only their own document, and positions restart with it, unless ``model.reset_positions`` is off. Not
-                together with a cache.
+            documents: int64 [B, T], the document of each token of a packed batch, ascending: tokens see only their own,
+                and positions restart with it, unless ``model.reset_positions`` is off. Not together with a cache.
             last_only: compute the logits of the last position only, and skip the other tokens in steps that
                 store no keys and values any more (see `Mixer.last_token`).
 
@@ -312,8 +323,10 @@ class Decoder(nn.Module):
         check_inputs(
             tokens, self.shape.vocab_size, cached=cache is not None, left_padding=left_padding, documents=documents
         )
-        hidden = self.model(tokens, cache, left_padding=left_padding, documents=documents, last_only=last_only)
-        logits: Tensor = self.lm_head(hidden)
+        options = {"left_padding": left_padding, "documents": documents, "last_only": last_only}
+        logits: Tensor = self.lm_head(self.model(tokens, cache, **options, advances=False))
+        if cache is not None:
+            cache.advance(self.model.num_left(tokens))
         return logits
 
     def loss(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
@@ -333,7 +346,10 @@ class Decoder(nn.Module):
         return linear_cross_entropy(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
 
     def token_losses(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
-        """Cross-entropy [B, T] of each next token, without gradients; arguments and errors as in `loss`."""
+        """Cross-entropy [B, T] of each next token, without gradients; arguments and errors as in `loss`.
+
+        It is 0 where a token does not count.
+        """
         with torch.no_grad():
             return token_losses(self._hidden(tokens, targets, documents), self.lm_head.weight, targets)
 

@@ -28,6 +28,11 @@ def find_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
+def default_device() -> str:
+    """Where a decoder goes of which nothing is said: ``cuda`` if there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def find_device(device: torch.device | str) -> torch.device:
     """A device on which tensors can be made.
 

@@ -16,8 +16,8 @@ def check_inputs(
 ) -> None:
     """Refuse what would fail far away, or worse, would not fail.
 
-    The range of tokens is looked at on the CPU only: elsewhere it would hold up every decoding step, and the
-    device says so itself. Nothing is checked in a compiled graph or on the meta device.
+    Numbers are looked at on the CPU only: elsewhere that would hold up every step until the device has come to it. Of
+    tokens out of range a device says so itself. Nothing is checked in a compiled graph.
 
     Args:
         tokens: ids [B, T].
@@ -45,18 +45,16 @@ def check_inputs(
                 f"{name} is {tensor.dtype} of shape {list(tensor.shape)}; for tokens {list(tokens.shape)} it must "
                 f"be int64 {list(shape)}"
             )
-    if tokens.is_meta:
-        return
-    if tokens.device.type == "cpu" and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
+    if _is_near(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
         raise InputError(f"tokens range from {tokens.min()} to {tokens.max()}; the vocabulary has {vocab_size}")
-    if left_padding is not None:
+    if left_padding is not None and _is_near(left_padding):
         longest = int(left_padding.max())
         if int(left_padding.min()) < 0 or (not cached and longest >= tokens.size(1)):
             raise InputError(
                 f"left_padding is {left_padding.tolist()}; in rows of {tokens.size(1)} tokens it must be from 0 to "
                 f"{tokens.size(1) - 1}, so that each has a token of its own"
             )
-    if documents is not None and bool((documents[:, 1:] < documents[:, :-1]).any()):
+    if documents is not None and _is_near(documents) and bool((documents[:, 1:] < documents[:, :-1]).any()):
         raise InputError("documents descend within a row; number the documents of a row in ascending order")
 
 
@@ -78,7 +76,12 @@ def check_targets(targets: Tensor, tokens: Tensor, vocab_size: int) -> None:
             f"targets are {targets.dtype} of shape {list(targets.shape)}; for tokens {list(tokens.shape)} they must be "
             f"int64 {list(tokens.shape)}"
         )
-    if targets.device.type == "cpu":
+    if _is_near(targets):
         counted = targets[targets != IGNORED]
         if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= vocab_size):
             raise InputError(f"targets range from {counted.min()} to {counted.max()}; the vocabulary has {vocab_size}")
+
+
+def _is_near(tensor: Tensor) -> bool:
+    """Whether a look at the numbers costs nothing but the look."""
+    return tensor.device.type == "cpu"

@@ -89,7 +89,7 @@ class LatentAttention(nn.Module):
             summed = past.attend(step, q, held, held[..., : self.rank], self.scaling, None)
             return state, self.output(self.values(summed)), own
         shares, over_sequence = _given(own.v), past.weigh(step, q, held, self.scaling)
-        heads = torch.zeros_like(q[..., : self.value_dim])
+        heads = q.new_zeros(*q.shape[:-1], self.value_dim)
         for number, (owner, kept) in enumerate((*turn.reads.latents, (self, held))):
             assert isinstance(owner, LatentAttention)
             weighted = (over_sequence * shares[..., number].unsqueeze(2)).to(q.dtype)

@@ -40,20 +40,20 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Args:
         hidden: [..., D].
         weight: of the head, [V, D]. The product is computed in the autocast dtype where there is one.
-        targets: int64 [...].
+        targets: int64 [...]; the loss of one that is `IGNORED` is 0.
 
     Returns:
         As `targets`.
     """
     with torch.no_grad():
-        dtype = _compute_dtype(hidden)
-        rows, wanted = hidden.reshape(-1, hidden.size(-1)).to(dtype), targets.reshape(-1)
+        dtype, counted = _compute_dtype(hidden), targets != IGNORED
+        rows, wanted = hidden.reshape(-1, hidden.size(-1)).to(dtype), torch.where(counted, targets, 0).reshape(-1)
         weight = weight.to(dtype)
         losses = [
             _log_probabilities(rows[part], weight).gather(1, wanted[part, None]).neg_()[:, 0]
             for part in _parts(len(wanted), len(weight))
         ]
-        return torch.cat(losses).view(targets.shape)
+        return torch.cat(losses).view(targets.shape).masked_fill_(~counted, 0)
 
 
 def linear_cross_entropy(

@@ -32,6 +32,33 @@ def replaced(data: Tensor, new: Tensor, *, fixed: bool) -> Tensor:
     return data
 
 
+def arriving(seen: Tensor, new: Tensor, room: int, dim: int, *, fixed: bool) -> Tensor:
+    """What `taken_in` needs of tokens that storage for the newest ones is given; nothing is written.
+
+    Args:
+        seen: what it holds and the new tokens.
+        new: these alone.
+        room: tokens that it holds at most, and if fixed always.
+        dim: of tokens.
+        fixed: whether its storage is.
+
+    Returns:
+        Its whole content where it is fixed, since that lies there already; else as many of the new tokens as it takes.
+    """
+    source = seen if fixed else new
+    newest = source.narrow(dim, max(0, source.size(dim) - room), min(room, source.size(dim)))
+    # A copy, so that a long prompt does not stay alive behind a view.
+    return newest.clone() if new.size(dim) > room else newest
+
+
+def taken_in(data: Tensor, arrived: Tensor, room: int, dim: int, *, fixed: bool) -> Tensor:
+    """Storage for the newest tokens once those have come of which `arriving` told; arguments as there."""
+    if fixed:
+        return replaced(data, arrived, fixed=True)
+    stay = min(data.size(dim), room - arrived.size(dim))
+    return torch.cat([data.narrow(dim, data.size(dim) - stay, stay), arrived], dim=dim)
+
+
 def writable(data: Tensor) -> Tensor:
     """``data``, or a copy where it was made in inference mode and that is over: such tensors are read-only then."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not data.is_inference():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixerzoo.errors import CacheError
 from mixerzoo.mixer import Tail
-from mixerzoo.model.storage import replaced, static
+from mixerzoo.model.storage import arriving, replaced, static, taken_in
 
 
 def earlier(past: Tensor, new: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
@@ -51,13 +51,22 @@ class TailStorage:
         self.data = zeros((batch_size, tail.length + max_rollback, tail.width), dtype=dtype, device=device)
         # Vectors of tokens before this position were dropped before a crop and cannot come back.
         self._oldest = 0
+        # Of a forward that goes on.
+        self._arrived: Tensor | None = None
 
     def extend(self, new: Tensor) -> Tensor:
-        """Take in the new tokens' vectors [B, T, width]; those asked for of the tokens before them come back."""
+        """Have `advance` take in the new tokens' vectors [B, T, width]; those asked for before them come back."""
         past = self.data[:, -self.tail.length :].clone()
-        joined = torch.cat([self.data, new.to(self.data.dtype)], dim=1)
-        self._put(joined[:, -self.data.size(1) :])
+        new = new.to(self.data.dtype)
+        joined = torch.cat([self.data, new], dim=1) if self.fixed else new
+        self._arrived = arriving(joined, new, self.data.size(1), 1, fixed=self.fixed)
         return past
+
+    def advance(self) -> None:
+        """Take in what `extend` was given since."""
+        if self._arrived is not None:
+            self.data = taken_in(self.data, self._arrived, self.data.size(1), 1, fixed=self.fixed)
+            self._arrived = None
 
     def crop(self, length: int, present: int) -> None:
         """Forget the tokens from position ``length`` on, of ``present`` ones.
@@ -72,24 +81,26 @@ class TailStorage:
                 f"cannot crop {dropped} tokens: the tail has dropped what it would need; create the cache with "
                 f"max_rollback={dropped} or more"
             )
-        self._oldest = min(oldest, length)
+        self._oldest, self._arrived = min(oldest, length), None
         kept = self.data[:, : max(0, self.data.size(1) - dropped)]
         none = torch.zeros_like(self.data[:, kept.size(1) :])
         self._put(torch.cat([none, kept], dim=1))
 
     def reorder(self, rows: Tensor) -> None:
         """Make row i what row ``rows[i]`` was."""
+        self._arrived = None
         self._put(self.data.index_select(0, rows))
 
     def copy(self) -> TailStorage:
         """An independent one of the same content."""
         twin = copy.copy(self)
+        twin._arrived = None
         twin.data = static(torch.clone, self.data) if self.fixed else self.data.clone()
         return twin
 
     def reset(self) -> None:
         """Forget everything."""
-        self._oldest = 0
+        self._oldest, self._arrived = 0, None
         if self.fixed and self.data.requires_grad:
             self.data = static(torch.zeros, self.data.size(), dtype=self.data.dtype, device=self.data.device)
         else:

@@ -2,7 +2,7 @@
 
 from mixerzoo.files import recipes_at_hand
 from mixerzoo.recipe.at_hand import find_recipe, summary_of
-from mixerzoo.recipe.building import build, in_words
+from mixerzoo.recipe.building import build, check_buildable, in_words
 from mixerzoo.recipe.feasibility import (
     FORWARDS_PER_STEP,
     TrainingMemory,
@@ -17,7 +17,7 @@ from mixerzoo.recipe.feasibility import (
 from mixerzoo.recipe.optimizer import AdafactorOptimizer, LionOptimizer, MuonOptimizer
 from mixerzoo.recipe.optimizer_state import Kept, kept_of
 from mixerzoo.recipe.parallel import FsdpConfig
-from mixerzoo.recipe.parameter_groups import TrainedParameter, trained_parameters
+from mixerzoo.recipe.parameter_groups import TrainedParameter, idle_groups, trained_parameters
 from mixerzoo.recipe.precision import Precision, autocast_dtype, compute_dtype, weights_dtype
 from mixerzoo.recipe.read import load_recipe, parse_recipe, to_recipe
 from mixerzoo.recipe.recipe import Recipe
@@ -38,10 +38,12 @@ __all__ = [
     "YamlSource",
     "autocast_dtype",
     "build",
+    "check_buildable",
     "check_data",
     "check_size",
     "compute_dtype",
     "find_recipe",
+    "idle_groups",
     "in_words",
     "json_schema",
     "kept_of",

@@ -13,10 +13,13 @@ import torch
 from mixerzoo.checkpoints import load_checkpoint
 from mixerzoo.errors import MixerError, MixerzooError, RecipeError
 from mixerzoo.mixer import load_registry
-from mixerzoo.model import Decoder, find_device, find_dtype, materialize, remix
+from mixerzoo.model import Decoder, check_backend, find_device, find_dtype, materialize, remix
 from mixerzoo.recipe.parameter_groups import width_ratio
 from mixerzoo.recipe.read import disagreements, to_recipe
 from mixerzoo.recipe.recipe import Recipe
+
+#: Of a decoder of which only the shape is asked.
+_ANY_VOCABULARY = 1024
 
 
 def build(
@@ -49,14 +52,28 @@ def build(
     if where.type == "meta":
         return decoder.to(dtype)
     if recipe.model.init_from is not None:
-        backend = recipe.model.attention_backend
-        source = load_checkpoint(recipe.model.init_from, dtype, attention_backend=backend, device=where)
+        check_backend(recipe.model.attention_backend, where)
+        source = load_checkpoint(recipe.model.init_from, dtype, device=where)
         differing = disagreements(recipe, source.config)
         if differing:
             raise RecipeError("\n".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in differing))
         return remix(source, mixer, recipe.mixer.options, seed=recipe.seed, config=recipe.model.decoder_config())
     ratio = width_ratio(recipe)
     return materialize(decoder, recipe.seed, device=where, dtype=dtype, width_ratio=ratio)
+
+
+def check_buildable(recipe: Recipe) -> None:
+    """Refuse a recipe whose decoder cannot be built, also where its vocabulary is still open.
+
+    Args:
+        recipe: the experiment.
+
+    Raises:
+        MixerError: the mixer cannot work on this decoder.
+        BackendError: the attention backend would not compute all of its attention.
+    """
+    known = recipe.model.vocab_size or recipe.data.vocab_size
+    build(recipe if known else recipe.with_vocab_size(_ANY_VOCABULARY), device="meta")
 
 
 @contextmanager

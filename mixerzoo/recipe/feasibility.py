@@ -19,7 +19,7 @@ from mixerzoo.files import write_text
 from mixerzoo.model import Decoder, chunk_tokens
 from mixerzoo.process import launch
 from mixerzoo.recipe.activations import kept_elements
-from mixerzoo.recipe.building import build
+from mixerzoo.recipe.building import build, check_buildable
 from mixerzoo.recipe.optimizer_state import state_bytes
 from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.recipe.precision import compute_dtype, weights_dtype
@@ -129,21 +129,25 @@ def tokens_of_run(recipe: Recipe, world_size: int = 1) -> int:
 
 
 def check_size(recipe: Recipe) -> list[str]:
-    """Refuse what this machine has not the memory for; where the vocabulary is still open, nothing is known yet.
+    """Refuse what cannot be built, and what this machine has not the memory for unless the vocabulary is still open.
 
     Returns:
         What is worth a line.
 
     Raises:
-        RecipeError: the part of the memory that is certain exceeds what is free.
+        RecipeError: the part of the memory that is certain exceeds what is free, or the machine cannot hold the
+            decoder as often as it is built there.
         MixerError: the decoder cannot be built.
+        BackendError: the attention backend would not compute all of its attention.
     """
     if recipe.model.vocab_size is None and recipe.data.vocab_size is None:
+        check_buildable(recipe)
         return []
-    need = training_memory(recipe, build(recipe, device="meta"), launch().world_size)
+    decoder, processes = build(recipe, device="meta"), launch()
+    need = training_memory(recipe, decoder, processes.world_size)
     free, where = free_bytes()
     if where == "this machine":
-        free //= launch().local_world_size
+        free //= processes.local_world_size
     if need.least > free:
         gathered = f"gathered {gib(need.gathered)}, " if need.gathered else ""
         average = f"average {gib(need.average)}, " if need.average else ""
@@ -153,9 +157,31 @@ def check_size(recipe: Recipe) -> list[str]:
             f"logits {gib(need.logits)}), and "
             f"{where} has {gib(free)} free; make the model, train.batch_size or data.sequence_length smaller"
         )
+    # Those of ddp wait for each other only later, so what is free now others may have taken from already.
+    _check_building(decoder, processes.local_world_size if recipe.train.parallel == "fsdp" else 1)
     if need.total > free:
         return [f"Training may need {gib(need.total)} by an estimate, and {where} has {gib(free)} free."]
     return []
+
+
+def _check_building(decoder: Decoder, processes: int) -> None:
+    """Refuse a decoder that is too large to be built: a process has all of it, before a GPU or a share has any.
+
+    Args:
+        decoder: on any device.
+        processes: that build on this machine at the same time.
+
+    Raises:
+        RecipeError: the machine has not the memory.
+    """
+    whole, free = sum(decoder.num_parameters()) * torch.float32.itemsize, free_bytes_of_machine()
+    if processes * whole > free:
+        each = f" in each of {processes} processes, {gib(processes * whole)} in all" if processes > 1 else ""
+        fewer = "start fewer processes on a machine, or " if processes > 1 else ""
+        raise RecipeError(
+            f"the initial weights are made in this machine's memory, in float32 and whole, before they go to a GPU or "
+            f"are shared out: {gib(whole)}{each}, and it has {gib(free)} free; {fewer}make the model smaller"
+        )
 
 
 def check_data(recipe: Recipe, data: PreparedData) -> list[str]:
@@ -256,13 +282,28 @@ def free_bytes() -> tuple[int, str]:
     """Memory that training can have, and whose it is."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0], "the GPU"
+    return free_bytes_of_machine(), "this machine"
+
+
+def free_bytes_of_machine() -> int:
+    """Memory that this machine's processes can have, within the limits of their container."""
     free = int(psutil.virtual_memory().available)
     for limit, used in _CGROUPS:
         try:
-            free = min(free, int(limit.read_text()) - int(used.read_text()))
+            taken = int(used.read_text()) - _cached(used.parent / "memory.stat")
+            free = min(free, int(limit.read_text()) - taken)
         except (OSError, ValueError):
             continue  # no such group, or no limit ("max")
-    return max(0, free), "this machine"
+    return max(0, free)
+
+
+def _cached(stat: Path) -> int:
+    """Of what a container uses, the files in memory: the system drops them where it is short."""
+    if not stat.exists():
+        return 0
+    lines = dict(line.split() for line in stat.read_text().splitlines())
+    # The first version of groups has sums over those within under another name.
+    return sum(int(lines.get(f"total_{name}", lines.get(name, 0))) for name in ("inactive_file", "active_file"))
 
 
 #: A container's limit and what it uses of it.

@@ -118,17 +118,18 @@ class WidthScaling(BaseModel):
     base_hidden_size: int = Field(ge=1, le=2**24, description="The hidden size at which nothing changes.")
 
 
-def check_moments(optimizer: Any, beta2: float, *, halved: bool) -> str | None:
+def check_moments(optimizer: Any, beta1: float, beta2: float, *, halved: bool) -> str | None:
     """Why moments in bf16 would stand still, if they would.
 
     Args:
         optimizer: the choice.
-        beta2: of the recipe, for AdamW.
+        beta1: of the recipe, for AdamW.
+        beta2: likewise.
         halved: whether the weights are bf16 themselves.
     """
     if not (halved or getattr(optimizer, "state_precision", None)) or isinstance(optimizer, AdafactorOptimizer):
         return None
-    decays = {"beta2": beta2}
+    decays = {"beta1": beta1, "beta2": beta2}
     if isinstance(optimizer, LionOptimizer):
         decays = {"optimizer.beta2": optimizer.beta2}
     elif isinstance(optimizer, MuonOptimizer):

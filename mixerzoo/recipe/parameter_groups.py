@@ -74,6 +74,25 @@ def trained_parameters(recipe: Recipe, decoder: Decoder) -> dict[str, TrainedPar
     return found
 
 
+def idle_groups(recipe: Recipe, decoder: Decoder) -> list[str]:
+    """What ``train.groups`` asks for and no parameter hears, in sentences; a grid of mixers may well have such runs.
+
+    Args:
+        recipe: the experiment.
+        decoder: its decoder, on any device.
+
+    Raises:
+        MixerError: the mixer gives a role that cannot be.
+    """
+    asked, mixer = recipe.train.groups.mixer, recipe.mixer.name
+    mixing = [each for each in trained_parameters(recipe, decoder).values() if each.kind == "mixer"]
+    if asked != ParameterGroup() and not mixing:
+        return [f"train.groups.mixer changes nothing: the mixer {mixer} has no parameters."]
+    if asked.weight_decay is not None and not any(each.decays for each in mixing):
+        return [f"train.groups.mixer.weight_decay changes nothing: no parameter of the mixer {mixer} decays."]
+    return []
+
+
 def _kind(decoder: Decoder, name: str, parameter: nn.Parameter, roles: dict[int, ParameterRole]) -> Kind:
     if id(parameter) in roles:
         return "mixer"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mixerzoo.data.config import DataConfig
 from mixerzoo.errors import RecipeError
 from mixerzoo.mixer import MixerChoice
-from mixerzoo.model import Compiled, ModelConfig, Recompute
+from mixerzoo.model import Compiled, ModelConfig, Recompute, unfit
 from mixerzoo.recipe.optimizer import (
     AdafactorOptimizer,
     AdamwOptimizer,
@@ -157,7 +157,13 @@ class TrainConfig(BaseModel):
                 self, key
             ):
                 raise ValueError(f"{key} is AdamW's and has no meaning with {name}; remove it{_own_key(self, key)}")
-        wrong = check_moments(self.optimizer, self.beta2, halved=self.precision == "bf16_weights")
+        halved = self.precision == "bf16_weights"
+        if halved and getattr(self.optimizer, "state_precision", None) is not None:
+            raise ValueError(
+                "optimizer.state_precision has no meaning with precision bf16_weights, which keeps the state in bf16 "
+                "already; set it to null"
+            )
+        wrong = check_moments(self.optimizer, self.beta1, self.beta2, halved=halved)
         if wrong is not None:
             raise ValueError(wrong)
         return self
@@ -207,6 +213,15 @@ class EvalConfig(BaseModel):
         None, ge=1, le=2**53, description="Sequences used while training; the final validation uses all."
     )
 
+    @model_validator(mode="after")
+    def _part_is_used(self) -> Self:
+        if self.max_sequences is not None and self.interval is None:
+            raise ValueError(
+                "max_sequences has no meaning without interval: it is for validations while training, and the final "
+                "one uses all; remove it, or set interval"
+            )
+        return self
+
 
 class RecipeModel(ModelConfig):
     """Sizes and conventions of the decoder, and where its weights come from."""
@@ -241,6 +256,13 @@ class Recipe(BaseModel):
                 "data.document_mask needs attention within documents, and the model.attention_backend flash knows "
                 "earlier tokens from later ones and nothing of documents; set it to sdpa or flex"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_computes_the_attention(self) -> Self:
+        reason = unfit(self.model)
+        if reason is not None:
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")

@@ -173,6 +173,14 @@ class YamlSource:
             source._set(path, copy.deepcopy(value), places[path])
         return source
 
+    def override_of(self, path: Path) -> str | None:
+        """The override that set a value or a part of it, so that to change the value is to drop the override."""
+        for key, place in self._overridden.items():
+            longer, shorter = key[: len(path)] == path, path[: len(key)] == key
+            if longer or (shorter and keys_in(path, self.data) == path):
+                return place
+        return None
+
     def take(self, key: str) -> Any:
         """The value of a key of the root, which from now on is no part of the recipe; None where there is none."""
         return self.data.pop(key, None)

@@ -12,11 +12,12 @@ from mixerzoo.version import __version__
 def run_card(recipe: Recipe, result: dict[str, Any]) -> str:
     """The README.md of a run directory."""
     start = "" if recipe.model.init_from is None else f", from the weights of `{recipe.model.init_from}`"
+    xz = f"xz of the first {result['xz_bytes']:,} bytes" if "xz_bytes" in result else "xz"
     figures = {
         "bits per byte": (result["bits_per_byte"], ".4f"),
         "perplexity per token": (result["perplexity"], ".3f"),
         "byte-bigram model, bits per byte": (result["bigram_bits_per_byte"], ".4f"),
-        "xz, bits per byte": (result["xz_bits_per_byte"], ".4f"),
+        f"{xz}, bits per byte": (result["xz_bits_per_byte"], ".4f"),
         "KV cache, bytes per token": (result["kv_bytes_per_token"], ","),
         "in flight, bytes per token": (result["in_flight_bytes_per_token"], ","),
     }

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mixerzoo import files
+from mixerzoo.data import verified_once
 from mixerzoo.errors import CheckpointError, RunError
 from mixerzoo.files import MANIFEST_FILE, difference, read_manifest, read_object, write_manifest
+from mixerzoo.process import launch
 
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
@@ -41,7 +44,9 @@ def complete_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if path.is_dir())
 
 
-def publish_checkpoint(folder: Path, target: Path, *, run: str, step: int, processes: int, sequences: int) -> None:
+def publish_checkpoint(
+    folder: Path, target: Path, *, run: str, step: int, processes: int, sequences: int, sums: Mapping[str, str]
+) -> None:
     """Give a checkpoint that is written its manifest and its name.
 
     Args:
@@ -51,12 +56,13 @@ def publish_checkpoint(folder: Path, target: Path, *, run: str, step: int, proce
         step: after which it was taken.
         processes: how many train.
         sequences: that a step of all of them sees.
+        sums: as in `mixerzoo.files.write_manifest`.
 
     Raises:
         OSError: the disk is full or fails.
     """
     names = [path.name for path in folder.iterdir()]
-    write_manifest(folder, names, run=run, step=step, processes=processes, sequences=sequences)
+    write_manifest(folder, names, run=run, step=step, processes=processes, sequences=sequences, sums=sums)
     if target.exists():
         files.remove_directory(target)
     files.publish(folder, target)
@@ -120,7 +126,7 @@ def _why_not(folder: Path, step: int, run: str) -> Iterator[str]:
     for name in _NEEDED + (_FIRST_SHARES if shares else _WHOLE):
         if name not in entries:
             yield f"{folder} has no {name}, so it holds weights and cannot be trained on"
-    found = difference(folder, entries)
+    found = _difference(folder, entries)
     if found is not None:
         yield found
     try:
@@ -130,6 +136,24 @@ def _why_not(folder: Path, step: int, run: str) -> Iterator[str]:
     else:
         if recorded != step:
             yield f"{folder / STATE_FILE} is that of step {recorded}"
+
+
+def _difference(folder: Path, entries: Mapping[str, Any]) -> str | None:
+    """As `mixerzoo.files.difference`; of several processes on a machine the others take the word of one."""
+    if launch().local_world_size == 1:
+        return difference(folder, entries)
+
+    def verify() -> None:
+        if (found := difference(folder, entries)) is not None:
+            raise RunError(found)
+
+    try:
+        verified_once([folder / MANIFEST_FILE, *(folder / name for name in entries)], verify)
+    except RunError as error:
+        return str(error)
+    except FileNotFoundError:
+        return difference(folder, entries)
+    return None
 
 
 def _set_aside(folder: Path) -> None:

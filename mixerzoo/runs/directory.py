@@ -17,7 +17,7 @@ from mixerzoo.checkpoints import CARD_FILE
 from mixerzoo.data import PreparedData
 from mixerzoo.errors import MixerError, RecipeError, RunError
 from mixerzoo.files import read_object, to_json, write_manifest
-from mixerzoo.mixer import load_registry
+from mixerzoo.mixer import load_registry, recorded_entry
 from mixerzoo.recipe import Recipe, load_recipe
 from mixerzoo.runs.checkpoints import complete_checkpoints, remove_all, remove_leftovers
 from mixerzoo.runs.layout import (
@@ -28,12 +28,13 @@ from mixerzoo.runs.layout import (
     RESULT_FILE,
     RESULT_FILES,
     RUN_FILE,
+    TENSORBOARD,
     TOKENIZER_FILES,
     UNFINISHED,
 )
 from mixerzoo.runs.log import METRICS_FILE, RunLog
 from mixerzoo.runs.records import LENGTH, differences, provenance
-from mixerzoo.runs.text_format import save_format
+from mixerzoo.runs.text_format import home_of, save_format
 from mixerzoo.yaml_text import TextError, from_yaml
 
 
@@ -145,6 +146,8 @@ class RunDirectory:
         remove_all(self.checkpoints)
         for name in REMOVED:
             (self.path / name).unlink(missing_ok=True)
+        for events in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
+            events.unlink()
         files.sync(self.path)
         # A process that dies from here on leaves a run without a recipe, which begins anew.
         files.write_text(self.path / RUN_FILE, record)
@@ -233,7 +236,7 @@ class RunDirectory:
         if not isinstance(name, str):
             return
         try:
-            load_registry().get_recorded(name, self._record().get("mixer_plugin"))
+            recorded_entry(load_registry(), name, self._record().get("mixer_plugin"))
         except MixerError as error:
             raise RunError(f"{self.path}: {error}") from error
 
@@ -257,10 +260,18 @@ class RunDirectory:
         Raises:
             RunError: there is no run, its recipe differs (says where), or its data changed.
         """
-        differing = {key: how for key, how in differences(recipe, self.recipe()).items() if key not in free}
+        saved = self.recipe()
+        found = differences(recipe, saved)
+        differing = found.keys() - free
         if differing:
-            lines = [f"  {key}: {how}" for key, how in differing.items()]
-            hint = "\ntrain.steps can only grow" if "train.steps" in differing else ""
+            hint = ""
+            if "train.steps" in differing and recipe.train.steps < saved.train.steps:
+                hint = "\ntrain.steps can only grow"
+            elif "train.steps" in differing:
+                # Another batch alone might do, so that it is among what is to be given up.
+                differing = set(found)
+                hint = "\nmore train.steps are taken where nothing else differs but train.warmup_fraction"
+            lines = [f"  {key}: {how}" for key, how in found.items() if key in differing]
             raise RunError(
                 f"{self.path} was started with another recipe (its {RECIPE_FILE}), so it cannot be resumed with this "
                 "one:\n" + "\n".join(lines) + hint
@@ -314,7 +325,9 @@ class RunDirectory:
         if not path.exists():
             if not self.path.is_dir():
                 raise RunError(f"{self.path}: no such directory")
-            raise RunError(f"{self.path} holds no run: it has no {RECIPE_FILE}")
+            home = home_of(self.path)
+            within = "" if home == self.path else f"; it is a checkpoint of {home}, and takes a text of your own"
+            raise RunError(f"{self.path} holds no run: it has no {RECIPE_FILE}{within}")
         self.require_mixer()
         try:
             return load_recipe(path)
@@ -329,7 +342,11 @@ class RunDirectory:
         """
         recipe = self.recipe()
         if not self.finished:
-            raise RunError(f"{self.path} holds a run that is not finished; continue it with mixerzoo train … --resume")
+            whole = [path for _, path in complete_checkpoints(self.checkpoints) if (path / RESULT_FILES[1]).exists()]
+            until = f"; until then its checkpoint {whole[-1]} can be given, and a text of your own" if whole else ""
+            raise RunError(
+                f"{self.path} holds a run that is not finished; continue it with mixerzoo train … --resume{until}"
+            )
         return recipe
 
     def result(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mixerzoo.data import PreparedData, text_record
-from mixerzoo.mixer import load_registry
+from mixerzoo.mixer import load_registry, plugin_record
 from mixerzoo.recipe import Recipe
 from mixerzoo.version import __version__
 from mixerzoo.yaml_text import one_line
@@ -33,14 +33,13 @@ def provenance(recipe: Recipe, data: PreparedData, command: str, initial: str | 
         command: what started it.
         initial: fingerprint of the weights that it starts from, if it starts from a checkpoint.
     """
-    entry = load_registry().get(recipe.mixer.name)
     return {
         "run_id": secrets.token_hex(16),
         "command": command,
         "data_fingerprint": data.fingerprint,
         **({"data": text} if (text := text_record(recipe.data, data)) else {}),
         **({} if initial is None else {"initial_weights": initial}),
-        "mixer_plugin": {"distribution": entry.distribution, "version": entry.version},
+        "mixer_plugin": plugin_record(load_registry(), recipe.mixer.name, recipe.mixer.options),
         "versions": {
             "mixerzoo": __version__,
             "python": platform.python_version(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +30,9 @@ class Reference:
         in_flight_bytes: peak bytes per token, counted from the equations: what `Mixer.in_flight_bytes` must say.
         flops_per_token: likewise.
         sources: likewise; given a site as well.
+        plan: likewise, by name: fields that `Mixer.plan` must set so.
+        shown: likewise, the calls at which it shows weights: of ``read`` and ``mix_kv`` (`Mixer.mixing_weights`),
+            ``write`` (`Mixer.write_weights`) and ``finish`` (`Mixer.final_weights`).
         initial: parameter name → its initial value, a number, numbers or a tensor; of those that start at known values.
         checkpoints: directories in the layout of the method's reference implementation: ``config.json``,
             ``model.safetensors``, and ``expected.safetensors`` with ``input_ids`` [B, T] and float64
@@ -47,6 +50,8 @@ class Reference:
     checkpoints: tuple[Path, ...] = ()
     cases: tuple[Case, ...] = ()
     refused: tuple[Case, ...] = ()
+    plan: Callable[[Any], Mapping[str, Any]] | None = None
+    shown: Callable[[Any], Collection[str]] | None = None
 
 
 #: Mixer → its reference.

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 
 from mixerzoo.recipe import Recipe, autocast_dtype
+from mixerzoo.training.processes import launched
 
 
 def learning_rates(recipe: Recipe, steps: int) -> list[float]:
@@ -70,7 +71,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         save_strategy="steps",
         save_steps=train.resolved_checkpoint_interval,
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu and torch.distributed.is_torchelastic_launched() else None,
+        ddp_backend="gloo" if cpu and launched() else None,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not cpu,
         dataloader_num_workers=recipe.data.loader_workers,

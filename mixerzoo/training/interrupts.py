@@ -75,6 +75,17 @@ class Interrupts:
         if self.received is not None:
             _end(self.received)
 
+    def agree(self, number: int) -> None:
+        """Take a signal that any process of the run has received as this one's first.
+
+        Args:
+            number: of the signal.
+        """
+        if self.received is None:
+            # Before it, for a signal in between would count as the second.
+            self._since = time.monotonic()
+        self.received = number
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a worker of the loader, which ends with the process that it reads for

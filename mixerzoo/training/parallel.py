@@ -30,6 +30,7 @@ from mixerzoo.errors import RunError
 from mixerzoo.model import Decoder, is_sharded
 from mixerzoo.process import launch
 from mixerzoo.recipe import FsdpConfig, Recipe
+from mixerzoo.training.processes import launched
 
 #: What of a decoder reads its weights, beside ``forward``.
 _FORWARDS = ("loss", "token_losses")
@@ -59,12 +60,12 @@ def process_group(recipe: Recipe) -> Iterator[None]:
     if recipe.train.parallel != "fsdp":
         yield
         return
-    here, alone = launch(), not (dist.is_torchelastic_launched() or dist.is_initialized())
+    alone = not (launched() or dist.is_initialized())
     backend = "gloo"
     if torch.cuda.is_available():
         # What leaves the GPU, and what is written while it computes, goes over the CPU.
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(here.local_rank)
+        torch.cuda.set_device(launch().local_rank)
     if alone:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     elif not dist.is_initialized():

@@ -17,6 +17,11 @@ from mixerzoo.recipe import Recipe, sequences_per_step
 _LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "recvValue", "timed out", "Timed out")
 
 
+def launched() -> bool:
+    """Whether a launcher started this process, be it alone: torchrun, or whoever set the variables of several."""
+    return launch().world_size > 1 or dist.is_torchelastic_launched()
+
+
 def step_in_words(recipe: Recipe, processes: int) -> str:
     """What one step of a run of several processes sees.
 

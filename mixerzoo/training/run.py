@@ -18,9 +18,18 @@ from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, ya
 from mixerzoo.errors import DataError, RecipeError, RunError
 from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
-from mixerzoo.model import Decoder, check_backend, is_sharded
+from mixerzoo.model import Decoder, check_backend, default_device, is_sharded
 from mixerzoo.process import launch, notices, recipe_decides
-from mixerzoo.recipe import Recipe, build, check_data, check_size, compute_dtype, to_recipe, weights_dtype
+from mixerzoo.recipe import (
+    Recipe,
+    build,
+    check_data,
+    check_size,
+    compute_dtype,
+    idle_groups,
+    to_recipe,
+    weights_dtype,
+)
 from mixerzoo.runs import (
     BATCH,
     GENERATION_FILE,
@@ -34,6 +43,7 @@ from mixerzoo.runs import (
 )
 from mixerzoo.training.arguments import learning_rates
 from mixerzoo.training.interrupts import Interrupts
+from mixerzoo.training.nodes import waiting_for_nodes
 from mixerzoo.training.optimizers import check_optimizer_installed
 from mixerzoo.training.parallel import check_parallel, process_group, whole_weights
 from mixerzoo.training.precision import check_precision
@@ -116,11 +126,10 @@ def _check_possible(recipe: Recipe) -> Iterable[str]:
     """Fail before minutes go into the data of a recipe that cannot run, and before it replaces a run; else notices."""
     check_trackers(recipe)
     check_parallel(recipe)
-    where = "cuda" if torch.cuda.is_available() else "cpu"
     precision = recipe.train.precision
     check_precision(precision)
     check_optimizer_installed(recipe)
-    check_backend(recipe.model.attention_backend, where, training=True, dtype=compute_dtype(precision))
+    check_backend(recipe.model.attention_backend, default_device(), training=True, dtype=compute_dtype(precision))
     return check_size(recipe)
 
 
@@ -186,7 +195,8 @@ class _Work:
             resume = False
         if resume:
             run.recipe()
-        data = prepare(self.recipe.data, progress=reporter.data)
+        with waiting_for_nodes(reporter):
+            data = prepare(self.recipe.data, progress=reporter.data)
         self.recipe = self.recipe.with_vocab_size(self.recipe.data.vocab_size or data.tokenizer.vocab_size)
         start = _Start()
         if resume:
@@ -202,31 +212,31 @@ class _Work:
         if (processes := launch().world_size) > 1:
             reporter.notice(step_in_words(self.recipe, processes))
         decoder = self._begin(data, start, resume)
+        _say(reporter, idle_groups(self.recipe, decoder))
         end = data.tokenizer.end_of_text_id if self.recipe.data.document_mask else None
         windows = TokenWindows(data.train.tokens, self.recipe.data.sequence_length, end)
         reporter.ready(self.recipe, decoder, data, start.step)
         trainer = MixerZooTrainer(decoder, self.recipe, windows, run.checkpoints, [], run)
         with Trackers(self.recipe, run, trainer.args, self.name) as trackers:
-            trainer.add_callback(
-                RunCallback(
-                    run,
-                    self.recipe,
-                    data,
-                    reporter,
-                    self.interrupts,
-                    trainer.records,
-                    trackers,
-                    main=self.main,
-                    validate_first=self._validation_missing(start),
-                    as_saved=trainer.as_saved,
-                )
+            callback = RunCallback(
+                run,
+                self.recipe,
+                data,
+                reporter,
+                self.interrupts,
+                trainer.records,
+                trackers,
+                main=self.main,
+                validate_first=self._validation_missing(start),
+                as_saved=trainer.as_saved,
             )
+            trainer.add_callback(callback)
             if self.main:
                 trackers.begin(start.step, sum(decoder.num_parameters()))
-            self._steps(trainer, start)
+            self._steps(trainer, callback, start)
             return self._finish(trainer, data, trackers)
 
-    def _steps(self, trainer: MixerZooTrainer, start: _Start) -> None:
+    def _steps(self, trainer: MixerZooTrainer, callback: RunCallback, start: _Start) -> None:
         if start.checkpoint is not None and start.step >= self.recipe.train.steps:
             # Trainer would take one step more than asked.
             trainer.load_weights(start.checkpoint)
@@ -234,6 +244,8 @@ class _Work:
             with self.interrupts.held():
                 trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
                 trainer.finish_saving()
+                # One that ends with the signal has torchrun end the first, which may be at its checkpoint still.
+                callback.to_stop()
 
     def _check_same(self, data: PreparedData) -> bool:
         """Refuse to resume another run; says whether this one is to take more steps than it was started with."""

@@ -105,7 +105,7 @@ class RunCallback(TrainerCallback):
             line = self._validate(kwargs["model"].decoder, state)
             if self._main and line is not None:
                 self._write(line)
-        if self._to_stop():
+        if self.to_stop():
             control.should_save = control.should_training_stop = True
         return control
 
@@ -113,14 +113,18 @@ class RunCallback(TrainerCallback):
         self._run.metrics.append(line)
         self._trackers.tell(line)
 
-    def _to_stop(self) -> bool:
+    def to_stop(self) -> bool:
+        """Whether any process was asked to stop; all of them must call this, and each waits for the others."""
         received = self._interrupts.received
         if self._group is None:
             return received is not None
         anyone = torch.tensor(received or 0)
         dist.all_reduce(anyone, dist.ReduceOp.MAX, group=self._group)
-        self._interrupts.received = int(anyone) or None
-        return self._interrupts.received is not None
+        agreed = int(anyone) or None
+        # Not set to None: this process may have received one meanwhile, of which the next step tells the others.
+        if agreed is not None:
+            self._interrupts.agree(agreed)
+        return agreed is not None
 
     def _validate(self, decoder: Decoder, state: TrainerState) -> dict[str, Any] | None:
         """The line of a validation; None: it was stopped, and is done when the run goes on.

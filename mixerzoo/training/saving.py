@@ -6,8 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixerzoo.errors import RunError
+from mixerzoo.files import read_object
 from mixerzoo.runs import RunDirectory, prune, publish_checkpoint
-from mixerzoo.training.sharded import Writing
+from mixerzoo.training.sharded import SUMS, Writing
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Pending:
     def _publish(self) -> None:
         if self.run is not None:
             self.run.check_there()
+        sums: dict[str, str] = {}
+        for path in self.folder.parent.glob(f"*{SUMS}"):
+            sums |= read_object(path, RunError)
+            path.unlink()
         publish_checkpoint(
             self.folder,
             self.target,
@@ -67,6 +73,7 @@ class Pending:
             step=self.step,
             processes=self.processes,
             sequences=self.sequences,
+            sums=sums,
         )
         self.folder.parent.rmdir()
         prune(self.target.parent, self.keep)

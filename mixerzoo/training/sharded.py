@@ -19,14 +19,32 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.optim import Optimizer
 
 from mixerzoo.errors import RunError
+from mixerzoo.files import sha256, to_json, write_text
 from mixerzoo.model import Decoder
 
 _WEIGHT, _STATE = "weight.", "optimizer."
+#: Ends the name of a file in which a process leaves the checksums of its share.
+SUMS = ".sums.json"
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Has each process, which is at its files anyway, say what their checksums are."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        written = super().write_data(plan, planner)
+        folder = Path(self.path)
+        names = {result.storage_data.relative_path for result in written.wait()}
+        if names:
+            sums = {name: sha256(folder / name) for name in sorted(names)}
+            write_text(folder.parent / f"{min(names)}{SUMS}", to_json(sums))
+        return written
 
 
 class Writing:
@@ -35,7 +53,7 @@ class Writing:
     Args:
         decoder: sharded, between two steps.
         optimizer: over its parameters.
-        folder: of the checkpoint.
+        folder: of the checkpoint, alone in a folder of its own, in which the checksums of the shares are left.
         group: by which the processes agree while training goes on; None: all is written at once.
 
     Raises:
@@ -88,9 +106,9 @@ def _first(error: CheckpointException) -> tuple[int, Any]:
     return rank, failure[0] if isinstance(failure, tuple) else failure
 
 
-def _writer(folder: Path, tensors: dict[str, Tensor]) -> HuggingFaceStorageWriter:
+def _writer(folder: Path, tensors: dict[str, Tensor]) -> _Writer:
     file = {name: 1 if name.startswith(_WEIGHT) else 2 for name in tensors}
-    return HuggingFaceStorageWriter(str(folder), file, save_distributed=True)
+    return _Writer(str(folder), file, save_distributed=True)
 
 
 def load_weights(decoder: Decoder, folder: Path) -> None:

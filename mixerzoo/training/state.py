@@ -93,7 +93,13 @@ def check_trainer_state(folder: Path, step: int) -> None:
 
 
 def check_optimizer(
-    state: Any, optimizer: Optimizer, path: Path, step: int, kept: Mapping[int, Mapping[str, Kept]]
+    state: Any,
+    optimizer: Optimizer,
+    path: Path,
+    step: int,
+    kept: Mapping[int, Mapping[str, Kept]],
+    *,
+    may_lag: bool = False,
 ) -> None:
     """Refuse a state that is not this optimizer's.
 
@@ -103,6 +109,7 @@ def check_optimizer(
         path: for messages.
         step: after which the state was taken.
         kept: id of a parameter → what the optimizer keeps of it.
+        may_lag: whether steps may have been skipped, be it all of them, as those whose gradients overflow float16.
 
     Raises:
         RunError: keys, shapes or dtypes are others.
@@ -112,10 +119,11 @@ def check_optimizer(
         raise RunError(f"{path}: holds no optimizer's state; {_ADVICE}")
     _check_groups(state["param_groups"], fresh["param_groups"], path)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not state["state"] or not all(index in range(len(parameters)) for index in state["state"]):
+    untouched = not state["state"] and not may_lag
+    if untouched or not all(index in range(len(parameters)) for index in state["state"]):
         raise RunError(f"{path}: is the state of other parameters than the decoder has; {_ADVICE}")
     for index, moments in state["state"].items():
-        _check_moments(moments, kept[id(parameters[index])], f"{path}: parameter {index}", step)
+        _check_moments(moments, kept[id(parameters[index])], f"{path}: parameter {index}", step, may_lag)
 
 
 def _check_groups(groups: Any, fresh: list[dict[str, Any]], path: Path) -> None:
@@ -131,7 +139,7 @@ def _check_groups(groups: Any, fresh: list[dict[str, Any]], path: Path) -> None:
                 raise RunError(f"{path}: {key} is {group[key]!r}, and the recipe's is {value!r}; {_ADVICE}")
 
 
-def _check_moments(moments: Any, expected: Mapping[str, Kept], what: str, step: int) -> None:
+def _check_moments(moments: Any, expected: Mapping[str, Kept], what: str, step: int, may_lag: bool) -> None:
     if not isinstance(moments, dict) or moments.keys() != expected.keys():
         raise RunError(f"{what}: has no state of this optimizer, which is {', '.join(expected)}; {_ADVICE}")
     for name, (shape, dtype) in expected.items():
@@ -143,7 +151,7 @@ def _check_moments(moments: Any, expected: Mapping[str, Kept], what: str, step: 
         if not right:
             found = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise RunError(f"{what}: {name} is {found}; it must be {shape} {dtype}; {_ADVICE}")
-    if "step" in expected and not 0 < float(moments["step"]) <= step:
+    if "step" in expected and not (0 if may_lag else 1) <= float(moments["step"]) <= step:
         raise RunError(f"{what}: has taken {float(moments['step']):g} steps, and the run {step}; {_ADVICE}")
 
 
@@ -155,7 +163,7 @@ def check_scheduler(state: Any, fresh: Mapping[str, Any], path: Path, step: int,
         fresh: the state of the schedule before its first step.
         path: for messages.
         step: after which the state was taken.
-        may_lag: whether steps may have been skipped, as those whose gradients overflow float16.
+        may_lag: as in `check_optimizer`.
 
     Raises:
         RunError: it is another schedule's, or another step's.

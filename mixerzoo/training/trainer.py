@@ -330,7 +330,7 @@ class MixerZooTrainer(ParallelTrainer):
             optimizer = read_state(folder / OPTIMIZER_FILE)
             trained = trained_parameters(self.recipe, self.decoder).values()
             kept = {id(each.parameter): kept_of(self.recipe, each) for each in trained}
-            check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step, kept)
+            check_optimizer(optimizer, self.optimizer, folder / OPTIMIZER_FILE, step, kept, may_lag=may_lag)
             load_state(self.optimizer, optimizer)
         self.lr_scheduler.load_state_dict(schedule)
 

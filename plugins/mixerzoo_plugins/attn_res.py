@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mixerzoo import (
@@ -38,6 +38,12 @@ class Config(MixerConfig):
         description="S in sublayers: outputs summed into one source (kimi; 1 is Full) or steps between snapshots.",
     )
     recency_bias: float = Field(3.0, description="Initial bias of the running stream's logit (snapshot only).")
+
+    @model_validator(mode="after")
+    def _a_running_stream_is_biased(self) -> Self:
+        if self.dialect == "kimi":
+            self.refuse_idle("dialect kimi", "set dialect to snapshot", "recency_bias")
+        return self
 
 
 class Source(NamedTuple):
@@ -132,7 +138,9 @@ class AttnRes(Mixer[Config]):
             "kimi, block_size 1, at initialisation (w = 0): the uniform mean, equal to the residual sum up to "
             "the norm's eps"
         ),
-        neutral_settings=(Neutral(options={"dialect": "kimi", "block_size": 1}, up_to_norm_eps=True),),
+        neutral_settings=(
+            Neutral(options={"dialect": "kimi", "block_size": 1, "recency_bias": 3.0}, up_to_norm_eps=True),
+        ),
         dialects={
             "kimi": (
                 "v_0 is the embedding and v_i the output of sublayer i; with block_size S > 1 the outputs of S "
@@ -217,8 +225,10 @@ class AttnRes(Mixer[Config]):
         options = {
             "dialect": "snapshot" if biased else "kimi",
             "block_size": config.get("attnres_block_size", 12),
-            "recency_bias": float(config.get("attnres_recency_bias_init", 3.0)),
         }
+        bias = float(config.get("attnres_recency_bias_init", 3.0))
+        if biased:
+            options["recency_bias"] = bias
         layers = int(config["num_hidden_layers"])
         aggregators = {"model.attnres_final_aggregator": 2 * layers}
         for layer in range(layers):

@@ -15,6 +15,7 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
+    MixerError,
     MixingWeights,
     Neutral,
     ReferenceReading,
@@ -29,7 +30,7 @@ class Config(MixerConfig):
     """Options of DenseFormer."""
 
     dilation: int = Field(1, ge=1, description="k: average only over depths congruent to the present one modulo k.")
-    period: int = Field(1, ge=1, description="p: average only after every p-th block.")
+    period: int = Field(1, ge=1, description="p: average only after every p-th block; at most the depth.")
 
 
 class State(NamedTuple):
@@ -69,6 +70,11 @@ class DenseFormer(Mixer[Config]):
         self.averaged = {
             t: tuple(range(t % config.dilation, t + 1, config.dilation)) for t in depths if t % config.period == 0
         }
+        if not self.averaged:
+            raise MixerError(
+                f"denseformer: period {config.period} is longer than the decoder, which runs {shape.num_steps} layers, "
+                "so that nothing would be averaged; set a shorter one"
+            )
         #: depth t → the earlier depths whose outputs are still held after block t, ascending.
         self.held = held_sources([self.averaged.get(t, ()) for t in (0, *depths)])
         self.weights = nn.ParameterDict(

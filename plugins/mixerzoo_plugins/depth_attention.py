@@ -141,6 +141,11 @@ class DepthAttention(AttentionMixer[Config]):
         self.scores = config.weights == "softmax"
         #: step → the steps that it takes keys and values from, ascending.
         self.source_steps = source_steps(shape.order, stride, config.recent_window, config.sources)
+        if shape.num_steps > 1 and not any(self.source_steps):
+            raise MixerError(
+                f"depth_attention: with sources relative and stride {stride} none of {shape.num_layers} layers has a "
+                "source; set a shorter stride, or a recent_window"
+            )
         #: step → the steps whose raw values its values unroll to, itself last; alone where it has no sources.
         self.unrolled: tuple[tuple[int, ...], ...] = ()
         for step, read in enumerate(self.source_steps):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mixerzoo import (
@@ -17,7 +17,6 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
-    MixerError,
     Neutral,
     ParameterRole,
     Site,
@@ -39,6 +38,23 @@ class Config(MixerConfig):
     bound: Literal["none", "softmax", "sigmoid"] = Field(
         "none", description="Keeps the weights of rw in bounds: softmax of the two, or a sigmoid of each."
     )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Those of the variant."""
+        return tuple(self.variant.split("+"))
+
+    @model_validator(mode="after")
+    def _terms_use_their_options(self) -> Self:
+        beside = f"variant {self.variant}"
+        if "rw" not in self.terms:
+            self.refuse_idle(beside, "choose a variant with rw", "bound")
+        if "pa" not in self.terms:
+            self.refuse_idle(beside, "choose a variant with pa", "num_previous", "previous")
+        if "lr" not in self.terms and self.previous != "low_rank":
+            remedy = "choose a variant with lr, or pa with previous: low_rank"
+            self.refuse_idle(f"{beside} and previous {self.previous}", remedy, "rank")
+        return self
 
 
 class State(NamedTuple):
@@ -106,10 +122,7 @@ class Laurel(Mixer[Config]):
 
     def __init__(self, config: Config, shape: DecoderShape) -> None:
         super().__init__(config, shape)
-        terms = config.variant.split("+")
-        self.has_weights, self.has_low_rank, has_previous = ("rw" in terms, "lr" in terms, "pa" in terms)
-        if config.bound != "none" and not self.has_weights:
-            raise MixerError(f"bound: {config.bound} bounds the weights of rw, which variant {config.variant} has not")
+        self.has_weights, self.has_low_rank, has_previous = (term in config.terms for term in ("rw", "lr", "pa"))
         self.num_sites = 2 * shape.num_steps
         #: k, or 0 without pa.
         self.num_previous = config.num_previous if has_previous else 0

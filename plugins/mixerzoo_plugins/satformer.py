@@ -66,13 +66,9 @@ class SATFormer(AttentionMixer[Config]):
     def __init__(self, config: Config, shape: DecoderShape) -> None:
         super().__init__(config, shape)
         self.last_step = shape.num_steps - 1
+        later, size = range(1, shape.num_steps), (shape.num_kv_heads, shape.hidden_size)
         #: step → W [G, D].
-        self.gates = nn.ParameterDict(
-            {
-                str(step): nn.Parameter(torch.empty(shape.num_kv_heads, shape.hidden_size))
-                for step in range(1, shape.num_steps)
-            }
-        )
+        self.gates = nn.ParameterDict({str(step): nn.Parameter(torch.empty(size)) for step in later})
 
     def plan(self) -> Plan:
         return replace(super().plan(), needs_own_kv=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mixerzoo import (
@@ -15,7 +15,6 @@ from mixerzoo import (
     Mixer,
     MixerCard,
     MixerConfig,
-    MixerError,
     Neutral,
     ParameterRole,
     Site,
@@ -35,6 +34,12 @@ class Config(MixerConfig):
     gate_bias: float | None = Field(
         None, description="Initial value of a learned bias inside the gate (highway only); default: no bias."
     )
+
+    @model_validator(mode="after")
+    def _a_gate_has_a_bias(self) -> Self:
+        if self.gate == "none":
+            self.refuse_idle("gate none", "set gate to highway", "gate_bias")
+        return self
 
 
 class Gate(nn.Module):
@@ -83,8 +88,6 @@ class ScaledResidual(Mixer[Config]):
 
     def __init__(self, config: Config, shape: DecoderShape) -> None:
         super().__init__(config, shape)
-        if config.gate == "none" and config.gate_bias is not None:
-            raise MixerError("gate_bias is an option of gate: highway; leave it out with gate: none")
         num_sites = 2 * shape.num_steps
         self.has_gate = config.gate == "highway"
         num_weights = shape.hidden_size if config.weights == "vector" else 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mixerzoo import (
@@ -38,6 +38,12 @@ class Config(MixerConfig):
     initial: Literal["zero", "normal"] = Field(
         "zero", description="Tables start at zero (a plain decoder), or are drawn like the decoder's weights."
     )
+
+    @model_validator(mode="after")
+    def _a_gate_looks_at_channels(self) -> Self:
+        if not self.gate:
+            self.refuse_idle("gate false", "set gate to true", "gate_channels")
+        return self
 
 
 class ValueEmbedding(AttentionMixer[Config]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mixerzoo import AttentionMixer, DecoderShape, Mixer, MixerCard, MixerConfig, Neutral, Plan, hookimpl
+from mixerzoo import AttentionMixer, DecoderShape, Mixer, MixerCard, MixerConfig, MixerError, Neutral, Plan, hookimpl
 
 
 class Config(MixerConfig):
@@ -59,6 +59,11 @@ class YOCO(AttentionMixer[Config]):
         self.window = config.window
         #: M, the first step of the cross-decoder.
         self.middle = shape.num_steps * config.self_layers // (config.self_layers + config.cross_layers)
+        if shape.num_steps > 1 and not self.middle:
+            raise MixerError(
+                f"yoco: self_layers {config.self_layers} to cross_layers {config.cross_layers} leave none of "
+                f"{shape.num_steps} layers to the self-decoder, whose window would mean nothing; set more self_layers"
+            )
 
     def plan(self) -> Plan:
         steps = range(self.shape.num_steps)

@@ -201,6 +201,52 @@ def test_what_fails_is_reported_and_the_others_go_on(monkeypatch):
     assert "decode" in found["models"][-2]["phases"]
 
 
+@pytest.mark.parametrize("label", ["residual", "yoco"])
+def test_without_memory_to_count_what_is_kept_that_alone_is_missing(label, monkeypatch):
+    loss = OurModel.loss
+
+    def short_of_memory(self, tokens, targets):
+        if self.decoder.mixer.name == label:
+            raise torch.OutOfMemoryError("none left")
+        return loss(self, tokens, targets)
+
+    monkeypatch.setattr(OurModel, "loss", short_of_memory)
+    result = invoke("--mixers", "yoco", "--phases", "train")
+    assert result.exit_code == 1, result.output
+    assert f"{label}: kept: OutOfMemoryError: none left" in result.stdout
+    found = json.loads(invoke("--mixers", "yoco", "--phases", "train", "--json").stdout)
+    for model in found["models"]:
+        failed = model["label"] == label
+        assert (model["kept_bytes"] is None) == (model["phases"]["train"]["floor_seconds"] is None) == failed
+        assert list(model["phases"]) == ["train", "train_with_optimizer"]
+
+
+def test_a_model_without_memory_for_its_cache_fails_alone(monkeypatch):
+    new_past = OurModel.new_past
+
+    def short_of_memory(self, batch, length):
+        if self.decoder.mixer.name == "yoco":
+            raise torch.OutOfMemoryError("none left")
+        return new_past(self, batch, length)
+
+    monkeypatch.setattr(OurModel, "new_past", short_of_memory)
+    # What is compiled has one cache for all rounds; here it runs eagerly.
+    monkeypatch.setattr(OurModel, "_compiled", lambda self, function, graph=False: function)
+    models = run_benchmark(small("yoco", phases=["decode"], compile=True))["models"]
+    assert [list(model["phases"]) for model in models] == [["decode"], []]
+    assert [model["failures"] for model in models] == [{}, {"prefill": "OutOfMemoryError: none left"}]
+
+
+def test_a_prompt_that_fails_is_told_where_writing_alone_is_timed(monkeypatch):
+    read = OurModel.reader
+    monkeypatch.setattr(
+        OurModel, "reader", lambda self: (lambda *_: 1 / 0) if self.decoder.mixer.name == "yoco" else read(self)
+    )
+    result = invoke("--mixers", "yoco", "--phases", "decode")
+    assert result.exit_code == 1
+    assert "yoco: prefill: ZeroDivisionError: division by zero" in result.stdout
+
+
 def test_without_the_baseline_there_is_nothing_to_compare(monkeypatch):
     monkeypatch.setattr(OurModel, "reader", lambda self: lambda tokens, past: 1 / 0)
     result = invoke("--mixers", "yoco", "--phases", "prefill")
@@ -216,7 +262,9 @@ def test_phases_can_be_chosen_and_figures_go_to_a_file(tmp_path):
 
 
 def test_mixers_are_those_of_the_command_the_comparison_or_the_recipe():
-    assert list(small("depth_attention, again: residual").recipes) == ["residual", "depth_attention"]
+    again = small("depth_attention, again: residual, residual")
+    assert list(again.recipes) == ["residual", "depth_attention", "again"]
+    assert again.recipes["again"] == again.baseline
     assert {"residual", "mhc", "attn_res"} < set(read_benchmark("bench").recipes)
     quickstart = read_benchmark("quickstart")
     assert {label: recipe.mixer.name for label, recipe in quickstart.recipes.items()} == {
@@ -224,6 +272,10 @@ def test_mixers_are_those_of_the_command_the_comparison_or_the_recipe():
         "depth_attention": "depth_attention",
     }
     assert quickstart.choices["depth_attention"] == {"name": "depth_attention"}
+    (_, strided) = read_benchmark("quickstart", ["mixer.stride=2"]).recipes.values()
+    assert strided.mixer.options.stride == 2
+    tuned = read_benchmark("bench", ["compare.tune={train.learning_rate: [1.0e-3, 3.0e-3]}"])
+    assert tuned.recipes.keys() == read_benchmark("bench").recipes.keys()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +292,14 @@ def test_mixers_are_those_of_the_command_the_comparison_or_the_recipe():
         ({"overrides": ["model.attention_backend=flex"]}, BackendError, "no backward on a CPU"),
         ({"overrides": ["model.num_heads=3"]}, RecipeError, "not divisible"),
         ({"overrides": ["compare.vary={seed: [1, 2]}"]}, RecipeError, "seeds are listed"),
-        ({"overrides": ["compare.vary={model.num_layers: [2, 4]}"]}, BenchmarkError, "add compare.vary={}"),
+        ({"overrides": ["compare.vary={model.rope_theta: [2e4, 4e4]}"]}, BenchmarkError, "add compare.vary={}"),
+        ({"overrides": ["compare.tune={model.rope_theta: [2e4, 4e4]}"]}, BenchmarkError, "add compare.tune={}"),
+        (
+            {"overrides": ["compare.tune={mixer.stride: [2, 4]}"], "mixers": "depth_attention"},
+            BenchmarkError,
+            "add compare.tune={}",
+        ),
+        ({"overrides": ["mixer.stride=2"], "mixers": "depth_attention"}, RecipeError, "the mixers are those of"),
         (
             {"overrides": ["model.attention_bias=qkv"], "peers": ["transformers"]},
             CheckpointError,

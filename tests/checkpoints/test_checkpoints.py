@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import zoo
+from case import LATENT
 from checkpoint_edits import refusal
 from golden_cases import golden
 from mixerzoo import load_checkpoint, load_registry, save_checkpoint
 from mixerzoo.checkpoints.save import config_dict
+from mixerzoo.errors import CheckpointError
 from zoo import ZooCase, some_tokens
 
 every_registered_case = pytest.mark.parametrize("case", zoo.REGISTERED_CASES, ids=str)
@@ -88,6 +90,15 @@ def test_dtype_and_k_norm_can_be_chosen(tmp_path: Path) -> None:
     assert (decoder.config.k_norm, other.config.k_norm) == ("pre_rope", "post_rope")
     assert not torch.allclose(other(some_tokens(1, 4)), decoder(some_tokens(1, 4)))
     assert load_checkpoint(tmp_path, attention_backend="eager").config.attention_backend == "eager"
+
+
+@pytest.mark.parametrize("model", [LATENT, {"qk_norm": False}], ids=["latent attention", "no q/k norms"])
+def test_an_order_of_key_norms_needs_some(model: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(zoo.make(ZooCase("residual", model=model)), tmp_path)
+    with pytest.raises(
+        CheckpointError, match="it has no q/k norms, so k_norm 'post_rope' has no meaning; leave it out"
+    ):
+        load_checkpoint(tmp_path, k_norm="post_rope")
 
 
 def test_the_config_is_plain_and_says_where_the_mixer_is_from(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ def test_a_mixer_that_is_not_installed(saved: Path) -> None:
     assert "did you mean 'denseformer'?" in message
 
 
+def test_a_mixer_of_another_plugin_is_not_that_of_the_same_name(saved: Path) -> None:
+    rewrite_config(saved, mixer_plugin={"distribution": "somebody-s-mixers", "version": "3.1"})
+    assert "which is not installed here (pip install somebody-s-mixers)" in refusal(saved)
+
+
 @pytest.mark.parametrize("mixer", [None, "denseformer", {"dilation": 1}, {"name": 3}], ids=str)
 def test_a_config_that_names_no_mixer(saved: Path, mixer: Any) -> None:
     rewrite_config(saved, mixer=mixer)
@@ -151,6 +156,8 @@ def test_an_unknown_dtype(saved: Path) -> None:
 def test_a_backend_that_cannot_run(saved: Path) -> None:
     with pytest.raises(BackendError, match="'xformers' needs a CUDA device"):
         load_checkpoint(saved, attention_backend="xformers")
+    with pytest.raises(BackendError, match=r"no attention backend 'fash' \(did you mean 'flash'\?\); known: sdpa"):
+        load_checkpoint(saved, attention_backend="fash")  # type: ignore[arg-type]
 
 
 def test_an_index_without_a_map_and_a_missing_shard(saved: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from mixerzoo.cli import app, compare, results
 from mixerzoo.cli.common import print_fitting, table
+from mixerzoo.experiments import Inspection, SiteWeights
 
 WIDTHS = [60, 80, 120]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -44,6 +47,47 @@ def test_what_is_piped_has_no_control_codes_and_fits(command: list[str], columns
     # What cannot be loaded, and the recipe with its mixer, are told in lines that do not wrap.
     lines = text.partition("\nCould not be loaded")[0].splitlines()[command[0] == "describe" :]
     assert max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_list_breaks_no_word(columns: int) -> None:
+    mixers = json.loads(shown("list", "--json", columns=columns))["mixers"]
+    told = Counter(shown("list", columns=columns).split())
+    for key in ("name", "acts_on", "family"):
+        words = Counter(word for mixer in mixers for word in mixer[key].split())
+        assert words <= told, words - told
+    places = [part for mixer in mixers for part in mixer["paper"].split("/") if "/" in mixer["paper"]]
+    assert "modded-nanogpt" in places
+    assert all(any(place in word for word in told) for place in places)
+
+
+def looked_at(num_sources: int) -> Inspection:
+    names = tuple(f"{n // 2} {('attention', 'mlp')[n % 2]}" for n in range(num_sources))
+    weights = tuple(n / 100 for n in range(num_sources))
+    tokens = ("def", " ", "\n", "x" * 50)
+    site = SiteWeights(9, 9, "attention", "stream", names, weights, weights, (weights,) * len(tokens))
+    return Inspection("attn_res", len(tokens), (site,), (5.5,) * 3, tokens)
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("num_sources", [1, 5, 40])
+def test_inspect_breaks_no_name_and_no_figure(
+    columns: int, num_sources: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = looked_at(num_sources)
+    monkeypatch.setattr("mixerzoo.experiments.inspect_checkpoint", lambda *arguments, **options: found)
+    text = shown("inspect", tmp_path, "--prompt", "a", columns=columns)
+    sites, tokens = text[text.index("Site") :].split("\n\n9 attention\n")
+    assert max(map(len, text.splitlines()[1:])) <= columns
+    assert not CONTROL.search(text)
+    (site,) = found.sites
+    for name, mean in zip(site.sources, site.mean, strict=True):
+        assert f"{name}: {mean:.3f} ± {mean:.3f}" in sites
+    # As many blocks of columns as it takes.
+    rows = [line.split() for line in tokens.splitlines() if line.startswith("'def'")]
+    figures = [word for row in rows for word in row if word[0].isdigit()]
+    assert figures == [f"{mean:.3f}" for mean in site.mean]
+    assert Counter(re.findall("attention|mlp", tokens)) == Counter(name.split()[1] for name in site.sources)
 
 
 @pytest.mark.parametrize("columns", WIDTHS)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mixerzoo.data import machine
 from mixerzoo.errors import DataError
@@ -166,6 +167,24 @@ def test_a_first_rank_that_never_begins_is_not_waited_for(tmp_path: Path, monkey
     assert 0.2 <= time.monotonic() - began < 20
     with pytest.raises(DataError, match="words"):
         machine.once_a_launch(["other"], raise_words, print)
+
+
+def test_what_was_left_long_ago_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / f"mixerzoo-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    names = ["a.lock", "a.begun", "a.json", ".a.json.0.partial", "b", "b.lock", "held.lock", "young.lock", "young.json"]
+    long_ago = time.time() - 8 * 24 * 3600
+    for name in names:
+        (folder / name).touch()
+        if name != "young.json":
+            os.utime(folder / name, (long_ago, long_ago))
+    with FileLock(folder / "held.lock"):
+        os.utime(folder / "held.lock", (long_ago, long_ago))
+        assert machine.shared_folder() == folder
+    assert {path.name for path in folder.iterdir()} == {"held.lock", "young.lock", "young.json"}
+    with machine.locked(folder / "young", print):
+        assert (folder / "young.lock").stat().st_mtime > long_ago
 
 
 def raise_words() -> dict[str, object]:

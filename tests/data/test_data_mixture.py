@@ -16,6 +16,7 @@ from mixerzoo.data import BpeTokenizer, DataConfig, encoding, prepare, text_reco
 from mixerzoo.data.encoding import Encoded
 from mixerzoo.data.mixture import _SLACK, Mixture
 from mixerzoo.data.pieces import Piece
+from mixerzoo.data.sealed import read_sealed_json, to_sealed_json
 from mixerzoo.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -97,10 +98,40 @@ class TestMixture:
         assert validation
         assert not train & validation
 
+    @pytest.mark.parametrize("sizes", [(0, 40_000), (1000, 500), (0, 0)])
+    def test_no_source_trains_on_the_end_that_another_one_cuts_off(
+        self, sizes: tuple[int, int], tmp_path: Path
+    ) -> None:
+        """The same long document in both: cut in one alone, at two places, and in both at one."""
+        long = "".join(f"line {number} of a long document\n" for number in range(500))
+        paths = []
+        for name, size in zip("ab", sizes, strict=True):
+            others = [f"{name} {number} " + "x" * 100 for number in range(size // 100)]
+            paths.append(save(tmp_path / f"{name}.jsonl", [long, *others]))
+        prepared = prepare(config((paths[0], 0.5), (paths[1], 0.5)))
+        train, validation = (
+            {line for text in documents_of(prepared, side) for line in text.split("\n") if line.startswith("line")}
+            for side in ("train", "validation")
+        )
+        assert validation
+        assert not train & validation
+        assert bool(train) == (sizes != (1000, 500))
+
+    def test_no_source_trains_on_the_beginning_of_what_another_one_holds_out(self, few: str, tmp_path: Path) -> None:
+        long = "".join(f"line {number} of a long document\n" for number in range(500))
+        told = {"name": "text", "paths": [few], "validation_paths": [save(tmp_path / "long.jsonl", [long])]}
+        cut = {"name": "text", "paths": [save(tmp_path / "cut.jsonl", [long, *map(str, range(40))])]}
+        sources = [{"source": source, "weight": 0.5} for source in (told, cut)]
+        asked = {"sources": sources, "tokenizer": {"name": "bytes"}, "sequence_length": 8}
+        prepared = prepare(DataConfig.model_validate(asked))
+        assert long in documents_of(prepared, "validation")
+        assert not any("line" in text for text in documents_of(prepared))
+
     def test_without_a_limit_it_ends_with_the_first_source_that_does(self, letters: tuple[str, str]) -> None:
         prepared = prepare(config((letters[0], 0.5), (letters[1], 0.5)))
-        (notice,) = prepared.notices
-        assert notice.startswith("the training text ends with data.sources.0, which has no document left: ")
+        train, validation = prepared.notices
+        assert train.startswith("the training text ends with data.sources.0, which has no document left: ")
+        assert validation.startswith("the validation text ends with data.sources.0, which has no held-out document")
         assert prepared.mixture is not None
         assert prepared.mixture.ended == 0
         assert prepared.mixture.sources[0].num_documents == sum("b" not in text for text in documents_of(prepared))
@@ -128,6 +159,30 @@ class TestMixture:
         assert not set(held_out) & set(documents_of(more))
         of_b = sum(len(text) for text in held_out if "b" in text)
         assert of_b / sum(map(len, held_out)) == pytest.approx(0.75, abs=0.25)
+
+    def test_the_validation_text_ends_with_the_first_source_that_holds_out_no_more(
+        self, few: str, letters: tuple[str, str]
+    ) -> None:
+        asked = config((few, 0.5), (letters[1], 0.5), max_documents=20)
+        prepared = prepare(asked)
+        held_out = documents_of(prepared, "validation")
+        of_b = sum("b" in text for text in held_out)
+        assert prepared.notices == (
+            "the validation text ends with data.sources.0, which has no held-out document left: "
+            f"{len(prepared.validation.tokens):,} tokens in {len(held_out)} documents",
+        )
+        sources = text_record(asked, prepared)["sources"]
+        assert [each["validation_documents"] for each in sources] == [len(held_out) - of_b, of_b]
+        assert sum(each["validation_tokens"] for each in sources) == len(prepared.validation.tokens)
+
+    def test_text_of_an_earlier_version_says_nothing_of_it(self, letters: tuple[str, str]) -> None:
+        asked = config((letters[0], 0.5), (letters[1], 0.5), max_documents=20)
+        meta = prepare(asked).directory / "meta.json"
+        written = {key: value for key, value in read_sealed_json(meta).items() if key != "validation_mixture"}
+        meta.write_text(to_sealed_json(written))
+        prepared = prepare(asked)
+        assert (prepared.validation_mixture, prepared.notices) == (None, ())
+        assert "validation_tokens" not in text_record(asked, prepared)["sources"][0]
 
     def test_bpe_learns_from_all_sources(self, letters: tuple[str, str]) -> None:
         prepared = prepare(config((letters[0], 0.5), (letters[1], 0.5), tokenizer=BpeTokenizer(vocab_size=300)))

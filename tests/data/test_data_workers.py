@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,15 @@ def test_a_process_that_is_killed_is_an_error_in_words() -> None:
             DataError, match=r"a process of data\.workers ended .*\(exit code -9\).*lower data\.workers"
         ):
             pool.submit(["ab"])()
+
+
+def test_a_process_that_ends_by_itself_is_not_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding_pool, "_WORKER", (sys.executable, "-c", "raise SystemExit(3)"))
+    with (
+        EncodingPool(TextTokenizer.for_bytes(), "<u2", 1) as pool,
+        pytest.raises(DataError, match=r"ended while it was tokenising \(exit code 3\): what it said stands above$"),
+    ):
+        pool.submit(["ab"])()
 
 
 def test_processes_end_with_the_pool_and_with_its_errors() -> None:

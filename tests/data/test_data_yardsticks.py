@@ -19,10 +19,14 @@ from mixerzoo.data import (
     PreparedData,
     PretrainedTokenizer,
     TextSource,
+    machine,
     prepare,
     yardsticks,
 )
 from mixerzoo.errors import DataError
+
+#: Of the function's name.
+module = sys.modules["mixerzoo.data.yardsticks"]
 
 TRAIN = ["to be, or not to be\n", "that is the question: é", "x"]
 VALIDATION = ["whether 'tis nobler\n", "ü in the mind\n" * 20]
@@ -107,9 +111,35 @@ def test_a_cache_that_cannot_be_written_keeps_nothing(prepared: PreparedData, mo
     def refuse(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(sys.modules["mixerzoo.data.yardsticks"], "write_text", refuse)
+    monkeypatch.setattr(module, "write_text", refuse)
     figures = yardsticks(prepared)
     assert not (prepared.directory / "yardsticks.json").exists()
+    assert yardsticks(prepared) == figures
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_of_a_long_text_xz_has_the_beginning(
+    more: int, prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(VALIDATION).encode()
+    most = len(text) - more
+    monkeypatch.setattr(module, "_MOST", most)
+    figures = yardsticks(prepared)
+    size = len(lzma.compress(text[:most], preset=9 | lzma.PRESET_EXTREME))
+    expected = {"bigram_bits_per_byte": pytest.approx(naive_bigram()), "xz_bits_per_byte": 8 * size / most}
+    assert figures == expected | ({"xz_bytes": most} if more else {})
+    assert yardsticks(prepared) == figures
+
+
+def test_one_process_of_a_launch_computes(
+    prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    figures = yardsticks(prepared)
+    (prepared.directory / "yardsticks.json").unlink()  # a cache that cannot be written
+    machine._calls.clear()  # another process of the launch
+    monkeypatch.setattr(module, "_compute", lambda prepared: pytest.fail("computed again"))
     assert yardsticks(prepared) == figures
 
 

@@ -10,6 +10,7 @@ from mixerzoo import Mixer, load_registry
 from mixerzoo.data import prepare
 from mixerzoo.describe.description import describe
 from mixerzoo.errors import MixerError, RecipeError
+from mixerzoo.process.environment import Launch
 from mixerzoo.recipe.feasibility import TrainingMemory, check_data, check_size, free_bytes
 from paper_recipes import SEQUENCE, VOCAB, paper_recipe
 from runs import tiny_recipe
@@ -92,6 +93,31 @@ def test_memory_of_shares() -> None:
     assert eight.gathered < memory(8, reshard_after_forward=False).gathered < 2 * plain.weights
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_decoder_is_built_whole_by_every_process(parallel: str, monkeypatch) -> None:
+    recipe = paper_recipe("360M", train={"batch_size": 4, "parallel": parallel})
+    whole = 4 * describe(recipe).costs.parameters
+
+    def on_gpus(processes: int, machine: int) -> list[str]:
+        monkeypatch.setattr("mixerzoo.recipe.feasibility.launch", lambda: Launch(0, 0, 16, processes))
+        monkeypatch.setattr("mixerzoo.recipe.feasibility.free_bytes", lambda: (1 << 45, "the GPU"))
+        monkeypatch.setattr("mixerzoo.recipe.feasibility.free_bytes_of_machine", lambda: machine)
+        return check_size(recipe)
+
+    assert on_gpus(8, 8 * whole) == on_gpus(1, whole) == []
+    if parallel == "ddp":
+        assert on_gpus(8, whole) == []
+    else:
+        with pytest.raises(
+            RecipeError, match=r"1\.\d+ GiB in each of 8 processes, 1\d\.?\d* GiB in all, .*; start fewer"
+        ):
+            on_gpus(8, 8 * whole - 1)
+    with pytest.raises(
+        RecipeError, match=r"shared out: 1\.\d+ GiB, and it has 1\.\d+ GiB free; make the model smaller"
+    ):
+        on_gpus(1, whole - 1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -122,7 +148,14 @@ def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch) -> 
     free = free_bytes()[0]
     limit.write_text("3000000\n")
     used.write_text("1000000\n")
+    stat = tmp_path / "memory.stat"
+    stat.write_text("anon 600000\nfile 400000\nactive_file 0\ninactive_file 0\n")
     assert free_bytes() == (2_000_000, "this machine")
+    # Files that were read are dropped where memory is short.
+    stat.write_text("anon 600000\nfile 400000\nactive_file 100000\ninactive_file 250000\n")
+    assert free_bytes() == (2_350_000, "this machine")
+    stat.write_text("inactive_file 1\nactive_file 1\ntotal_inactive_file 250000\ntotal_active_file 150000\n")
+    assert free_bytes() == (2_400_000, "this machine")
     limit.write_text("max\n")
     assert free_bytes()[0] == pytest.approx(free, rel=0.5)
 

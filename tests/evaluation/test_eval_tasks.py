@@ -18,7 +18,7 @@ import command_line
 from mixerzoo.data import TextTokenizer
 from mixerzoo.errors import DataError
 from mixerzoo.evaluation.side_by_side import Settings, compare
-from mixerzoo.evaluation.tasks import load_tasks
+from mixerzoo.evaluation.tasks import load_tasks, local
 from mixerzoo.evaluation.tasks.harness import _refuse_without_questions
 from mixerzoo.evaluation.tasks.language_model import DecoderLM
 from mixerzoo.evaluation.tasks.local import LOCAL_TASKS, LocalTask
@@ -166,6 +166,14 @@ def test_tasks_that_cannot_be_had_are_one_line_each(checkpoints, monkeypatch):
     offline = line("hellaswag")  # the tests have no network
     assert "task 'hellaswag' cannot be loaded: " in offline
     assert "Rowan/hellaswag" in offline
+
+
+def test_a_task_that_has_no_examples_is_told(checkpoints, monkeypatch):
+    rows, config = local._TASKS["stdlib_last_name"]
+    monkeypatch.setitem(local._TASKS, "stdlib_last_name", (rows, {**config, "num_fewshot": 0}))
+    result = run(checkpoints[0], "--tasks", "stdlib_last_name,stdlib_next_line", "--fewshot", "1", "--limit", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "--fewshot changes nothing for stdlib_last_name: the task itself says no examples" in result.stderr
 
 
 def test_a_task_that_runs_code_is_refused(monkeypatch):

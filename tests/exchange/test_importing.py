@@ -87,6 +87,12 @@ def test_the_command_says_that_the_result_is_another_model(llama: Path, tmp_path
     assert report["same_model"] is False
 
 
+def test_a_seed_of_nothing_is_told(llama: Path, tmp_path: Path) -> None:
+    assert "--seed changes nothing here" in run("import", llama, "--out", tmp_path / "a", "--seed", "3").stderr
+    mixed = run("import", llama, "--out", tmp_path / "b", "--seed", "3", "--mixer", "denseformer")
+    assert (mixed.exit_code, mixed.stderr) == (0, "")
+
+
 def test_what_lies_beside_the_weights_comes_along(llama: Path, tmp_path: Path) -> None:
     report = import_checkpoint(llama, tmp_path / "deep" / "ours")
     assert report.companions == ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 import mixerzoo
 from mixerzoo.cli import app
-from mixerzoo.errors import MixerzooError
-from mixerzoo.experiments import Flags, comparing, read_comparison, runner
+from mixerzoo.errors import MixerzooError, RunError
+from mixerzoo.experiments import Flags, comparing, read_comparison, runner, writing
+from mixerzoo.experiments.figures import method
+from mixerzoo.model import default_device
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
 from runs import OVERRIDES, QUICKSTART, tiny_recipe
@@ -26,10 +28,9 @@ from runs import OVERRIDES, QUICKSTART, tiny_recipe
 TINY = [*(o for o in OVERRIDES if not o.startswith(("train.", "eval.interval"))), "train.steps=2", "train.batch_size=2"]
 
 
-def in_this_process(cells, directory, workers, watcher):
+def in_this_process(cells, directory, workers, watcher, failed):
     """As `run_cells`, without the seconds that a process takes to begin."""
     watcher.planned(cells, [cell for cell in cells if directory.run(cell).finished])
-    failed = {}
     for cell in cells:
         place = directory.path / cell.place
         if directory.run(cell).finished:
@@ -40,7 +41,6 @@ def in_this_process(cells, directory, workers, watcher):
         except MixerzooError as error:
             failed[cell] = str(error)
             watcher.ended(cell, str(error), None)
-    return failed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,12 +171,19 @@ def test_a_full_disk_ends_in_words(tmp_path, monkeypatch):
     assert "Traceback" not in result.output
 
 
-def test_tuning_uses_seeds_of_its_own_and_equal_flops_change_the_steps(tmp_path):
-    out = tmp_path / "tuned"
-    grid = ("--mixers", "residual, mudd", "--seeds", "1", "--tune", "train.learning_rate=1e-3,1e-2", "--equal", "flops")
-    result = compare(out, *grid, "train.steps=12", "--jobs", "2")
+TUNED = ("--mixers", "residual, mudd", "--seeds", "1", "--tune", "train.learning_rate=1e-3,1e-2", "--equal", "flops")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "tuned"
+    result = compare(out, *TUNED, "train.steps=12", "--jobs", "2")
     assert result.exit_code == 0, result.output
-    found = json.loads((out / "results.json").read_text())
+    return out
+
+
+def test_tuning_uses_seeds_of_its_own_and_equal_flops_change_the_steps(tuned):
+    found = json.loads((tuned / "results.json").read_text())
     assert found["tuning_seeds"] == [1000]
     for each, row in zip(found["tuning"], found["settings"][0]["mixers"], strict=True):
         best = min(each["trials"], key=lambda trial: trial["bits_per_byte"])
@@ -185,7 +192,68 @@ def test_tuning_uses_seeds_of_its_own_and_equal_flops_change_the_steps(tmp_path)
         assert [run["seed"] for run in row["runs"]] == [0]
     base, mudd = found["settings"][0]["mixers"]
     assert mudd["steps"] == round(12 * base["flops_per_token"] / mudd["flops_per_token"]) < 12
-    assert "at the edge of the grid" in (out / "report.md").read_text()
+    assert "at the edge of the grid" in (tuned / "report.md").read_text()
+
+
+def test_stopped_while_it_tunes_it_reports_what_is_finished_and_what_failed(tuned, tmp_path, monkeypatch):
+    out = shutil.copytree(tuned, tmp_path / "stopped")
+    before = json.loads((out / "results.json").read_text())
+
+    def stopped(cells, directory, workers, watcher, failed):
+        (open_cell,) = (cell for cell in cells if not directory.run(cell).finished)
+        failed[open_cell] = "as an example"
+        raise KeyboardInterrupt
+
+    trials = before["tuning"][0]["trials"]
+    worst = max(trials, key=lambda trial: trial["bits_per_byte"])
+    (unfinished,) = out.glob(f"cells/residual/*={worst['values']['train.learning_rate']}/**/seed-1000/result.json")
+    unfinished.unlink()
+    monkeypatch.setattr(comparing, "run_cells", stopped)
+    result = compare(out, *TUNED, "train.steps=12", "--jobs", "2")
+    assert result.exit_code == 130, result.output
+    after = json.loads((out / "results.json").read_text())
+    assert after["settings"] == before["settings"]
+    assert after["tuning"][1] == before["tuning"][1]
+    assert after["tuning"][0]["trials"][trials.index(worst)]["bits_per_byte"] is None
+    assert [each["error"] for each in after["failures"]] == ["as an example"]
+    assert "chosen among 1 of 2: the others are not finished" in (out / "report.md").read_text()
+
+
+def test_equal_seconds_are_those_that_are_measured_first(tmp_path):
+    out = tmp_path / "seconds"
+    result = compare(out, "--mixers", "residual, unet", "--seeds", "1", "--equal", "seconds", "train.steps=4")
+    assert result.exit_code == 0, result.output
+    base, unet = json.loads((out / "results.json").read_text())["settings"][0]["mixers"]
+    speeds = [
+        json.loads((out / "cells" / label / "speed/seed-0/result.json").read_text())["tokens_per_second"]
+        for label in ("residual", "unet")
+    ]
+    assert base["steps"] == 4
+    assert unet["steps"] == max(1, round(4 * speeds[1] / speeds[0]))
+
+
+def test_what_ended_a_comparison_is_told_and_not_that_its_report_could_not_be_written(done, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise RunError("the disk is full")
+
+    def unwritten(found, directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = shutil.copytree(done[0], tmp_path / "full")
+    monkeypatch.setattr(comparing, "run_cells", full)
+    monkeypatch.setattr(comparing, "write_reports", unwritten)
+    result = compare(out, "--mixers", "residual", "--seeds", "1")
+    assert result.exit_code == 2
+    assert "Error: the disk is full" in result.output
+    assert "the report could not be written: [Errno 28] No space left on device" in result.output
+
+
+def test_a_run_of_another_mixer_under_the_same_label_is_refused_and_the_report_stays(done):
+    out, _ = done
+    before = (out / "report.html").stat().st_mtime_ns
+    result = compare(out, "--mixers", "residual, again: unet", "--seeds", "3")
+    assert result.exit_code == 2, result.output
+    assert (out / "report.html").stat().st_mtime_ns == before
 
 
 def test_a_dry_run_lists_and_runs_nothing(tmp_path):
@@ -199,7 +267,7 @@ def test_a_dry_run_lists_and_runs_nothing(tmp_path):
 
 def test_an_estimate_counts_steps_and_validations(monkeypatch):
     module = import_module("mixerzoo.experiments.estimates")
-    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops: 100.0)
+    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: 100.0)
     # A text that was never prepared, so that the size of its final validation is not known.
     found = read_comparison(
         QUICKSTART, [*TINY, "data.source.max_bytes=210001", "eval.interval=1"], Flags(mixers="residual", seeds="1")
@@ -218,6 +286,16 @@ def test_the_report_has_every_figure_and_needs_nothing_else(done):
     rows = json.loads((done[0] / "results.json").read_text())["settings"][0]["mixers"]
     shown = re.findall(r'<td data-key="bits_per_byte" data-value="([^"]+)"', page)
     assert [float(each) for each in shown] == [row["bits_per_byte"]["mean"] for row in rows]
+
+
+def test_the_peak_of_memory_has_a_unit_in_every_form(done):
+    results = json.loads((done[0] / "results.json").read_text())
+    for row in results["settings"][0]["mixers"]:
+        row["peak_memory_bytes"] = 1234 * 2**20
+    for form in (writing.text(results), writing.report_page(results)):
+        assert "peak memory, MiB" in form
+        assert "1,234" in form
+        assert "1,293,942,784" not in form
 
 
 def test_the_report_shows_learned_weights_of_the_first_run_and_says_where_there_are_none(tmp_path):
@@ -271,12 +349,45 @@ def test_other_data_are_refused_and_nothing_is_touched(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "compare.lock"} == before
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu,nowhere"])
-def test_a_device_that_is_not_here_is_an_error(tmp_path, device):
-    result = compare(tmp_path / "new", "--mixers", "residual", "--device", device)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["runs", "dry"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu,nowhere", "meta", "cpu,cpu"])
+def test_a_device_that_is_not_here_is_an_error(tmp_path, device, more):
+    result = compare(tmp_path / "new", "--mixers", "residual", "--device", device, *more)
     assert result.exit_code == 2, result.output
     assert "Error:" in result.output
     assert not (tmp_path / "new").exists()
+
+
+def test_another_kind_of_device_is_refused_and_a_directory_of_before_goes_on(done, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "elsewhere")
+    record = json.loads((out / "comparison.json").read_text())
+    assert record["device"] == default_device()
+    grid = ("--mixers", "residual", "--seeds", "1", "--device", "cpu")
+    (out / "comparison.json").write_text(json.dumps(record | {"device": "cuda"}))
+    result = compare(out, *grid)
+    assert result.exit_code == 2
+    assert "was begun on cuda, and on cpu the same run gives other bits; say --device cuda" in result.output
+    del record["device"]
+    (out / "comparison.json").write_text(json.dumps(record))
+    assert compare(out, *grid).exit_code == 0
+    assert json.loads((out / "comparison.json").read_text())["device"] == "cpu"
+
+
+def test_the_method_says_that_several_tables_are_not_corrected_for(done):
+    found = json.loads((done[0] / "results.json").read_text())
+    assert "grows with their number" not in method(found)
+    assert "for each table; there are 2" in method(found | {"settings": found["settings"] * 2})
+
+
+def test_a_plan_is_of_the_devices_that_are_named(tmp_path, monkeypatch):
+    asked = []
+    module = import_module("mixerzoo.experiments.estimates")
+    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: asked.append(device) or 100.0)
+    for device in ([], ["--device", "cpu"]):
+        result = compare(tmp_path / "new", "--mixers", "residual", "--seeds", "1", "--dry-run", *device)
+        assert result.exit_code == 0, result.output
+    assert asked == [default_device(), "cpu"]
+    assert compare(tmp_path / "new", "--mixers", "residual", "--dry-run", "--device", "nowhere").exit_code == 2
 
 
 def test_the_table_of_runs(done):

@@ -11,19 +11,31 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor
-from transformers import AutoTokenizer, CompileConfig, ContinuousBatchingConfig, GenerationConfig, StaticCache, pipeline
+from transformers import (
+    AutoTokenizer,
+    CompileConfig,
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    StaticCache,
+    pipeline,
+)
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 import zoo
 from case import DEPTH, LATENT
 from hf_models import CHOSEN, LATENT_CASES, TAILED, fresh, model_of, shared
 from mixerzoo import TextTokenizer, generate, load_checkpoint
-from mixerzoo.errors import MixerError
+from mixerzoo.errors import CacheError, MixerError
 from mixerzoo.hf import MixerZooForCausalLM
 from mixerzoo.training.run import train
 from runs import tiny_recipe
 from zoo import ZooCase, assert_close, some_tokens
 
+#: Values wider than what a cache holds of a token.
+WIDE = ZooCase(
+    "depth_attention", {"stride": 1}, {**LATENT, "mla": {**LATENT["mla"], "v_head_dim": 13}}, label="wide_values"
+)
 every_case = pytest.mark.parametrize("case", CHOSEN, ids=str)
 YOCO = ZooCase("yoco", {"window": 3})
 NUM_NEW = 6
@@ -158,7 +170,7 @@ def test_sampling_repeats_itself_and_follows_the_seed() -> None:
     assert not torch.equal(sample(0), sample(1))
 
 
-@every_case
+@pytest.mark.parametrize("case", [*CHOSEN, WIDE], ids=str)
 @torch.no_grad()
 def test_any_chunking_over_any_cache_is_the_full_forward(case: ZooCase) -> None:
     model, tokens = shared(case), some_tokens(2, 9)
@@ -169,6 +181,29 @@ def test_any_chunking_over_any_cache_is_the_full_forward(case: ZooCase) -> None:
             out = model(chunk, past_key_values=past, use_cache=True)
             pieces.append(out.logits)
             past = out.past_key_values
+        assert_close(torch.cat(pieces, dim=1), full)
+
+
+@pytest.mark.parametrize("case", [ZooCase("residual"), ZooCase("smear"), YOCO], ids=str)
+@torch.no_grad()
+def test_a_cache_that_a_forward_was_interrupted_over_is_refused(case: ZooCase) -> None:
+    model, tokens = model_of(zoo.make(case)), some_tokens(2, 6)
+    full = model(tokens).logits
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for past in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=8)):
+        model(tokens[:, :4], past_key_values=past)
+        hook = model.model.layers[-1].mlp.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(tokens[:, 4:], past_key_values=past)
+        hook.remove()
+        for _ in range(2):
+            with pytest.raises(CacheError, match=r"a forward over this cache was interrupted.*call its reset\(\)"):
+                model(tokens[:, 4:], past_key_values=past)
+        past.reset()
+        pieces = [model(piece, past_key_values=past).logits for piece in tokens.split([4, 2], dim=1)]
         assert_close(torch.cat(pieces, dim=1), full)
 
 

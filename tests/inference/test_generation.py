@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -113,9 +114,13 @@ def test_rows_end_at_any_of_several_ends() -> None:
         assert set(stopped[row, 3 + length :].tolist()) <= {new[length - 1]}
 
 
-@pytest.mark.parametrize("end", [-1, 29, True, 1.0, [3, None], "a"], ids=str)
+@pytest.mark.parametrize(
+    "end",
+    [-1, 29, True, 1.0, [3, None], "a", b"a", {3: 4}, torch.tensor([3, 19]), torch.tensor(1.0), np.array([True])],
+    ids=str,
+)
 def test_an_end_that_is_no_id(end: Any) -> None:
-    with pytest.raises(MixerzooError, match=r"end_of_text is .*; it must be a token.s id, from 0 to 18"):
+    with pytest.raises(MixerzooError, match=r"end_of_text is .*; it must be a token.s id, or several, from 0 to 18"):
         generate(zoo.shared(DEPTH), some_tokens(1, 3), max_new_tokens=2, end_of_text=end)
 
 

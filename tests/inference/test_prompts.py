@@ -14,6 +14,7 @@ import zoo
 from case import DEPTH
 from mixerzoo import Decoder, TextFormat, TextTokenizer, generate, stream
 from mixerzoo.errors import MixerzooError
+from mixerzoo.inference.sampling import end_ids
 from zoo import some_tokens
 
 BYTES = TextTokenizer.for_bytes()
@@ -133,3 +134,53 @@ def test_lists_of_texts_and_other_things() -> None:
             generate(zoo.shared(DEPTH), tokens, max_new_tokens=1)  # type: ignore[call-overload]
     with pytest.raises(MixerzooError, match="a tokenizer has no use"):
         stream(zoo.shared(DEPTH), [1], max_new_tokens=1, tokenizer=BYTES)  # type: ignore[call-overload]
+
+
+# Beside them.
+
+
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"left_padding": 1}, r"left_padding is 1; it must be 2 whole numbers, one for each row of the prompt"),
+    ({"left_padding": [1]}, r"left_padding is \[1\]; it must be 2 whole numbers"),
+    ({"left_padding": [0, True]}, r"left_padding is \[0, True\]; it must be 2 whole numbers"),
+    ({"left_padding": torch.tensor([0.0, 1.0])}, r"left_padding is tensor.*; it must be 2 whole numbers"),
+    ({"left_padding": torch.tensor([[0, 1]])}, r"left_padding is tensor.*; it must be 2 whole numbers"),
+    ({"left_padding": [3, 0]}, r"left_padding is \[3, 0\]; in rows of 3 tokens it must be from 0 to 2"),
+    ({"left_padding": torch.tensor([0, -1])}, r"left_padding is \[0, -1\]; in rows of 3 tokens"),
+    (
+        {"generator": 3},
+        r"generator is 3; it must be a torch\.Generator, as torch\.Generator\('cpu'\)\.manual_seed\(0\)",
+    ),
+    ({"cache": {}}, r"the cache is dict; it must be a mixerzoo\.KVCache, as decoder\.new_cache gives"),
+]
+
+
+@pytest.mark.parametrize("function", [generate, stream])
+@pytest.mark.parametrize(("options", "message"), OPTIONS, ids=[str(options) for options, _ in OPTIONS])
+def test_options_of_a_wrong_type(function: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MixerzooError, match=message):
+        function(zoo.shared(DEPTH), some_tokens(2, 3), max_new_tokens=2, **options)
+
+
+def test_padding_can_be_given_as_ids_can() -> None:
+    decoder, prompt, padding = zoo.shared(DEPTH), some_tokens(2, 3), torch.tensor([2, 0])
+    plain = generate(decoder, prompt, max_new_tokens=3, left_padding=padding)
+    assert not torch.equal(plain, generate(decoder, prompt, max_new_tokens=3))
+    for counts in ([2, 0], (2, np.int8(0)), padding.to(torch.uint8), padding.numpy()):
+        assert torch.equal(generate(decoder, prompt, max_new_tokens=3, left_padding=counts), plain)
+        steps = stream(decoder, prompt, max_new_tokens=3, left_padding=counts)
+        assert torch.equal(torch.stack(list(steps), dim=1), plain[:, 3:])
+    # What came before may be padding, all of it.
+    cache = decoder.new_cache(2)
+    decoder(prompt[:, :1], cache, left_padding=padding)
+    assert torch.equal(
+        generate(decoder, prompt[:, 1:], max_new_tokens=3, left_padding=[2, 0], cache=cache), plain[:, 1:]
+    )
+
+
+@pytest.mark.parametrize(
+    "ends", [[3, 5], {3, 5}, torch.tensor([3, 5]), np.array([3, 5]), {3: 0, 5: 0}.keys(), range(3, 6, 2)], ids=type
+)
+def test_ends_can_be_given_as_ids_can(ends: Any) -> None:
+    assert sorted(end_ids(ends, 9)) == [3, 5]
+    assert end_ids(torch.tensor(3), 9) == end_ids(np.int16(3), 9) == end_ids(3, 9) == [3]

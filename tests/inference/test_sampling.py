@@ -16,7 +16,7 @@ import zoo
 from case import DEPTH
 from mixerzoo import generate
 from mixerzoo.errors import MixerzooError
-from mixerzoo.inference.sampling import Sampling, choose
+from mixerzoo.inference.sampling import Sampling, check_generator, choose
 from zoo import some_tokens
 
 
@@ -176,3 +176,10 @@ def test_logits_that_are_not_finite_are_refused(logits: list[float], options: di
 def test_one_row_that_is_not_finite_is_enough() -> None:
     with pytest.raises(MixerzooError, match="logits are not finite"):
         choose(torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), Sampling(0.0, None, None), seeded(0))
+
+
+def test_a_generator_on_another_device_is_refused_where_it_draws() -> None:
+    check_generator(torch.Generator(), torch.device("cuda:0"), 0.0)
+    check_generator(None, torch.device("cuda:0"), 1.0)
+    with pytest.raises(MixerzooError, match=r"generator is on cpu, and the decoder on cuda:0; .*Generator\('cuda:0'\)"):
+        check_generator(torch.Generator(), torch.device("cuda:0"), 1.0)

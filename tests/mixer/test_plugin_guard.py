@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from mixerzoo import load_registry
 from mixerzoo.checkpoints import foreign_config as foreign
 from mixerzoo.cli import app
-from mixerzoo.errors import CONTROL, PluginError
+from mixerzoo.errors import CONTROL, CheckpointError, PluginError
 from mixerzoo.mixer import choice as mixer_choice
 from mixerzoo.mixer.plugin_guard import guarded
 from mixerzoo.mixer.registry import Registry
@@ -320,3 +320,19 @@ def test_what_is_asked_of_a_plugin_later_is_guarded_too(
     assert out == ""
     assert "checking\n" in err
     assert "reading\n" in err
+
+
+def test_what_a_plugin_raises_is_blamed_on_it(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """
+    @classmethod
+    def read_reference(cls, config, tensors):
+        raise {}
+    """
+    for raised, told in (("ValueError('torn')", "ValueError: torn"), ("SystemExit(3)", "it would end the process")):
+        name = raised[:5].lower()
+        site.install(name, own(body.format(raised)))
+        registry = Registry(entry_points(group="mixerzoo", name=name))
+        monkeypatch.setattr("mixerzoo.checkpoints.foreign_config.load_registry", lambda found=registry: found)
+        with pytest.raises(CheckpointError) as caught:
+            foreign._recognise({}, {}, Path("config.json"))
+        assert str(caught.value).startswith(f"config.json: mixer 'own' cannot read this configuration: {told}")

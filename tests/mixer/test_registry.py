@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from mixerzoo import Mixer, load_registry
 from mixerzoo.cli import app
 from mixerzoo.errors import MixerError, PluginError
+from mixerzoo.mixer import plugin_record, recorded_entry
 from mixerzoo.mixer.registry import Registry
-from plugin_sites import SitePackages, good
+from plugin_sites import SitePackages, assert_matches, good
 
 Installer = Callable[..., Registry]
 
@@ -92,8 +93,10 @@ def test_a_built_in_name_cannot_be_taken(
     assert caplog.text.count(words) == 1
     # A checkpoint of the thief's is not one of ours.
     with pytest.raises(PluginError, match="'residual' comes from the plugin thief, but 'residual' is the built-in"):
-        registry.get_recorded("residual", {"distribution": "thief", "version": "1.0"})
-    assert registry.get_recorded("residual", {"distribution": "mixerzoo", "version": "0"}).plugin == "mixerzoo:residual"
+        recorded_entry(registry, "residual", {"distribution": "thief", "version": "1.0"})
+    assert (
+        recorded_entry(registry, "residual", {"distribution": "mixerzoo", "version": "0"}).plugin == "mixerzoo:residual"
+    )
     monkeypatch.setattr("mixerzoo.mixer.load_registry", lambda: registry)
     listed = CliRunner().invoke(app, ["list"], env={"COLUMNS": "200"})
     assert listed.exit_code == 0
@@ -129,18 +132,69 @@ def test_list_shows_a_clash_and_strict_fails(site: SitePackages, monkeypatch: py
 def test_a_recorded_mixer_names_its_plugin(site: SitePackages) -> None:
     recorded = {"distribution": "somebody-s-mixers", "version": "3.1"}
     with pytest.raises(MixerError) as missing:
-        load_registry().get_recorded("unheard_of", recorded)
+        recorded_entry(load_registry(), "unheard_of", recorded)
     assert "comes from the plugin somebody-s-mixers 3.1, which is not installed here" in str(missing.value)
     assert "pip install somebody-s-mixers" in str(missing.value)
     site.install("somebody-s-mixers", good("renamed"), release="4.0")
     with pytest.raises(MixerError) as renamed:
-        site.registry().get_recorded("unheard_of", recorded)
+        recorded_entry(site.registry(), "unheard_of", recorded)
     assert "somebody-s-mixers 3.1, and version 4.0 is installed here, but: no mixer is named" in str(renamed.value)
     assert "pip install" not in str(renamed.value)
     damaged_records = ({"distribution": name} for name in (3, "unknown", "", " ", "../x", "a\x1bb", "a" * 1000, [], {}))
     for damaged in (None, "somebody", *damaged_records):
         with pytest.raises(MixerError, match="which plugin it came from is not recorded"):
-            load_registry().get_recorded("unheard_of", damaged)
+            recorded_entry(load_registry(), "unheard_of", damaged)
+
+
+def test_another_plugin_s_mixer_of_that_name_is_not_the_recorded_one(
+    site: SitePackages, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install("moved-here", good("own"))
+    registry, recorded = site.registry(), {"distribution": "somebody-s-mixers", "version": "3.1"}
+    with pytest.raises(MixerError) as missing:
+        recorded_entry(registry, "own", recorded)
+    assert_matches(
+        "comes from the plugin somebody-s-mixers 3.1, which is not installed here (pip install somebody-s-mixers)"
+        ".*is offered by moved-here:moved-here.*change mixer_plugin.distribution to moved-here",
+        str(missing.value),
+    )
+    assert recorded_entry(registry, "own", {"distribution": "Moved_Here", "version": "0.1"}).plugin.startswith("moved-")
+    assert recorded_entry(registry, "own", None).plugin == "moved-here:moved-here"
+    assert caplog.text == ""
+    # Installed, and it has left the mixer to the other; or cannot say whether it has.
+    site.install("somebody-s-mixers", good("renamed"), release="4.0")
+    assert recorded_entry(site.registry(), "own", recorded).plugin == "moved-here:moved-here"
+    assert "somebody-s-mixers 3.1, which does not offer it any more; the one of moved-here is taken" in caplog.text
+    site.install("damaged", "import nothing_of_that_name")
+    with pytest.raises(
+        MixerError, match=r"plugin damaged, which could not be loaded \(damaged:damaged: ModuleNotFound"
+    ):
+        recorded_entry(site.registry(), "own", {"distribution": "damaged"})
+
+
+def test_the_plugins_of_parts_are_recorded_too(site: SitePackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("somebody-s-mixers", good("own"))
+    monkeypatch.setattr("mixerzoo.mixer.choice.load_registry", lambda: registry)
+    registry = Registry(entry_points(group="mixerzoo"))
+    options = registry.get("compose").mixer.Config.model_validate({"of": [{"name": "own"}, {"name": "moda"}]})
+    record = plugin_record(registry, "compose", options)
+    assert record["parts"] == {"own": {"distribution": "somebody-s-mixers", "version": "1.0"}}
+    assert recorded_entry(registry, "compose", record).mixer.name == "compose"
+    # Another one's mixer of that name is there in its place.
+    record["parts"]["own"]["distribution"] = "nobody-s-mixers"
+    with pytest.raises(
+        MixerError, match=r"'own' comes from the plugin nobody-s-mixers 1\.0, which is not installed here"
+    ):
+        recorded_entry(registry, "compose", record)
+    assert recorded_entry(registry, "compose", {**record, "parts": ["own"]}).mixer.name == "compose"
+
+
+def test_a_project_installed_under_another_name_has_its_own_mixers(
+    site: SitePackages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("another-name", good("own"))
+    monkeypatch.setattr("mixerzoo.mixer.recorded.PROJECT", "mixerzoo-of-old")
+    assert recorded_entry(site.registry(), "own", {"distribution": "mixerzoo-of-old"}).distribution == "another-name"
 
 
 def test_one_distribution_seen_twice_is_one(site: SitePackages, tmp_path: Path) -> None:

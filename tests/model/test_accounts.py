@@ -64,7 +64,7 @@ def test_depth_attention_s_cache_is_residual_s_to_the_byte(
 ) -> None:
     caches = []
     for mixer, chosen in (("depth_attention", options), ("residual", {})):
-        decoder = zoo.build(mixer, chosen, model)
+        decoder = zoo.build_drawn(mixer, chosen, model)
         caches.append(new_cache(decoder, 2, length, spare, dtype=dtype))
         decoder(some_tokens(2, length), caches[-1])
     ours, plain = caches

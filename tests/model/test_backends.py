@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 import zoo
+from case import LATENT
+from mixerzoo import Decoder, ModelConfig
 from mixerzoo.errors import BackendError
 from mixerzoo.model import available, backends, check_backend, flash, fused_flex
 from mixerzoo.model.backends import Visibility, eager_attention, make_mask
@@ -57,6 +59,59 @@ def test_xformers_that_computes_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_extra_pins_the_one_release() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"]["xformers"] == ["xformers==0.0.35"]
+
+
+@pytest.mark.parametrize("name", ["fash", 3])
+def test_what_is_no_backend_is_refused(name: Any) -> None:
+    with pytest.raises(BackendError, match=r"there is no attention backend .*; known: sdpa, eager, flex, flash"):
+        check_backend(name, "cpu")
+
+
+# What is not computed as asked.
+
+WINDOWED = {"sliding_window": 3}
+UNFIT = [
+    (
+        "moda",
+        {},
+        ("flex", "flash", "xformers"),
+        r"'moda' joins entries along depth .*; set .*attention_backend to sdpa$",
+    ),
+    ("compose", {}, ("flex",), "'compose' joins entries along depth"),
+    ("depth_attention", LATENT, ("flex",), "'depth_attention' sums latents of several layers"),
+    ("residual", LATENT, ("flash", "xformers"), r"of one width, and with model\.attention mla theirs differ"),
+    ("residual", WINDOWED, ("flash",), r"flash has no windows, and model\.sliding_window asks for one; .*\(or flex\)$"),
+    ("yoco", {}, ("flash",), "flash has no windows, and mixer 'yoco' gives them to layers"),
+]
+OF_MODA: dict[str, Any] = {"of": [{"name": "moda"}]}
+
+
+@pytest.mark.parametrize(
+    ("mixer", "model", "backend", "words"),
+    [(mixer, model, backend, words) for mixer, model, names, words in UNFIT for backend in names],
+)
+def test_a_backend_that_would_not_compute_all_of_it_is_refused(
+    mixer: str, model: dict[str, Any], backend: str, words: str
+) -> None:
+    with pytest.raises(BackendError, match=words):
+        on_meta(mixer, **model, attention_backend=backend)
+
+
+def test_a_backend_that_computes_all_of_it_is_taken() -> None:
+    for backend in ("sdpa", "eager"):
+        for mixer, model, *_ in UNFIT:
+            on_meta(mixer, **model, attention_backend=backend)
+    on_meta("yoco", attention_backend="flex")
+    on_meta("residual", **LATENT, attention_backend="flex")
+    on_meta("moda", num_layers=1, attention_backend="flash")
+    on_meta("residual", **WINDOWED, sliding_layers=(), attention_backend="flash")
+
+
+def on_meta(mixer: str, **model: Any) -> Decoder:
+    kind = zoo.mixer_class(mixer)
+    options = kind.Config.model_validate(OF_MODA if mixer == "compose" else {})
+    with torch.device("meta"):
+        return Decoder(ModelConfig(**{**zoo.MODEL, **model}), kind, options)
 
 
 # Flash.

@@ -149,6 +149,18 @@ class CacheMachine(RuleBasedStateMachine):
         cache.advance(num_new)
         model.advance(num_new)
 
+    @rule(num_new=st.integers(1, 4), data=st.data())
+    def interrupt(self, num_new: int, data: st.DataObject) -> None:
+        """A forward that does not come to its end leaves nothing behind."""
+        model, cache = self.model, self.cache
+        if model.max_length is not None and model.length + num_new > model.max_length:
+            return
+        if model.plan.tail is not None:
+            cache.extend_tail(vectors(model.batch_size, num_new, -99.0))
+        for step in range(data.draw(st.integers(0, len(model.plan.order)), label="steps")):
+            k, v = (self.fresh(num_new) if (kind, step) in model.given else None for kind in ("k", "v"))
+            cache.append(step, k, v)
+
     def extend_tail(self, num_new: int) -> None:
         """The tail gives the last vectors before the new ones, and zeros where a sequence has none."""
         model, tail = self.model, self.model.plan.tail

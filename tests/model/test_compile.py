@@ -172,9 +172,10 @@ def test_a_step_writes_only_to_tensors_that_stay_where_they_are(case: ZooCase) -
     assert seen.moving == [[], []]
 
 
+@pytest.mark.parametrize("case", [ZooCase("depth_attention"), ZooCase("smear"), WINDOWED], ids=str)
 @torch.no_grad()
-def test_nothing_is_compiled_from_the_second_token_on() -> None:
-    decoder = small(ZooCase("depth_attention"))
+def test_nothing_is_compiled_from_the_second_token_on(case: ZooCase) -> None:
+    decoder = small(case)
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     torch._dynamo.utils.counters.clear()
     cache = decoder.new_cache(2, 10)

@@ -15,6 +15,7 @@ from torch import Tensor
 import zoo
 from golden_cases import NAMES, Golden, golden
 from mixerzoo import AttentionCall, Decoder, load_checkpoint
+from mixerzoo.checkpoints import load_config
 from mixerzoo.errors import CheckpointError
 
 LOGITS = [(name, order) for name in NAMES for order in golden(name).k_norms]
@@ -31,6 +32,11 @@ def loss_of(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
+def in_order(directory: Path, k_norm: Any, dtype: Any) -> Decoder:
+    """A checkpoint with its key norms, if it has any, in one of the two orders."""
+    return load_checkpoint(directory, dtype, k_norm if load_config(directory)[0].has_key_norms else None)
+
+
 def test_every_case_is_here() -> None:
     assert len(NAMES) == 14
     assert {golden(name).facts.get("dialect") for name in NAMES} == {None, "kimi", "snapshot"}
@@ -40,7 +46,7 @@ def test_every_case_is_here() -> None:
 @torch.no_grad()
 def test_logits_and_loss_in_float64(name: str, k_norm: Any, directories: dict[str, Path]) -> None:
     case = golden(name)
-    decoder = load_checkpoint(directories[name], dtype=torch.float64, k_norm=k_norm)
+    decoder = in_order(directories[name], k_norm, torch.float64)
     logits = decoder(case.tokens)
     zoo.assert_close(logits, case.logits(k_norm), 1e-9)
     assert float(loss_of(logits, case.tokens)) == pytest.approx(case.loss(k_norm), abs=1e-9)
@@ -50,7 +56,7 @@ def test_logits_and_loss_in_float64(name: str, k_norm: Any, directories: dict[st
 @torch.no_grad()
 def test_logits_and_loss_in_float32(name: str, k_norm: Any, directories: dict[str, Path]) -> None:
     case = golden(name)
-    decoder = load_checkpoint(directories[name], dtype="float32", k_norm=k_norm)
+    decoder = in_order(directories[name], k_norm, "float32")
     logits = decoder(case.tokens)
     assert logits.dtype == torch.float32
     zoo.assert_close(logits, case.logits(k_norm), 1e-4)
@@ -72,7 +78,7 @@ def test_cached_decode_token_by_token(
     name: str, k_norm: Any, max_length: int | None, directories: dict[str, Path]
 ) -> None:
     case = golden(name)
-    decoder = load_checkpoint(directories[name], dtype=torch.float64, k_norm=k_norm)
+    decoder = in_order(directories[name], k_norm, torch.float64)
     cache = decoder.new_cache(2, max_length)
     logits = torch.cat([decoder(token, cache) for token in case.tokens.split(1, dim=1)], dim=1)
     zoo.assert_close(logits, case.logits(k_norm), 1e-9)
@@ -82,7 +88,7 @@ def test_cached_decode_token_by_token(
 def test_gradient_norms(name: str, directories: dict[str, Path]) -> None:
     case = golden(name)
     (k_norm,) = case.k_norms
-    decoder = load_checkpoint(directories[name], dtype=torch.float64, k_norm=k_norm)  # type: ignore[arg-type]
+    decoder = in_order(directories[name], k_norm, torch.float64)
     loss_of(decoder(case.tokens), case.tokens).backward()
     gradients = {name: p.grad for name, p in decoder.named_parameters()}
     assert gradients.keys() == case.facts["grad_norms"].keys()
@@ -95,7 +101,7 @@ def test_gradient_norms(name: str, directories: dict[str, Path]) -> None:
 def test_mixed_values_depth_weights_and_hidden_states(name: str, directories: dict[str, Path]) -> None:
     case = golden(name)
     (k_norm,) = case.k_norms
-    decoder = load_checkpoint(directories[name], dtype=torch.float64, k_norm=k_norm)  # type: ignore[arg-type]
+    decoder = in_order(directories[name], k_norm, torch.float64)
     cache = decoder.new_cache(2)
     stored: dict[int, Tensor] = {}
     raw: dict[int, tuple[Tensor, Tensor, Tensor]] = {}

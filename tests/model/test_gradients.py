@@ -148,7 +148,7 @@ def test_one_layer_of_depth_attention_is_residual_bit_for_bit(model: dict[str, A
 @torch.no_grad()
 def test_denseformer_is_residual_bit_for_bit_at_initialisation(model: dict[str, Any], options: dict[str, Any]) -> None:
     tokens = some_tokens(2, 5)
-    ours, plain = zoo.build("denseformer", options, model), zoo.build("residual", {}, model)
+    ours, plain = zoo.build_drawn("denseformer", options, model), zoo.build("residual", {}, model)
     assert torch.equal(ours(tokens), plain(tokens))
     assert torch.equal(moved_beside_the_mixer(ours)(tokens), moved_beside_the_mixer(plain)(tokens))
 

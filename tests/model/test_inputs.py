@@ -12,6 +12,7 @@ import zoo
 from case import ZooCase
 from mixerzoo import MixerzooError, build, generate
 from mixerzoo.errors import BackendError, InputError
+from mixerzoo.model.inputs import check_inputs, check_targets
 
 DECODER = zoo.shared(ZooCase("residual"))
 TOKENS = zoo.some_tokens(2, 4)
@@ -41,6 +42,16 @@ def test_wrong_tokens(tokens: Tensor, message: str) -> None:
         return
     with pytest.raises(MixerzooError):
         generate(DECODER, tokens, max_new_tokens=1)
+
+
+def test_no_step_waits_for_a_device_to_say_its_numbers() -> None:
+    # The meta device cannot say them.
+    there = {name: given.to("meta") for name, given in (("left_padding", TOKENS[:, 0]), ("documents", TOKENS))}
+    for tokens in (TOKENS, TOKENS.to("meta")):
+        check_inputs(tokens, zoo.VOCAB_SIZE, cached=False, **there)
+        check_targets(TOKENS.to("meta"), tokens, zoo.VOCAB_SIZE)
+    with pytest.raises(InputError, match=r"left_padding is torch\.float32 of shape \[2\]"):
+        check_inputs(TOKENS, 1, cached=False, left_padding=TOKENS[:, 0].float().to("meta"), documents=None)
 
 
 @pytest.mark.parametrize("padding", [[4, 0], [-1, 0]])

@@ -86,6 +86,19 @@ def test_what_counts() -> None:
     assert torch.autograd.grad(frozen, hidden)[0].norm() > 0
 
 
+def test_the_loss_of_each_token_is_0_where_it_does_not_count() -> None:
+    hidden, weight, targets = operands(torch.float64)
+    expected = F.cross_entropy(F.linear(hidden, weight), targets, reduction="none")
+    assert not expected[::5].any()
+    torch.testing.assert_close(loss.token_losses(hidden, weight, targets), expected.detach(), rtol=1e-13, atol=0)
+    assert not loss.token_losses(hidden, weight, torch.full_like(targets, loss.IGNORED)).any()
+    decoder, tokens = zoo.shared(ZooCase("residual")), some_tokens(2, 5)
+    some = tokens.roll(-1, 1).index_fill(1, torch.tensor([1, 4]), loss.IGNORED)
+    each = decoder.token_losses(tokens, some)
+    assert each[:, [1, 4]].eq(0).all()
+    assert each.sum().item() / 6 == pytest.approx(decoder.loss(tokens, some).item(), rel=1e-13)
+
+
 def test_gradients_are_used_once() -> None:
     hidden, weight, targets = operands(torch.float64)
     found = linear_cross_entropy(hidden, weight, targets)

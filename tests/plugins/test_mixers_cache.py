@@ -25,7 +25,7 @@ every_mixer = pytest.mark.parametrize("mixer", MIXERS)
 @given(data=st.data(), model=zoo.models())
 def test_the_plan_is_the_paper_s(mixer: str, data: st.DataObject, model: dict[str, Any]) -> None:
     options = data.draw(zoo.OPTIONS[mixer], label="options")
-    plan = zoo.build(mixer, options, model).plan
+    plan = zoo.build_drawn(mixer, options, model).plan
     num_steps = len(plan.order)
     expected = [zoo.NAIVE[mixer].slots(step, num_steps, **options) for step in range(num_steps)]
     assert [read[0] for read in plan.k_reads] == [k for k, _, _ in expected]
@@ -91,7 +91,7 @@ def test_yoco_s_windows_stop_growing() -> None:
 def test_layers_that_borrow_in_every_run_have_no_projection(
     mixer: str, data: st.DataObject, model: dict[str, Any]
 ) -> None:
-    decoder = zoo.build(mixer, data.draw(zoo.OPTIONS[mixer], label="options"), model)
+    decoder = zoo.build_drawn(mixer, data.draw(zoo.OPTIONS[mixer], label="options"), model)
     plain = zoo.build("residual", {}, model)
     shape, order = decoder.shape, decoder.plan.order
     own_k = {layer for step, layer in enumerate(order) if decoder.plan.owns_k(step)}

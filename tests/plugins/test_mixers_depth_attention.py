@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mixerzoo
 import zoo
-from mixerzoo import KVCache, LoopConfig
+from mixerzoo import KVCache, LoopConfig, MixerError
 from zoo import ZooCase, assert_close, some_tokens
 
 SIX = {"num_layers": 6}
@@ -34,13 +34,20 @@ def sources(options: dict[str, Any], **model: Any) -> list[list[int]]:
         ({"sources": "relative", "stride": 3}, [[], [], [], [0], [1], [2]]),
         ({"sources": "relative"}, [[], [], [], [0], [1], [2]]),
         ({"sources": "relative", "stride": 2, "recent_window": 1}, [[], [0], [0, 1], [1, 2], [0, 2, 3], [1, 3, 4]]),
-        ({"sources": "relative", "stride": 9}, [[], [], [], [], [], []]),
+        ({"sources": "relative", "stride": 5}, [[], [], [], [], [], [0]]),
+        ({"sources": "relative", "stride": 9, "recent_window": 1}, [[], [0], [1], [2], [3], [4]]),
         ({"sources": "first"}, [[], [0], [0], [0], [0], [0]]),
     ],
     ids=str,
 )
 def test_which_layers_are_sources(options: dict[str, Any], expected: list[list[int]]) -> None:
     assert sources(options) == expected
+
+
+def test_a_stride_at_which_no_layer_has_a_source_is_refused() -> None:
+    with pytest.raises(MixerError, match="relative and stride 6 none of 6 layers has a source; set a shorter stride"):
+        sources({"sources": "relative", "stride": 6})
+    assert sources({"sources": "relative", "stride": 6}, num_layers=1) == [[]]
 
 
 def test_sources_in_a_loop_are_latest_runs_and_own_earlier_ones() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import zoo
 from mixerzoo import Decoder, Mixer, MixerConfig, MixerError, ModelConfig, load_registry
+from mixerzoo.mixer import MixerChoice, check_choice
 from mixerzoo_plugins.hyper_connections import MAX_LITE_STREAMS
 from zoo import assert_close, initial, some_tokens
 
@@ -38,7 +39,8 @@ NEUTRAL = [
     ("scaled_residual", {"weights": "vector"}),
     ("x0_lambda", {}),
     ("unet", {}),
-    *(("laurel", {"variant": variant, "previous": "low_rank"}) for variant in ("rw", "lr", "pa", "rw+lr+pa")),
+    *(("laurel", {"variant": variant}) for variant in ("rw", "lr", "pa")),
+    *(("laurel", {"variant": variant, "previous": "low_rank"}) for variant in ("pa", "rw+lr+pa")),
 ]
 
 
@@ -212,20 +214,73 @@ def test_refusals_say_what_would_be_right() -> None:
     )
     said = refusal("hyper_connections", {"variant": "mhc_lite", "num_streams": 1})
     assert said == "mhc_lite mixes streams with each other: num_streams must be at least 2"
-    for variant in ("mhc", "mhc_lite"):
-        said = refusal("hyper_connections", {"variant": variant, "dynamic": False})
-        assert said == f"dynamic: false is for variant: hc; {variant} always computes its weights from the token"
     said = refusal("krom_hc", {"num_streams": 6})
     assert said == "krom_hc makes its matrix of 2 × 2 ones: num_streams must be a power of two, not 6"
-    said = refusal("scaled_residual", {"gate_bias": -1.0})
-    assert said == "gate_bias is an option of gate: highway; leave it out with gate: none"
-    said = refusal("laurel", {"variant": "lr+pa", "bound": "softmax"})
-    assert said == "bound: softmax bounds the weights of rw, which variant lr+pa has not"
     said = refusal("unet", {"backout": 0.2}, num_layers=2)
     assert said == (
         "backout subtracts the output of layer 2 at the end of a deeper decoder, and this one has 2; it needs at "
         "least 3 layers"
     )
+
+
+@pytest.mark.parametrize(
+    ("choice", "path", "words"),
+    [
+        (
+            {"name": "attn_res", "recency_bias": 2.0},
+            "recency_bias",
+            "dialect kimi; leave it out, or set dialect to snapshot",
+        ),
+        (
+            {"name": "hyper_connections", "sinkhorn_iterations": 3},
+            "sinkhorn_iterations",
+            "variant hc; leave it out, or set variant to mhc",
+        ),
+        (
+            {"name": "hyper_connections", "variant": "mhc", "num_streams": 1, "sinkhorn_iterations": 3},
+            "sinkhorn_iterations",
+            "num_streams 1, whose matrix is 1; leave it out, or set more of them",
+        ),
+        (
+            {"name": "hyper_connections", "variant": "mhc_lite", "dynamic": False},
+            "dynamic",
+            "variant mhc_lite, which is always dynamic; leave it out, or set variant to hc",
+        ),
+        (
+            {"name": "hyper_connections", "dynamic": False, "alpha_init": 1.0},
+            "alpha_init",
+            "dynamic false; leave it out, or set dynamic to true",
+        ),
+        ({"name": "laurel", "variant": "lr", "bound": "softmax"}, "bound", "variant lr; leave it out, or choose"),
+        (
+            {"name": "laurel", "num_previous": 2},
+            "num_previous",
+            "variant rw+lr; leave it out, or choose a variant with",
+        ),
+        ({"name": "laurel", "previous": "low_rank"}, "previous", "variant rw+lr; leave it out, or choose a variant"),
+        ({"name": "laurel", "variant": "pa", "rank": 2}, "rank", "variant pa and previous identity; leave it out, or"),
+        ({"name": "scaled_residual", "gate_bias": 0.0}, "gate_bias", "gate none; leave it out, or set gate to highway"),
+        (
+            {"name": "value_embedding", "gate": False, "gate_channels": 3},
+            "gate_channels",
+            "gate false; leave it out, or set gate to true",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["name"],
+)
+def test_an_option_without_a_meaning_is_refused_and_its_default_is_not(
+    choice: dict[str, Any], path: str, words: str
+) -> None:
+    found = check_choice(choice)
+    assert isinstance(found, list)
+    (problem,) = found
+    assert problem.message.startswith(f"{path} has no meaning with {words}")
+    assert (path,) in problem.involved
+    # As a checkpoint has it, which names every option.
+    without = {key: value for key, value in choice.items() if key != path}
+    written = check_choice(without)
+    assert isinstance(written, MixerChoice)
+    assert check_choice(written.model_dump()) == written
 
 
 @pytest.mark.parametrize("num_streams", [2, MAX_LITE_STREAMS])

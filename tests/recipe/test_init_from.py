@@ -15,6 +15,7 @@ from mixerzoo import TextFormat, TextTokenizer, import_checkpoint, load_checkpoi
 from mixerzoo.errors import CheckpointError, DataError, RecipeError, RunError
 from mixerzoo.evaluation import evaluate_run
 from mixerzoo.inference.scoring import score
+from mixerzoo.mixer import MixerChoice
 from mixerzoo.recipe.building import build
 from mixerzoo.recipe.read import load_recipe, parse_recipe
 from mixerzoo.recipe.recipe import Recipe
@@ -38,7 +39,6 @@ train:
   learning_rate: {rate}
   log_interval: 1
   checkpoint_interval: 2
-eval: {{max_sequences: 4}}
 """
 
 
@@ -286,3 +286,8 @@ def test_what_a_run_kept_goes_with_the_run(start: Path, tmp_path: Path) -> None:
     (source / "chat_template.jinja").unlink()
     train(recipe(source, steps=2), run, overwrite=True)
     assert TextFormat.load(run).chat_template is None
+
+
+def test_the_source_s_mixer_need_not_go_with_the_backend(start: Path, tmp_path: Path) -> None:
+    import_checkpoint(start, tmp_path / "moda", mixer=MixerChoice.model_validate({"name": "moda"}))
+    assert build(recipe(tmp_path / "moda", "model.attention_backend=flex")).config.attention_backend == "flex"

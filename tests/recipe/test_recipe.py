@@ -12,6 +12,7 @@ import torch
 from mixerzoo import Recipe, build, load_recipe, load_registry, train
 from mixerzoo.errors import BackendError, MixerError, RecipeError
 from mixerzoo.mixer.choice import MixerChoice
+from mixerzoo.recipe.feasibility import check_size
 from mixerzoo.recipe.read import parse_recipe
 from mixerzoo.recipe.yaml_source import YamlSource
 from mixerzoo.yaml_text import from_yaml
@@ -123,6 +124,10 @@ def test_a_whole_section_can_be_overridden(tmp_path: Path) -> None:
         ("model.num_heads=3", "override 'model.num_heads=3': model: hidden_size 16 is not divisible by num_heads 3"),
         ("model.loop.prelude=4", "override 'model.loop.prelude=4': model: loop.prelude 4 + loop.coda 0 leaves no body"),
         ("train.decay_fraction=0.5", "override 'train.decay_fraction=0.5': train: decay_fraction has no meaning with"),
+        (
+            "eval.max_sequences=5",
+            "override 'eval.max_sequences=5': eval: max_sequences has no meaning without interval: it is",
+        ),
         ("mixer.name=null", "override 'mixer.name=null': mixer.name: expected text, got null"),
         ("train.steps=null", "override 'train.steps=null': train.steps: expected a whole number, got null"),
     ],
@@ -217,3 +222,8 @@ def test_a_mapping_that_is_not_a_recipe() -> None:
 def test_a_backend_that_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="'xformers' needs a CUDA device"):
         build(load_recipe(write(tmp_path), ["model.attention_backend=xformers"]))
+    with pytest.raises(RecipeError, match=r"attention_backend flash has no windows, and model\.sliding_window asks"):
+        load_recipe(write(tmp_path), ["model.attention_backend=flash", "model.sliding_window=8"])
+    unread = "data.tokenizer={name: pretrained, path: nowhere}"
+    with pytest.raises(BackendError, match="mixer 'yoco' gives them to layers"):
+        check_size(load_recipe(write(tmp_path), ["model.attention_backend=flash", "mixer={name: yoco}", unread]))

@@ -75,8 +75,12 @@ def test_paper_sizes(mixer, size):
     del ours["mixer"], baseline["mixer"]
     assert ours == baseline
     assert decoder.config.vocab_size == 50304
-    train_section = mixerzoo.load_recipe(path).train
-    assert train_section.steps * 1024 * 2048 == pytest.approx(32.77e9, rel=1e-3)
+    data, train_section = mixerzoo.load_recipe(path).data, mixerzoo.load_recipe(path).train
+    seen = train_section.steps * 1024 * 2048
+    assert seen == pytest.approx(32.77e9, rel=1e-3)
+    # No sequence is seen twice, the text is not read on for nothing, and what is downloaded has room.
+    assert seen < data.max_tokens < 1.01 * seen
+    assert 5 * data.max_tokens < data.source.max_bytes < 8 * data.max_tokens
     assert 8 * train_section.batch_size * train_section.accumulation == 1024
 
 

@@ -321,7 +321,42 @@ def test_an_unfinished_run_has_its_tokenizer(tmp_path):
     assert done.exit_code == 0, done.stderr
     unfinished = CliRunner().invoke(app, ["eval", str(tmp_path / "run")])
     assert unfinished.exit_code == 2
-    assert "not finished" in unfinished.stderr
+    assert f"not finished; continue it with mixerzoo train … --resume; until then its checkpoint {newest} can" in (
+        unfinished.stderr
+    )
+
+
+def test_a_checkpoint_of_an_unfinished_run_can_be_given_and_is_named(tmp_path):
+    run, decoder = tmp_path / "run", mixerzoo.build(tiny_recipe("mixer={name: residual}"))
+    for step in (2, 10):
+        mixerzoo.save_checkpoint(decoder, run / "checkpoints" / f"checkpoint-{step}")
+    mixerzoo.TextTokenizer.for_bytes().save(run)
+    (run / "recipe.yaml").write_text(tiny_recipe("mixer={name: residual}").to_yaml(), encoding="utf-8")
+    first, newest = (run / "checkpoints" / f"checkpoint-{step}" for step in (2, 10))
+
+    def call(*arguments: object) -> Result:
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    words = f"{run}: not a checkpoint: it has no config.json; within it there is {newest}, {first}\n"
+    text = tmp_path / "text.txt"
+    text.write_text("def f(x):\n", encoding="utf-8")
+    for arguments in (
+        ["generate", run, "--max-new-tokens", "1"],
+        ["eval", run, "--text", text],
+        ["inspect", run, "--prompt", "abc"],
+        ["export", run, "--format", "qwen3", "--out", tmp_path / "out"],
+        ["import", run, "--out", tmp_path / "out"],
+    ):
+        result = call(*arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), arguments
+        assert result.stderr.endswith(words), result.stderr
+        assert call(arguments[0], newest, *arguments[2:]).exit_code == 0, arguments
+        if tmp_path / "out" in arguments:
+            # What the checkpoints of a run share is theirs.
+            assert (tmp_path / "out" / "tokenizer.json").exists()
+            (tmp_path / "out").rename(tmp_path / arguments[0])
+    assert f"it is a checkpoint of {run}, and takes a text of your own" in call("eval", newest).stderr
+    assert f"until then its checkpoint {newest} can be given" in call("inspect", newest).stderr
 
 
 def test_metrics_are_json_also_where_the_loss_is_no_number(tmp_path):

@@ -10,6 +10,8 @@ from mixerzoo import LoopConfig
 
 #: A key norm after RoPE makes logits depend on absolute positions, so wrong ones show.
 POST_ROPE: Mapping[str, Any] = {"k_norm": "post_rope"}
+#: Sizes of a decoder of which nothing is asked but that it is one.
+SMALL = {"num_layers": 4, "num_heads": 2, "hidden_size": 8, "intermediate_size": 8}
 LOOPED: Mapping[str, Any] = {"loop": LoopConfig(prelude=1, coda=1, count=2)}
 #: Every size is its own, so none can stand for another.
 LATENT: Mapping[str, Any] = {

@@ -1,4 +1,4 @@
-"""What each process runs: ``compare``, ``train DIRECTORY STOP OVERRIDE…``, ``quick DIRECTORY``."""
+"""What each process runs: ``compare KIND``, ``train DIRECTORY STOP OVERRIDE…``, ``quick DIRECTORY``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import zoo
 from mixerzoo.cli.common import report
@@ -18,6 +20,7 @@ from mixerzoo.errors import MixerzooError
 from mixerzoo.recipe.parallel import FsdpConfig
 from mixerzoo.training.parallel import shard, whole
 from mixerzoo.training.run import Reporter, train
+from mixerzoo.training.trainer import NextTokenLoss
 from runs import tiny_recipe
 from zoo import ZooCase, some_tokens
 
@@ -25,6 +28,9 @@ from zoo import ZooCase, some_tokens
 QUICK = tuple(
     ZooCase(mixer, {}, {**zoo.LOOPED, "tie_embeddings": True}) for mixer in ("residual", "depth_attention", "attn_res")
 )
+
+
+Kind = Literal["ddp", "fsdp", "fsdp without resharding"]
 
 
 class At(Reporter):
@@ -42,17 +48,21 @@ class At(Reporter):
             os.kill(self._process, self._number)
 
 
-def steps(case: ZooCase, *, sharded: bool) -> list[float]:
-    """Losses and gradient norms of three steps, of all processes together."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if sharded else (0, 1)
+def steps(case: ZooCase, kind: Kind | None) -> list[float]:
+    """Losses and gradient norms of three steps, of all processes together, or of this one alone."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if kind else (0, 1)
     decoder = zoo.make(case)
-    if sharded:
-        shard(decoder, FsdpConfig(), torch.device("cpu"))
+    model: nn.Module = NextTokenLoss(decoder)
+    if kind == "ddp":
+        # As in training, where a parameter that no gradient reaches is an error of the next step.
+        model = DistributedDataParallel(model, find_unused_parameters=False)
+    elif kind:
+        shard(decoder, FsdpConfig(reshard_after_forward=kind == "fsdp"), torch.device("cpu"))
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2, fused=True)
     found = []
     for seed in range(3):
         tokens = some_tokens(4, 9, seed=seed)[rank::world]
-        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+        loss = model(tokens[:, :-1], tokens[:, 1:])["loss"]
         loss.backward()
         norm = whole(torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0))
         optimizer.step()
@@ -67,21 +77,21 @@ def _mean(loss: Tensor, world: int) -> Tensor:
     return loss / world
 
 
-def compare(cases: Iterable[ZooCase]) -> None:
+def compare(cases: Iterable[ZooCase], kind: Kind) -> None:
     """In each of several processes."""
     dist.init_process_group("gloo")
     for case in cases:
-        ours, theirs = steps(case, sharded=True), steps(case, sharded=False)
+        ours, theirs = steps(case, kind), steps(case, None)
         farthest = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
-        assert farthest < 1e-9, f"{case}: {farthest}"
+        assert farthest < 1e-9, f"{kind} {case}: {farthest}"
 
 
 if __name__ == "__main__":
     what, *given = sys.argv[1:]
     if what == "compare":
-        compare(zoo.REGISTERED_CASES)
+        compare(zoo.REGISTERED_CASES, *given)
     elif what == "quick":
-        compare(QUICK)
+        compare(QUICK, "fsdp")
         print("compared", flush=True)
         numbers: list[int] = [0, 0]
         dist.all_gather_object(numbers, os.getpid())

@@ -200,6 +200,13 @@ def test_an_option_that_is_held_is_held_where_nothing_is_drawn() -> None:
     assert run_check(CHECKS["options_matter"], DenseFormer, overrides={"period": st.just(2)}).ok
 
 
+def test_a_case_that_is_no_decoder_says_nothing_of_what_a_mixer_refuses() -> None:
+    reference = replace(zoo.reference("denseformer"), refused=(Case({}, {"period": 99}),))
+    result = run_check(CHECKS["reference_refusals"], DenseFormer, reference=reference)
+    assert result.outcome == "failed"
+    assert "num_layers" in result.message
+
+
 def test_what_another_process_cannot_import_is_skipped_there_in_words() -> None:
     class Local(Residual):
         """Of a function."""

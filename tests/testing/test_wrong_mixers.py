@@ -134,7 +134,7 @@ def test_every_check_has_its_wrong_mixer() -> None:
 
 def test_without_a_reference_its_clauses_are_skipped_and_say_so() -> None:
     needing = [name for name, check in CHECKS.items() if check.needs]
-    assert [CHECKS[name].clause for name in needing] == ["10.1", "10.2", "10.3", "10.4", "10.5", "10.6"]
+    assert [CHECKS[name].clause for name in needing] == ["10.1", "10.2", "10.3", "10.4", "10.5", "10.6", "10.7"]
     results = check_mixer(CORRECT[0], only=needing)
     assert {(result.outcome, result.message, result.ok) for result in results} == {
         ("skipped", "no reference was given", True)
@@ -146,11 +146,12 @@ def test_without_a_reference_its_clauses_are_skipped_and_say_so() -> None:
     results = check_mixer(CORRECT[0], only=needing, reference=silent)
     assert [result.message for result in results] == [
         "",
-        "the reference gives no in_flight_bytes or flops_per_token or sources",
+        "the reference gives no in_flight_bytes or flops_per_token or sources or plan",
         "the reference gives no checkpoints",
         "the reference gives no initial",
         "the reference gives no cases",
         "the reference gives no refused",
+        "the reference gives no shown",
     ]
     with pytest.raises(MixerzooError, match="'reference_start' cannot run: the reference gives no initial"):
         rerun("reference_start", CORRECT[0], Case(), silent)

@@ -20,21 +20,16 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 # or elsewhere.
 KILL = "import os, signal\ndef kill(*args, **kwargs):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
 AT_STEP_8 = "if self.state.global_step == 8: kill()"
+IN_A_STEP = """
+old = MixerZooTrainer.training_step
+def training_step(self, *args, **kwargs):
+    if self.state.global_step == {}: kill()
+    return old(self, *args, **kwargs)
+MixerZooTrainer.training_step = training_step
+"""
 MOMENTS = {
-    "between checkpoints": """
-old = MixerZooTrainer.training_step
-def training_step(self, *args, **kwargs):
-    if self.state.global_step == 6: kill()
-    return old(self, *args, **kwargs)
-MixerZooTrainer.training_step = training_step
-""",
-    "before the first checkpoint": """
-old = MixerZooTrainer.training_step
-def training_step(self, *args, **kwargs):
-    if self.state.global_step == 2: kill()
-    return old(self, *args, **kwargs)
-MixerZooTrainer.training_step = training_step
-""",
+    "between checkpoints": IN_A_STEP.format(6),
+    "before the first checkpoint": IN_A_STEP.format(2),
     "weights written, optimizer not": f"""
 old = MixerZooTrainer._save_optimizer_and_scheduler
 def save(self, *args, **kwargs):

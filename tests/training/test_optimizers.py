@@ -144,6 +144,24 @@ def test_a_state_of_another_optimizer_is_refused(optimizer: str, change: Callabl
         check_optimizer(state, made, Path("optimizer.pt"), 3, kept)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_steps_of_float16_that_all_overflowed_left_no_state(optimizer: str) -> None:
+    decoder, made, _ = stepped(f"train.optimizer={optimizer}")
+    recipe = tiny_recipe(f"train.optimizer={optimizer}", "train.learning_rate=0.01")
+    kept = {id(each.parameter): kept_of(recipe, each) for each in trained_parameters(recipe, decoder).values()}
+    # A fused step keeps its state and does not count.
+    uncounted = made.state_dict()
+    for state in uncounted["state"].values():
+        if "step" in state:
+            state["step"] = torch.zeros(())
+    for state in (make_optimizer(recipe, decoder).state_dict(), uncounted):
+        fresh = make_optimizer(recipe, decoder)
+        check_optimizer(state, fresh, Path("optimizer.pt"), 3, kept, may_lag=True)
+        load_state(fresh, state)
+        with pytest.raises(RunError, match=r"other parameters than|has taken 0 steps, and the run 3"):
+            check_optimizer(state, fresh, Path("optimizer.pt"), 3, kept)
+
+
 def test_a_missing_package_is_said_before_any_data_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "lion_pytorch", None)
     with pytest.raises(RunError, match=r'pip install "mixerzoo\[lion\]".*adamw, muon or adafactor'):
@@ -171,6 +189,13 @@ def test_a_missing_package_is_said_before_any_data_is_touched(monkeypatch: pytes
             ["train.precision=bf16_weights", "train.beta2=0.999"],
             "override 'train.beta2=0.999': train: beta2 0.999 changes a moment by less than bf16 can hold; set at most "
             "0.99, or precision to bf16",
+        ),
+        (["train.optimizer={name: adamw, state_precision: bf16}", "train.beta1=0.999"], "train: beta1 0.999 changes a"),
+        (["train.precision=bf16_weights", "train.beta1=0.999"], "train: beta1 0.999 changes a"),
+        (["train.optimizer={name: muon, state_precision: bf16}", "train.beta1=0.999"], "train: beta1 0.999 changes a"),
+        *(
+            ([f"train.optimizer={each}", "train.precision=bf16_weights"], "which keeps the state in bf16 already")
+            for each in HALVED
         ),
         (["train.optimizer={name: muon, state_precision: bf16, momentum: 0.995}"], "optimizer.momentum 0.995"),
         (["train.optimizer={name: lion, state_precision: bf16, beta2: 0.999}"], "optimizer.beta2 0.999"),

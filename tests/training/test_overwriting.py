@@ -23,7 +23,9 @@ def test_overwrite_replaces_a_run_but_nothing_else(finished, tmp_path):
     directory = tmp_path / "run"
     train(tiny_recipe("train.steps=2", "train.checkpoint_interval=2"), directory)
     mine = [directory / "note.txt", directory / "checkpoints" / "notes", directory / "plots" / "checkpoint-2"]
-    for path in mine:
+    mine.append(directory / "tensorboard" / "layout.json")
+    events = directory / "tensorboard" / "events.out.tfevents.1.host.2.0"
+    for path in (*mine, events):
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     beside = [tmp_path / ".run.old", tmp_path / ".run.new"]
@@ -34,6 +36,7 @@ def test_overwrite_replaces_a_run_but_nothing_else(finished, tmp_path):
     assert fingerprint(directory) == fingerprint(finished)
     assert [step for step, _ in complete_checkpoints(directory / "checkpoints")] == [8, 12]
     assert all(path.read_text() == "mine" for path in mine)
+    assert not events.exists()
     assert all((path / "thesis.tex").exists() for path in beside)
 
     precious = tmp_path / "precious"

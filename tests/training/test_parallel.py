@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +18,13 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 import parallel_job
 from mixerzoo.checkpoints import load_checkpoint
+from mixerzoo.data import verified
 from mixerzoo.errors import CheckpointError, RecipeError, RunError
-from mixerzoo.files.manifest import read_manifest
+from mixerzoo.files.manifest import difference, read_manifest
+from mixerzoo.runs import checkpoints
 from mixerzoo.runs.checkpoints import complete_checkpoints
-from mixerzoo.training import processes
+from mixerzoo.runs.directory import RunDirectory
+from mixerzoo.training import arguments, parallel, processes, sharded
 from mixerzoo.training.interrupts import Terminated
 from mixerzoo.training.process_state import process_file, process_state
 from mixerzoo.training.run import train
@@ -69,9 +74,11 @@ def test_a_process_that_is_killed_ends_the_others_in_words(two) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_every_sharded_mixer_trains_as_one_process_does(count: int) -> None:
-    done = torchrun(count, "compare")
+@pytest.mark.parametrize(
+    ("count", "kind"), [(2, "fsdp"), (4, "fsdp"), (2, "fsdp without resharding"), (2, "ddp"), (4, "ddp")]
+)
+def test_every_mixer_trains_in_several_processes_as_in_one(count: int, kind: str) -> None:
+    done = torchrun(count, "compare", kind)
     assert done.returncode == 0, done.stderr
 
 
@@ -98,6 +105,55 @@ def test_one_process_has_all_shares(written: str, alone: Path, tmp_path: Path) -
     assert newest.keys() - older.keys() == {"shard-00001-model-00002-of-00002.safetensors"}
     with pytest.raises(CheckpointError, match="has the shares of a run in the middle, which training alone reads"):
         load_checkpoint(directory / "checkpoints" / "checkpoint-12")
+
+
+@pytest.mark.parametrize("written", ["before", "during"])
+def test_checksums_of_shares_are_those_of_who_wrote_them(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "sha256", lambda path: f"of {path.name}")
+    train(tiny_recipe(*SHARED[written], "train.steps=4"), tmp_path / "run")
+    ((_, folder),) = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    sums = {name: entry["sha256"] for name, entry in read_manifest(folder)["files"].items()}
+    assert [name for name in sums if sums[name] == f"of {name}"] == [
+        f"shard-00001-model-0000{number}-of-00002.safetensors" for number in (1, 2)
+    ]
+
+
+def test_one_process_of_a_machine_verifies_a_checkpoint(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, hashed = RunDirectory(shutil.copytree(alone, tmp_path / "run")), []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**variables, "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        checkpoints, "difference", lambda folder, entries: hashed.append(folder) or difference(folder, entries)
+    )
+
+    def newest() -> int:
+        verified._seen.clear()  # another process of the launch
+        found = checkpoints.newest_whole(run.checkpoints, run.run_id, print, main=False)
+        assert found is not None
+        return found[0]
+
+    assert [newest(), newest()] == [12, 12]
+    assert len(hashed) == 1
+    schedule = run.checkpoints / "checkpoint-12" / "scheduler.pt"
+    schedule.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"scheduler\.pt is empty"):
+            newest()
+    schedule.unlink()
+    with pytest.raises(RunError, match=r"scheduler\.pt is missing"):
+        newest()
+
+
+@pytest.mark.slow
+def test_weights_that_stay_gathered_give_the_same_bits(alone: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(FSDP, "train.fsdp={reshard_after_forward: false}"), tmp_path / "run")
+    assert fingerprint(tmp_path / "run") == fingerprint(alone)
 
 
 @pytest.mark.parametrize("written", ["before", "during"])
@@ -140,6 +196,30 @@ def test_any_number_of_processes_goes_on_with_any_other_s_run(kind: str, alone: 
         done = torchrun(count, "train", str(directory), str(stop), *recipe)
         assert (done.returncode == 0) == (not stop), done.stderr
     assert curve(directory) == pytest.approx(curve(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variables", "store"),
+    [({}, True), ({"WORLD_SIZE": "2"}, False), ({"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "a"}, False)],
+    ids=["alone", "several without torchrun", "torchrun"],
+)
+def test_processes_of_any_launcher_meet(
+    variables: dict[str, str], store: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[dict[str, Any]] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: met.append(options))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if variables:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+            monkeypatch.setenv(name, value)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with parallel.process_group(tiny_recipe(FSDP)):
+        assert [bool(options) for options in met] == [store]
+    monkeypatch.setattr(arguments, "TrainingArguments", SimpleNamespace)
+    backend = arguments.training_arguments(tiny_recipe(), Path()).ddp_backend
+    assert backend == (None if store or torch.cuda.is_available() else "gloo")
 
 
 def test_short_weights_compute_what_autocast_does(tmp_path: Path) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from mixerzoo import Mixer, ParameterRole
+from mixerzoo.describe import describe
 from mixerzoo.errors import MixerError
 from mixerzoo.model import Decoder, ModelConfig, parameter_roles
 from mixerzoo.recipe import build, trained_parameters
 from mixerzoo.training.optimizers import make_optimizer
+from mixerzoo.training.run import train
 from optimizing import OPTIMIZERS
+from reporters import At
 from runs import tiny_recipe
 from wrong.basis import Scaled
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 # Groups.
 
@@ -43,6 +50,28 @@ def test_each_group_has_its_rate_and_decay() -> None:
     assert {each for name, each in mixing.items() if name.endswith((".a", ".b"))} == {(0.05, 0.5)}
     # What the mixer does not let decay stays so.
     assert {each for name, each in mixing.items() if not name.endswith((".a", ".b"))} == {(0.05, 0)}
+
+
+@pytest.mark.parametrize(
+    ("mixer", "group", "said"),
+    [
+        ("residual", "{learning_rate_factor: 2}", ["train.groups.mixer changes nothing: the mixer residual has no "]),
+        ("residual", "{}", []),
+        ("denseformer", "{weight_decay: 0.3}", ["train.groups.mixer.weight_decay changes nothing: no parameter of "]),
+        ("denseformer", "{learning_rate_factor: 2}", []),
+        ("laurel", "{weight_decay: 0.3}", []),
+    ],
+)
+def test_a_group_without_parameters_is_told_and_no_error(mixer: str, group: str, said: list[str]) -> None:
+    found = describe(tiny_recipe(f"mixer={{name: {mixer}}}", f"train.groups.mixer={group}")).training.notices
+    assert [text[: len(words)] for text, words in zip(found, said, strict=True)] == said
+
+
+def test_training_tells_once_of_a_group_without_parameters(tmp_path: Path) -> None:
+    hears = At()
+    overrides = ("train.steps=1", "mixer={name: residual}", "train.groups.mixer.learning_rate_factor=2")
+    train(tiny_recipe(*overrides), tmp_path / "run", reporter=hears)
+    assert sum("train.groups.mixer changes nothing" in text for text in hears.notices) == 1
 
 
 def test_a_role_multiplies_the_rate_of_its_group() -> None:

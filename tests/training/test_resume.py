@@ -9,6 +9,7 @@ import pytest
 from mixerzoo.errors import RunError
 from mixerzoo.runs.checkpoints import complete_checkpoints, prune
 from mixerzoo.runs.directory import RunDirectory
+from mixerzoo.runs.records import BATCH
 from mixerzoo.training.run import train
 from reporters import At
 from runs import fingerprint, tiny_recipe
@@ -83,6 +84,14 @@ def test_a_longer_run_must_have_had_the_same_rates(finished, tmp_path):
             tmp_path / "run",
             resume=True,
         )
+
+
+@pytest.mark.parametrize("free", [(), BATCH])
+def test_more_steps_and_another_batch_at_once(free, finished):
+    recipe = tiny_recipe("train.steps=20", "train.batch_size=2", "train.accumulation=4")
+    with pytest.raises(RunError, match=r"(?s)accumulation: was 2, now 4.*nothing else differs") as caught:
+        RunDirectory(finished).check_same(recipe, "", free)
+    assert "grow" not in str(caught.value)
 
 
 def test_what_a_finished_run_keeps(finished, tmp_path):

@@ -46,6 +46,8 @@ class TaskSet:
         for name, part in zip(chosen, parts, strict=True):
             if not any(_tasks_of(each) for each in part):
                 raise DataError(f"task {name!r} is a group without tasks, so there is nothing to ask")
+        #: Tasks for which examples were asked, and which say that they have none.
+        self.without_examples: list[str] = []
         self._loaded = manager.load([part for each in parts for part in each])
         if not self._loaded["tasks"]:
             raise DataError("no task is named, so there is nothing to ask")
@@ -56,6 +58,8 @@ class TaskSet:
             _refuse_without_questions(name, task)
             # As in lm-eval's own command, a task that says 0 stays so.
             said = task.get_config("num_fewshot")
+            if fewshot and said == 0:
+                self.without_examples.append(name)
             task.set_config(key="num_fewshot", value=fewshot if fewshot is not None and said != 0 else said or 0)
 
     def run(self, model: DecoderLM) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixerzoo.checkpoints import load_checkpoint
+from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import Decoder
@@ -18,6 +18,7 @@ from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.checks.accounting import assert_in_flight_bytes, assert_kv_bytes
 from mixerzoo.testing.checks.persistence import registered
+from mixerzoo.testing.checks.weights import shown_weights
 from mixerzoo.testing.observe import largest_state, observed
 
 
@@ -67,9 +68,11 @@ def _assert_logits(decoder: Decoder, case: Case, reference: Reference) -> None:
             assert_close(ours, stack.transpose(1, 2), f"stored {what} of step {step} against the reference's")
 
 
-@clause("10.2", "deadly", needs=("in_flight_bytes", "flops_per_token", "sources"), large=("rows", "deep", "wide"))
+@clause(
+    "10.2", "deadly", needs=("in_flight_bytes", "flops_per_token", "sources", "plan"), large=("rows", "deep", "wide")
+)
 def reference_accounts(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """Bytes in flight, FLOPs and sources are those that the reference counts from the equations.
+    """Bytes in flight, FLOPs, sources and fields of the plan are those that the reference says from the equations.
 
     Sees: built, not run.
     Blind: figures that the reference does not count.
@@ -94,6 +97,10 @@ def _assert_accounts(decoder: Decoder, reference: Reference) -> None:
         for site in ours.shape.sites():
             named, counted = ours.sources(site), reference.sources(ours, site)
             assert named == counted, f"sources({site}) names {named}, the reference {counted}"
+    if reference.plan is not None:
+        for field, wanted in reference.plan(ours).items():
+            planned = getattr(decoder.plan, field)
+            assert planned == wanted, f"plan().{field} is {planned!r}, the reference says {wanted!r}"
 
 
 def _largest_state(decoder: Decoder) -> str:
@@ -117,7 +124,8 @@ def reference_checkpoints(mixer: type[Mixer], case: Case, reference: Reference) 
         for name in orders:
             k_norm: Any = name.removeprefix("logits.")
             with registered(mixer):
-                decoder = load_checkpoint(directory, dtype=torch.float64, k_norm=k_norm)
+                normed = load_config(directory)[0].has_key_norms
+                decoder = load_checkpoint(directory, dtype=torch.float64, k_norm=k_norm if normed else None)
             found = type(decoder.mixer)
             assert found is mixer, f"{directory.name} is read as a checkpoint of {found.name!r}"
             logits = decoder(expected["input_ids"].long())
@@ -165,9 +173,26 @@ def reference_refusals(mixer: type[Mixer], case: Case, reference: Reference) -> 
     Blind: what nobody says cannot be.
     """
     for named in reference.refused:
+        # Outside: a case that is no decoder at all says nothing of the mixer.
+        config = named.config()
         try:
             with torch.device("meta"):
-                Decoder(named.config(), mixer, mixer.Config.model_validate(dict(named.options)))
+                Decoder(config, mixer, mixer.Config.model_validate(dict(named.options)))
         except (MixerzooError, ValidationError):
             continue
         raise AssertionError(f"options {dict(named.options)} are not refused on {dict(named.model)}")
+
+
+@clause("10.7", needs=("shown",))
+@torch.no_grad()
+def reference_weights(mixer: type[Mixer], case: Case, reference: Reference) -> None:
+    """Weights are shown at the calls that the reference names, and at no others.
+
+    Sees: float64; without a cache.
+    Blind: which of several sites shows them, and what they are (4.7).
+    """
+    decoder = case.decoder(mixer)
+    assert reference.shown is not None
+    named = set(reference.shown(decoder.mixer))
+    showing = {weights.hook for weights in shown_weights(decoder.mixer, decoder, case.tokens()).values()}
+    assert showing == named, f"weights are shown at {sorted(showing)}, the reference says at {sorted(named)}"

@@ -26,9 +26,9 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
     decoder = case.decoder(mixer)
     tokens = case.tokens()
     cut = 1 + case.pick % case.num_tokens
-    shown = _shown(decoder.mixer, decoder, tokens)
-    _shown_at_all_or_none(decoder.mixer, {site for _, site, _ in shown.values() if site is not None})
-    for where, (given, _, got) in shown.items():
+    shown = shown_weights(decoder.mixer, decoder, tokens)
+    _shown_at_all_or_none(decoder.mixer, {told.site for told in shown.values() if told.site is not None})
+    for where, (_, given, _, got) in shown.items():
         num_sources = len(given.sources)
         allowed = [(num_sources,), (*got.shape[:-1], num_sources)]
         assert tuple(given.weights.shape) in allowed, (
@@ -45,7 +45,7 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
     if cut == case.num_tokens:
         return
     changed = torch.cat([tokens[:, :cut], case.tokens(draw=1)[:, cut:]], dim=1)
-    for where, (given, *_) in _shown(decoder.mixer, decoder, changed).items():
+    for where, (_, given, *_) in shown_weights(decoder.mixer, decoder, changed).items():
         before = shown[where].weights.weights
         if before.ndim > 1:
             what = f"{where}: weights of the first {cut} tokens after a change of later ones"
@@ -66,19 +66,27 @@ def _shown_at_all_or_none(mixer: Mixer, told: set[Site]) -> None:
             )
 
 
-class _Shown(NamedTuple):
-    """What a mixer shows of one call: weights, where (None: for the head), and what the call gave."""
+class ShownWeights(NamedTuple):
+    """What a mixer shows of one call.
 
+    Attributes:
+        hook: name of the call.
+        weights: what is shown.
+        site: where; None for the head.
+        got: what the call gave, or after `write` what is read next.
+    """
+
+    hook: str
     weights: MixingWeights
     site: Site | None
     got: Tensor
 
 
-def _shown(mixer: Mixer, decoder: torch.nn.Module, tokens: Tensor) -> dict[str, _Shown]:
-    """By the call in words: what the mixer shows there, and what the call gave, or after `write` what is read next."""
+def shown_weights(mixer: Mixer, decoder: torch.nn.Module, tokens: Tensor) -> dict[str, ShownWeights]:
+    """By the call in words: what the mixer shows there."""
     with observed(mixer) as calls:
         decoder(tokens)
-    shown: dict[str, _Shown] = {}
+    shown: dict[str, ShownWeights] = {}
     reads = [call for call in calls.made if call.name in ("read", "finish")]
     for call in calls.made:
         site: Site | None
@@ -97,7 +105,7 @@ def _shown(mixer: Mixer, decoder: torch.nn.Module, tokens: Tensor) -> dict[str, 
         else:
             continue
         if given is not None:
-            shown[str(call)] = _Shown(given, site, got)
+            shown[str(call)] = ShownWeights(call.name, given, site, got)
     return shown
 
 

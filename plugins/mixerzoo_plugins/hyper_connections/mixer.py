@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mixerzoo import DecoderShape, MixerCard, MixerConfig, MixerError, Neutral, ReferenceReading
 from mixerzoo_plugins.hyper_connections.connection import Connection
@@ -25,7 +25,21 @@ class Config(MixerConfig):
     num_streams: int = Field(4, ge=1, description="n residual streams (mhc_lite: 2 to 5).")
     dynamic: bool = Field(True, description="Whether the weights depend on the token (mhc, mhc_lite: always).")
     sinkhorn_iterations: int = Field(20, ge=1, description="Passes over rows and columns (mhc only).")
-    alpha_init: float = Field(0.01, gt=0, description="Initial scale of the part that depends on the token.")
+    alpha_init: float = Field(
+        0.01, gt=0, description="Initial scale of the part that depends on the token (not with dynamic: false)."
+    )
+
+    @model_validator(mode="after")
+    def _idle_options(self) -> Self:
+        if self.variant != "hc":
+            self.refuse_idle(f"variant {self.variant}, which is always dynamic", "set variant to hc", "dynamic")
+        if self.variant != "mhc":
+            self.refuse_idle(f"variant {self.variant}", "set variant to mhc", "sinkhorn_iterations")
+        elif self.num_streams == 1:
+            self.refuse_idle("num_streams 1, whose matrix is 1", "set more of them", "sinkhorn_iterations")
+        if not self.dynamic:
+            self.refuse_idle("dynamic false", "set dynamic to true", "alpha_init")
+        return self
 
 
 class HyperConnections(StreamMixer[Config]):
@@ -54,7 +68,7 @@ class HyperConnections(StreamMixer[Config]):
             "hc at initialisation: every stream equals the residual one bit for bit, and the head reads n times it, "
             "which its norm undoes up to eps; mhc and mhc_lite start close to it"
         ),
-        neutral_settings=(Neutral(options={"variant": "hc"}, up_to_norm_eps=True),),
+        neutral_settings=(Neutral(options={"variant": "hc", "sinkhorn_iterations": 20}, up_to_norm_eps=True),),
         dialects={
             "hc": "free weights, static or dynamic; the norm of the dynamic part is per stream and has no gain",
             "mhc": "arXiv 2512.24880, as in the reference checkpoints: one norm over all streams; Sinkhorn in float32",
@@ -93,9 +107,10 @@ class HyperConnections(StreamMixer[Config]):
         options = {
             "variant": "mhc",
             "num_streams": config.get("mhc_num_streams", config.get("residual_baseline_num_streams", 4)),
-            "sinkhorn_iterations": config.get("mhc_sinkhorn_iters", 20),
             "alpha_init": float(config.get("mhc_alpha_init", 0.01)),
         }
+        if options["num_streams"] != 1:
+            options["sinkhorn_iterations"] = config.get("mhc_sinkhorn_iters", 20)
         parts = {
             "pre_logits": "pre",
             "post_logits": "post",
@@ -121,12 +136,6 @@ class HyperConnections(StreamMixer[Config]):
 
 
 def _refuse(config: Config) -> None:
-    if config.variant == "hc":
-        return
-    if not config.dynamic:
-        raise MixerError(
-            f"dynamic: false is for variant: hc; {config.variant} always computes its weights from the token"
-        )
     if config.variant == "mhc_lite" and config.num_streams < 2:
         raise MixerError("mhc_lite mixes streams with each other: num_streams must be at least 2")
     if config.variant == "mhc_lite" and config.num_streams > MAX_LITE_STREAMS:

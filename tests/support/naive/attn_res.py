@@ -14,10 +14,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, ZooCase
+from case import LOOPED, SMALL, ZooCase
 from golden_cases import Golden, assembled, golden, naive_traces, without
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm, softmax, weighted_sum
 
 CASES = (
@@ -27,13 +27,14 @@ CASES = (
     ZooCase("attn_res", {"dialect": "snapshot", "block_size": 1}),
     ZooCase("attn_res", {"dialect": "snapshot", "block_size": 3}, LOOPED),
 )
-OPTIONS = st.fixed_dictionaries(
+OPTIONS = st.fixed_dictionaries({"dialect": st.just("kimi"), "block_size": st.integers(1, 6)}) | st.fixed_dictionaries(
     {
-        "dialect": st.sampled_from(["kimi", "snapshot"]),
+        "dialect": st.just("snapshot"),
         "block_size": st.integers(1, 6),
         "recency_bias": st.sampled_from([0.0, -1.5, 3.0]),
     }
 )
+REFUSED = (Case(SMALL, {"recency_bias": 0.0}),)
 
 
 class Query(NamedTuple):
@@ -240,6 +241,11 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(sites[end - 1] if end else None for end in ends(mixer, sites.index(site)))
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Every read but the first, and the head's."""
+    return "read", "finish"
+
+
 def initial(mixer: Mixer) -> dict[str, float]:
     """w = 0, γ = 1, and the option's bias."""
     options = mixer.config.model_dump()
@@ -264,4 +270,6 @@ def blocks_of_twelve() -> Golden:
 
 
 CHECKPOINTS = assembled("attnres", blocks_of_twelve(), without(golden("attnres_b2"), "baseline_mode"))
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED, shown=shown
+)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hypothesis import strategies as st
 from torch import Tensor
@@ -125,5 +127,29 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(named)
 
 
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """What one part needs is needed; heads are apart where they are for every part in attention, if there is one."""
+    streams, attention = ([_planned(part) for part in parts] for parts in parts_of(mixer))
+    return {
+        "needs_own_kv": any(fields.get("needs_own_kv", False) for fields in streams + attention),
+        "separate_inputs": any(fields.get("separate_inputs", False) for fields in streams + attention),
+        "heads_apart": bool(attention) and all(fields.get("heads_apart", False) for fields in attention),
+    }
+
+
+def _planned(part: Mixer) -> Mapping[str, Any]:
+    tell = reference_of(part).plan
+    return {} if tell is None else tell(part)
+
+
+def shown(mixer: Mixer) -> set[str]:
+    """What the parts show."""
+    names: set[str] = set()
+    for part in itertools.chain(*parts_of(mixer)):
+        if (tell := reference_of(part).shown) is not None:
+            names |= set(tell(part))
+    return names
+
+
 # The parts' peaks need not fall together, so no sum of their bytes is the composition's; a test measures these.
-REFERENCE = Reference(begin, flops_per_token=flops_per_token, sources=sources)
+REFERENCE = Reference(begin, flops_per_token=flops_per_token, sources=sources, plan=plan, shown=shown)

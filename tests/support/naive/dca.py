@@ -188,6 +188,17 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return (None, *(Site(i - 1, mixer.shape.order[i - 1], "mlp") for i in blocks))
 
 
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """Queries, keys and values are projected from sums of their own."""
+    return {"separate_inputs": True}
+
+
+def shown(mixer: Mixer) -> set[str]:
+    """Attentions but the first, and in outputs the head."""
+    streams, _ = options(mixer)
+    return ({"read"} if mixer.shape.num_steps > 1 else set()) | (set() if streams else {"finish"})
+
+
 def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     """w = 0; b = 1 on all sources, or in streams on the latest alone."""
     streams, _ = options(mixer)
@@ -200,4 +211,4 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return start
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown)

@@ -100,6 +100,11 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return (None, *(mixer.shape.sites()[end - 1] for end in range(size, done + 1, size)))
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Every read of several sources."""
+    return ("read",) if any(len(sources(mixer, site)) > 1 for site in mixer.shape.sites()) else ()
+
+
 def initial(mixer: Mixer) -> dict[str, float]:
     found: dict[str, float] = {}
     for number in range(int(mixer.config.model_dump()["block_size"]), 2 * mixer.shape.num_steps):
@@ -107,4 +112,4 @@ def initial(mixer: Mixer) -> dict[str, float]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, shown=shown)

@@ -15,10 +15,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, ZooCase
+from case import LOOPED, SMALL, ZooCase
 from golden_cases import Golden, assembled, golden, without
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, weighted_sum
 
 CASES = (
@@ -104,6 +104,11 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(Site(j - 1, order[j - 1], "mlp") if j else None for j in depths)
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """The averages, which blocks end with."""
+    return ("write",)
+
+
 def initial(mixer: Mixer) -> dict[str, Tensor]:
     """1 for the block's own output, 0 for all others."""
     return {f"weights.{t}": torch.eye(len(read))[-1] for t, read in averaged_depths(mixer).items()}
@@ -122,4 +127,8 @@ CHECKPOINTS = assembled(
     without(golden("denseformer_d1_p1"), "denseformer_dwa_dilation", "denseformer_dwa_period", "baseline_mode"),
     never_averaging(),
 )
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS)
+#: No depth to average at.
+REFUSED = (Case({**SMALL, "num_layers": 3}, {"period": 4}),)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED, shown=shown
+)

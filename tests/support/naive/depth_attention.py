@@ -213,6 +213,17 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(Site(j, mixer.shape.order[j], "attention") for j in [*read, site.step])
 
 
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """It mixes what each layer computes itself, and weighs each head by its own query and keys."""
+    return {"needs_own_kv": True, "heads_apart": True}
+
+
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """The mix of values, where a step has a source."""
+    mixed = mixer.config.model_dump()["mixes"] != "key" and any(source_steps(mixer))
+    return ("mix_kv",) if mixed else ()
+
+
 def spelt(name: str, like: Golden, **keys: int | None) -> Golden:
     """A golden whose config says the same in other words; None removes a key."""
     config = {key: value for key, value in {**like.config, **keys}.items() if value is not None}
@@ -276,9 +287,13 @@ REFERENCE = Reference(
         Case(_TALL, {**_FAR, "recent_window": 1}, chunks=(2,)),
         Case({**_LATENT, **_TALL}, _FAR, chunks=(2,)),
     ),
+    plan=plan,
+    shown=shown,
     refused=(
         Case(_DEEP, {"sources": "first", "stride": 2}),
         Case(_DEEP, {"sources": "first", "recent_window": 1}),
+        Case(_DEEP, {"sources": "relative", "stride": 5}),
+        Case({**_DEEP, "num_layers": 2}, {"sources": "relative", "stride": 2}),
         Case(_LATENT, {"mixes": "key"}),
         Case(_LATENT, {"mixes": "key_value"}),
     ),

@@ -15,10 +15,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from golden_cases import assembled, golden, without
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm, softmax, weighted_sum
 
 CASES = (
@@ -30,14 +30,32 @@ CASES = (
     ZooCase("hyper_connections", {"variant": "mhc_lite", "num_streams": 3}),
     ZooCase("hyper_connections", {"variant": "mhc_lite", "num_streams": 2}, LOOPED),
 )
-OPTIONS = st.fixed_dictionaries(
-    {
-        "variant": st.sampled_from(["hc", "mhc", "mhc_lite"]),
-        "num_streams": st.integers(1, 4),
-        "dynamic": st.booleans(),
-        "sinkhorn_iterations": st.integers(1, 20),
-        "alpha_init": st.sampled_from([0.01, 1.0]),
-    }
+_ALPHA = {"alpha_init": st.sampled_from([0.01, 1.0])}
+OPTIONS = st.one_of(
+    st.fixed_dictionaries({"variant": st.just("hc"), "num_streams": st.integers(1, 4), **_ALPHA}),
+    st.fixed_dictionaries({"variant": st.just("hc"), "num_streams": st.integers(1, 4), "dynamic": st.just(False)}),
+    st.fixed_dictionaries({"variant": st.just("mhc"), "num_streams": st.just(1), **_ALPHA}),
+    st.fixed_dictionaries(
+        {
+            "variant": st.just("mhc"),
+            "num_streams": st.integers(2, 4),
+            "sinkhorn_iterations": st.integers(1, 20),
+            **_ALPHA,
+        }
+    ),
+    st.fixed_dictionaries({"variant": st.just("mhc_lite"), "num_streams": st.integers(2, 4), **_ALPHA}),
+)
+REFUSED = tuple(
+    Case(SMALL, options)
+    for options in (
+        {"variant": "hc", "sinkhorn_iterations": 3},
+        {"variant": "mhc_lite", "sinkhorn_iterations": 3},
+        {"variant": "mhc", "num_streams": 1, "sinkhorn_iterations": 3},
+        {"variant": "hc", "dynamic": False, "alpha_init": 1.0},
+        {"variant": "mhc", "dynamic": False},
+        {"variant": "mhc_lite", "dynamic": False},
+        {"variant": "mhc_lite", "num_streams": 1},
+    )
 )
 
 Matrix = list[list[Tensor]]
@@ -256,6 +274,12 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return ()
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Every read, and the head's where it is no plain sum."""
+    options = mixer.config.model_dump()
+    return ("read",) if options["variant"] == "hc" or options["num_streams"] == 1 else ("read", "finish")
+
+
 def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     """HC: A_m one-hot, B = 1, A_r = I, W = 0. mHC: b_pre = logit(1/n), b_post = 0, b_res near the identity."""
     options = mixer.config.model_dump()
@@ -285,4 +309,6 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
 
 
 CHECKPOINTS = assembled("mhc", without(golden("mhc_n2"), "mhc_num_streams", "mhc_sinkhorn_iters"))
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED, shown=shown
+)

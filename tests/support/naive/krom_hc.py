@@ -12,9 +12,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, softmax
 from naive.hyper_connections import MHC, Matrix, in_flight_bytes, sources
 
@@ -86,6 +86,11 @@ def flops_per_token(mixer: Mixer) -> int:
     return flops
 
 
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Every read, and the head's."""
+    return "read", "finish"
+
+
 def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     """b_pre = logit(1/n), b_post = 0, every factor near the identity."""
     options = mixer.config.model_dump()
@@ -101,4 +106,5 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return values
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFUSED = (Case(SMALL, {"num_streams": 6}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, shown=shown)

@@ -7,13 +7,15 @@ where α = β = 1 without rw, the second term is there with lr and the third wit
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, softmax
 
 VARIANTS = ("rw", "lr", "pa", "rw+lr", "rw+pa", "lr+pa", "rw+lr+pa")
@@ -24,14 +26,32 @@ CASES = (
     ZooCase("laurel", {"variant": "pa", "num_previous": 4}),
     ZooCase("laurel", {"variant": "rw+lr+pa", "previous": "low_rank", "rank": 3, "bound": "sigmoid"}, LOOPED),
 )
-OPTIONS = st.fixed_dictionaries(
-    {
-        "variant": st.sampled_from(VARIANTS),
-        "rank": st.integers(1, 4),
-        "num_previous": st.integers(1, 7),
-        "previous": st.sampled_from(["identity", "low_rank"]),
-        "bound": st.sampled_from(["none", "softmax", "sigmoid"]),
-    }
+
+
+def options_of(variant: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Those that mean something to the terms of a variant."""
+    drawn: dict[str, st.SearchStrategy[Any]] = {"variant": st.just(variant)}
+    if "rw" in variant:
+        drawn["bound"] = st.sampled_from(["none", "softmax", "sigmoid"])
+    if "lr" in variant:
+        drawn["rank"] = st.integers(1, 4)
+    if "pa" not in variant:
+        return st.fixed_dictionaries(drawn)
+    drawn["num_previous"] = st.integers(1, 7)
+    mapped = {"previous": st.just("low_rank"), "rank": st.integers(1, 4)}
+    return st.fixed_dictionaries(drawn) | st.fixed_dictionaries({**drawn, **mapped})
+
+
+OPTIONS = st.one_of(*map(options_of, VARIANTS))
+REFUSED = tuple(
+    Case(SMALL, options)
+    for options in (
+        {"variant": "rw", "rank": 2},
+        {"variant": "rw+pa", "rank": 2},
+        {"variant": "rw+lr", "num_previous": 2},
+        {"variant": "lr", "previous": "low_rank"},
+        {"variant": "lr+pa", "bound": "sigmoid"},
+    )
 )
 
 
@@ -133,4 +153,4 @@ def initial(mixer: Mixer) -> dict[str, float]:
     return values
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)

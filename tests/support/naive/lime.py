@@ -86,4 +86,9 @@ def initial(mixer: Mixer) -> dict[str, Tensor]:
     }
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """It needs each layer's own keys and values."""
+    return {"needs_own_kv": True}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan)

@@ -113,4 +113,9 @@ def initial(mixer: Mixer) -> dict[str, float]:
     return {name: 1.0 for name in mixer.state_dict() if name.endswith("key_gain")}
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """It needs each layer's own keys and values."""
+    return {"needs_own_kv": True}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan)

@@ -125,6 +125,16 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return (None, *(Site(step, mixer.shape.order[step], "mlp") for step in range(site.step)))
 
 
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """Queries, keys and values are projected from sums of their own."""
+    return {"separate_inputs": True}
+
+
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """Attentions but the first, and the head."""
+    return ("read", "finish") if mixer.shape.num_steps > 1 else ("finish",)
+
+
 def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     """The present block with weight 1 in every sum, all others with 0."""
     found: dict[str, float | Tensor] = {}
@@ -134,4 +144,4 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown)

@@ -67,4 +67,14 @@ def flops_per_token(mixer: Mixer) -> int:
     return (shape.num_steps - 1) * shape.num_kv_heads * (2 * shape.hidden_size + 2 * shape.head_dim)
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources)
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """It needs each layer's own value."""
+    return {"needs_own_kv": True}
+
+
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """The mix of every layer but the first."""
+    return ("mix_kv",) if mixer.shape.num_steps > 1 else ()
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, plan=plan, shown=shown)

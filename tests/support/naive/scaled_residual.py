@@ -7,9 +7,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, ZooCase
+from case import LOOPED, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import in_flight_bytes
 
@@ -19,13 +19,11 @@ CASES = (
     ZooCase("scaled_residual", {"gate": "highway"}),
     ZooCase("scaled_residual", {"gate": "highway", "weights": "vector", "gate_bias": -1.0}, LOOPED),
 )
-OPTIONS = st.fixed_dictionaries(
-    {
-        "weights": st.sampled_from(["scalar", "vector"]),
-        "gate": st.sampled_from(["none", "highway"]),
-        "gate_bias": st.sampled_from([None, -2.0, 0.0]),
-    }
+_WEIGHTS = {"weights": st.sampled_from(["scalar", "vector"])}
+OPTIONS = st.fixed_dictionaries({**_WEIGHTS, "gate": st.just("none")}) | st.fixed_dictionaries(
+    {**_WEIGHTS, "gate": st.just("highway"), "gate_bias": st.sampled_from([None, -2.0, 0.0])}
 )
+REFUSED = (Case(SMALL, {"gate_bias": 0.0}),)
 
 
 class Scaled(TokenMixer):
@@ -100,4 +98,4 @@ def initial(mixer: Mixer) -> dict[str, float]:
     return {f"gates.{i}.bias": options["gate_bias"] for i in range(2 * mixer.shape.num_steps)}
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm
 
 CASES = (
@@ -21,14 +21,11 @@ CASES = (
     ZooCase("value_embedding", {"every": 3, "gate_channels": 5, "initial": "normal"}, POST_ROPE),
     ZooCase("value_embedding", {"every": 1, "gate": False}, LOOPED),
 )
-OPTIONS = st.fixed_dictionaries(
-    {
-        "every": st.integers(1, 4),
-        "gate": st.booleans(),
-        "gate_channels": st.sampled_from([1, 3, 32]),
-        "initial": st.sampled_from(["zero", "normal"]),
-    }
+_TABLES = {"every": st.integers(1, 4), "initial": st.sampled_from(["zero", "normal"])}
+OPTIONS = st.fixed_dictionaries({**_TABLES, "gate": st.just(False)}) | st.fixed_dictionaries(
+    {**_TABLES, "gate": st.just(True), "gate_channels": st.sampled_from([1, 3, 32])}
 )
+REFUSED = (Case(SMALL, {"gate": False, "gate_channels": 3}),)
 
 
 class ValueEmbedding(TokenMixer):
@@ -109,4 +106,9 @@ def initial(mixer: Mixer) -> dict[str, float]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """It needs each layer's own value."""
+    return {"needs_own_kv": True}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, plan=plan)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 
 CASES = (
@@ -96,6 +96,16 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return Site(0, mixer.shape.order[0], "attention"), site
 
 
+def plan(mixer: Mixer) -> dict[str, bool]:
+    """It needs each layer's own value; a gate has a parameter for each head, of all heads."""
+    return {"needs_own_kv": True, "heads_apart": not mixer.config.model_dump()["gate"]}
+
+
+def shown(mixer: Mixer) -> tuple[str, ...]:
+    """The mix of every layer but the first."""
+    return ("mix_kv",) if mixer.shape.num_steps > 1 else ()
+
+
 def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     options = mixer.config.model_dump()
     found: dict[str, float | Tensor] = {}
@@ -107,4 +117,7 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+REFUSED = (Case(SMALL, {"weights": "fixed", "first": 0.0, "gate": True}),)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, plan=plan, shown=shown
+)

@@ -10,8 +10,8 @@ from fractions import Fraction
 
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, ZooCase
-from mixerzoo.testing import Reference
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
+from mixerzoo.testing import Case, Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
 CASES = (
@@ -35,4 +35,6 @@ def slots(
     return middle, middle, None
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources)
+#: No self-decoder.
+REFUSED = (Case({**SMALL, "num_layers": 3}, {"self_layers": 1, "cross_layers": 3}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, refused=REFUSED)

@@ -13,6 +13,7 @@ from mixerzoo import (
     DecoderShape,
     MixerConfig,
     MixingWeights,
+    Plan,
     ReferenceReading,
     Site,
 )
@@ -166,6 +167,22 @@ class RefusesNothing(DepthAttention):
     """Takes a stride beside `sources: first`, which has none."""
 
     Config = Lenient
+
+
+@caught_by("reference_accounts", naive_depth_attention.REFERENCE)
+class BorrowsKeysAndValues(DepthAttention):
+    """Says that layers may borrow keys and values, as parts of a composition do."""
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), needs_own_kv=False)
+
+
+@caught_by("reference_weights", naive_attn_res.REFERENCE)
+class ShowsWeightsOfTheHeadAlone(AttnRes):
+    """Shows nobody what sublayers read."""
+
+    def mixing_weights(self, state: Any, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        return None
 
 
 @caught_by("mixing_weights")
