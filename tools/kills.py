@@ -2,14 +2,17 @@
 
     python tools/kills.py kills 100
     python tools/kills.py cuts 20
+    python tools/kills.py processes 10
 
 A run is killed (`kill -9`) before a file operation that is drawn, the first and the last included, or at a moment that
 is drawn; a third of the resumed runs is killed once more. The power is cut by stopping a run that writes to an ext4
 image, copying the image and mounting the copy: what was not synced is not in it. The image commits its journal every
-second and delays allocation (`noauto_da_alloc`), as hard a case as ext4 is; mounting takes root. Each run that went on
-must have the bits of one that was left alone. Prints a line of JSON; exits with 1 where a run has other bits.
+second and delays allocation (`noauto_da_alloc`), as hard a case as ext4 is; mounting takes root. Of two processes of a
+run, `ddp` and `fsdp` in turn, one is killed at a moment that is drawn; the other must end within a minute, and every
+second pair of times torchrun starts both again. Each run that went on must have the bits of one that was left alone.
+Prints a line of JSON; exits with 1 where a run has other bits.
 
-Runs are forks of one process that has imported everything, so that each takes a second.
+Runs of one process are forks of one that has imported everything, so that each takes a second.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 import mixerzoo.training.run
@@ -39,6 +43,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from runs import fingerprint, tiny_recipe
 
 OVERRIDES = ("train.checkpoint_interval=3",)
+#: What torchrun runs.
+JOB = Path(__file__).parents[1] / "tests" / "support" / "parallel_job.py"
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
 
 
@@ -145,6 +151,51 @@ class Trials:
             return self.compare(disk / "run")
 
 
+class Launches:
+    """Runs of two processes, in a place of their own, each kind against one that is left alone."""
+
+    def __init__(self, place: Path, seed: int) -> None:
+        self.place, self.draw = place, random.Random(seed)
+        self.expected: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        for kind in ("ddp", "fsdp"):
+            began = time.monotonic()
+            assert self.launch(place / kind, kind).wait() == 0, self.log(place / kind)
+            self.seconds[kind] = time.monotonic() - began
+            self.expected[kind] = fingerprint(place / kind)
+
+    def log(self, directory: Path) -> str:
+        return directory.with_suffix(".log").read_text()
+
+    def launch(self, directory: Path, kind: str, restarts: int = 0) -> subprocess.Popen[bytes]:
+        """Begin a run, or go on with it."""
+        options = ["--nproc-per-node=2", "--standalone", f"--max-restarts={restarts}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *options, str(JOB), "train", str(directory), "0"]
+        overrides = (*OVERRIDES, f"train.parallel={kind}", "train.batch_size=2")
+        with directory.with_suffix(".log").open("ab") as log:
+            return subprocess.Popen([*command, *overrides], stdout=log, stderr=log)
+
+    def kill(self, number: int) -> str | None:
+        kind, restarts = ("ddp", "fsdp")[number % 2], number // 2 % 2
+        directory = self.place / f"killed-{number}"
+        launched = self.launch(directory, kind, restarts)
+        time.sleep(self.draw.uniform(0, self.seconds[kind]))
+        while launched.poll() is None and len(processes := psutil.Process(launched.pid).children()) < 2:
+            time.sleep(0.05)
+        if launched.poll() is None:
+            self.draw.choice(processes).kill()
+        try:
+            status = launched.wait(60 + restarts * 2 * self.seconds[kind])
+        except subprocess.TimeoutExpired:
+            launched.terminate()
+            return f"the other process goes on: {self.log(directory)}"
+        if status and restarts:
+            return f"torchrun did not bring it to its end: {self.log(directory)}"
+        if self.launch(directory, kind).wait():
+            return self.log(directory)
+        return None if fingerprint(directory) == self.expected[kind] else "other bits"
+
+
 def mount(image: Path, place: Path, mounts: ExitStack, options: str) -> Path:
     """Mount an image until the mounts are given back."""
     place.mkdir(exist_ok=True)
@@ -155,7 +206,7 @@ def mount(image: Path, place: Path, mounts: ExitStack, options: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["kills", "cuts"])
+    parser.add_argument("what", choices=["kills", "cuts", "processes"])
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without-sync", action="store_true", help="to see that cuts are noticed")
@@ -165,8 +216,12 @@ def main() -> None:
         files.sync = lambda path: None
     with tempfile.TemporaryDirectory() as place:
         os.environ.setdefault("MIXERZOO_CACHE", str(Path(place, "cache")))
-        trials = Trials(Path(place), arguments.seed)
-        trial: Callable[[int], str | None] = trials.kill if arguments.what == "kills" else trials.cut
+        trial: Callable[[int], str | None]
+        if arguments.what == "processes":
+            trial = Launches(Path(place), arguments.seed).kill
+        else:
+            trials = Trials(Path(place), arguments.seed)
+            trial = trials.kill if arguments.what == "kills" else trials.cut
         wrong = {}
         for number in range(arguments.count):
             found = trial(number)

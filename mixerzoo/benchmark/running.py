@@ -72,7 +72,14 @@ def measure(benchmark: Benchmark, say: Callable[[str], None]) -> tuple[list[Meas
         if "train" in benchmark.phases:
             jobs += _training(benchmark, found, say)
         if {"prefill", "decode"} & set(benchmark.phases):
-            jobs += _inference(benchmark, found, say)
+            try:
+                jobs += _inference(benchmark, found, say)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                if not jobs:
+                    raise BenchmarkError(f"the decoders do not fit: {_in_words(error)}") from error
+                # Training figures stay: they are of other weights, which this device has no room beside.
+                for measured in found.values():
+                    measured.failures |= {part: _in_words(error) for part in ("prefill", "decode")}
         say("measuring the device")
         ceilings = measure_ceilings(benchmark.device, benchmark.dtype)
         for number in range(benchmark.rounds):

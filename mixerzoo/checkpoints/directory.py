@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mixerzoo import files
 from mixerzoo.checkpoints.layout import is_file, read_json
+from mixerzoo.data.chat_template import TEMPLATE_FOLDER
 from mixerzoo.data.tokenizer_files import read_tokenizer
 from mixerzoo.errors import CheckpointError
 
@@ -84,6 +85,10 @@ def find_companions(source: Path) -> list[str]:
         DataError: the tokenizer is damaged.
     """
     found = [name for name in COMPANIONS if is_file(source / name)]
+    templates = sorted((source / TEMPLATE_FOLDER).glob("*.jinja"))
+    if templates:
+        _refuse_link_outside(source, TEMPLATE_FOLDER)
+    found += [f"{TEMPLATE_FOLDER}/{path.name}" for path in templates if is_file(path)]
     for name in found:
         _refuse_link_outside(source, name)
         if name in _OBJECTS:
@@ -109,6 +114,7 @@ def copy_companions(source: Path, target: Path) -> list[str]:
     """
     found = find_companions(source)
     for name in found:
+        (target / name).parent.mkdir(exist_ok=True)
         files.write_bytes(target / name, files.read_bytes(source / name, _MOST_BYTES))
     return found
 

@@ -178,7 +178,8 @@ def _print_plan(
     from mixerzoo.experiments import default_threads, estimates
 
     found = estimates(comparison, threads or default_threads(jobs), *devices)
-    seconds = sum(each.seconds for each in found) / jobs
+    seconds = sum(each.seconds or 0.0 for each in found) / jobs
+    problems = {each.problem: each.cell.variant.label for each in found if each.problem is not None}
     if as_json:
         rows = [
             {
@@ -189,6 +190,7 @@ def _print_plan(
                 "flops": each.flops,
                 "memory_bytes_estimate": each.memory,
                 "seconds_estimate": each.seconds,
+                "problem": each.problem,
             }
             for each in found
         ]
@@ -204,12 +206,15 @@ def _print_plan(
             f"{each.tokens:,}",
             f"{each.flops:.2e}",
             f"{each.memory / 2**20:,.0f} MiB",
-            _minutes(each.seconds),
+            "?" if each.seconds is None else _minutes(each.seconds),
         )
     out = console()
     print_fitting(out, listing, ("FLOPs", "tokens"))
     out.print("\nMemory and time are estimates.")
-    typer.echo(f"{len(found)} runs, roughly {_minutes(seconds)} with --jobs {jobs} on this machine")
+    for problem, label in problems.items():
+        typer.echo(f"{label} could not be tried here: {problem}", err=True)
+    known = "" if not problems else " for those that could be tried"
+    typer.echo(f"{len(found)} runs, roughly {_minutes(seconds)} with --jobs {jobs} on this machine{known}")
     if comparison.equal != "steps":
         typer.echo(f"(before steps are fitted to equal {comparison.equal})")
 

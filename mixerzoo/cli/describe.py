@@ -116,7 +116,8 @@ def _print_training(found: Description) -> None:
         where = f"{run.devices} × {run.expected.gpu} at {run.expected.mfu:.0%} of the peak"
         listing.add_row(f"Time on {where}", _duration(run.expected.seconds))
     if run.epochs is None or run.text_tokens is None:
-        listing.add_row("Readings of the text", "not known before its first run here")
+        bound = "" if run.least_epochs is None else f"{run.least_epochs:,.3g} at least, "
+        listing.add_row("Readings of the text", f"{bound}not known before its first run here")
     else:
         listing.add_row("Tokens of the text, as last prepared", _count(run.text_tokens))
         listing.add_row("Readings of the text", f"{run.epochs:,.3g}")

@@ -87,7 +87,8 @@ def figures(mixer: Mixer) -> Figures:
 
 def short(number: int) -> str:
     """A count in at most five characters: 0, 768, 98.3K, 1.2M."""
-    for unit, size in (("M", 1_000_000), ("K", 1000)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
+    rounded = float(f"{number:.3g}")
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if rounded >= size:
+            return f"{rounded / size:.3g}{unit}"
     return str(number)

@@ -89,6 +89,7 @@ class TrainingCosts:
         expected: how long that takes on given GPUs; None where none are given.
         text_tokens: of the training text when it was last trained on here; None where it never was.
         epochs: how often the run reads its text; None where that is not known.
+        least_epochs: how often it does at least, as ``data.max_tokens`` bounds the text; None without it.
         memory: of each device.
         notices: what is odd about the run, if anything.
     """
@@ -100,6 +101,7 @@ class TrainingCosts:
     expected: ExpectedTime | None
     text_tokens: int | None
     epochs: float | None
+    least_epochs: float | None
     memory: TrainingMemory
     notices: tuple[str, ...]
 
@@ -219,6 +221,7 @@ def _training(recipe: Recipe, decoder: Decoder, devices: int | None, gpu: str | 
         expected=None if gpu is None else _expected(flops / devices, gpu, mfu, recipe.train.precision),
         text_tokens=text,
         epochs=None if text is None else tokens / text,
+        least_epochs=None if recipe.data.max_tokens is None else tokens / recipe.data.max_tokens,
         memory=training_memory(recipe, decoder, devices),
         notices=tuple(notices),
     )

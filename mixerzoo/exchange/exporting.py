@@ -18,6 +18,7 @@ from mixerzoo.checkpoints import (
     read_json,
     save_weights,
 )
+from mixerzoo.data import TextFormat
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer import Plan
 from mixerzoo.model import Decoder
@@ -57,11 +58,18 @@ def export_checkpoint(source: str | Path, directory: str | Path, format: Format)
     raw = read_json(source / CONFIG_FILE)
     if raw.get("max_position_embeddings") is None:
         raw["max_position_embeddings"] = _trained_length(source)
-    config = stock_config(decoder, format) | {key: raw[key] for key in CARRIED_KEYS if raw.get(key) is not None}
+    config = stock_config(decoder, format) | _ids(home_of(source))
+    config |= {key: raw[key] for key in CARRIED_KEYS if raw.get(key) is not None}
     with new_directory(target) as partial:
         save_weights(decoder, partial)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return copy_companions(home_of(source), partial)
+
+
+def _ids(home: Path) -> dict[str, Any]:
+    """The ids that begin and end texts; some formats take 1 and 2 where nothing is said, whatever these are."""
+    ends = sorted(TextFormat.load(home).end_ids) if (home / "tokenizer.json").exists() else []
+    return {"bos_token_id": None, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
 
 def _trained_length(source: Path) -> int | None:

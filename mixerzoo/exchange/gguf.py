@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,6 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except ImportError as error:
         raise CheckpointError(f'{path}: reading GGUF needs a package: run `pip install "mixerzoo[gguf]"`') from error
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -58,10 +59,9 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (ValueError, KeyError, IndexError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged or cut short: {error}") from error
     _refuse_what_is_not_read(reader, path)
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path}: transformers cannot read it: {error}") from error
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -74,6 +74,22 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # they are not any more
     return config, {name: tensor.float() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A block in which transformers says nothing of what is checked here anyway."""
+    from transformers.utils import logging
+
+    said, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(said)
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def save_gguf_tokenizer(path: Path, directory: Path) -> None:
@@ -99,6 +115,8 @@ def save_gguf_tokenizer(path: Path, directory: Path) -> None:
 
 
 def _refuse_what_is_not_read(reader: Any, path: Path) -> None:
+    if "general.architecture" not in reader.fields:
+        raise CheckpointError(f"{path}: it names no architecture (general.architecture), so it holds no model")
     architecture = reader.fields["general.architecture"].contents()
     prefix = f"{architecture}."
     scaling = reader.fields.get(f"{prefix}rope.scaling.type")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 
 from mixerzoo.describe import Description, describe
+from mixerzoo.errors import RecipeError, RunError
 from mixerzoo.experiments.devices import kind_of
 from mixerzoo.experiments.grid import Cell, Comparison, Variant
 from mixerzoo.model import default_device
-from mixerzoo.recipe import FORWARDS_PER_STEP, Recipe, autocast_dtype, build, weights_dtype
+from mixerzoo.recipe import FORWARDS_PER_STEP, Recipe, autocast_dtype, build, check_size, weights_dtype
+from mixerzoo.training import memory_in_words
 
 #: Seconds of a run in which nothing is trained or scored: imports, checkpoints, the report of progress.
 _SECONDS_OF_A_RUN = 8.0
@@ -31,7 +32,8 @@ class Estimate:
         tokens: that it trains on.
         flops: of training, by the decoder's own account.
         memory: bytes, an estimate.
-        seconds: a rough estimate.
+        seconds: a rough estimate; None where the decoder could not be tried here.
+        problem: why it could not.
     """
 
     cell: Cell
@@ -39,7 +41,8 @@ class Estimate:
     tokens: int
     flops: int
     memory: int
-    seconds: float
+    seconds: float | None
+    problem: str | None = None
 
 
 def estimates(comparison: Comparison, threads: int, device: str | None = None) -> list[Estimate]:
@@ -78,12 +81,14 @@ def estimates(comparison: Comparison, threads: int, device: str | None = None) -
     return [_estimate(cell, described[cell.variant], speeds[cell.variant.label]) for cell in cells]
 
 
-def _estimate(cell: Cell, found: Description, speed: float) -> Estimate:
+def _estimate(cell: Cell, found: Description, speed: float | str) -> Estimate:
     costs, training = found.costs, found.training
     flops = FORWARDS_PER_STEP * costs.flops_per_token * training.tokens
     scored = costs.flops_per_token * _validation_tokens(cell.recipe, training.text_tokens)
-    seconds = (flops + scored) / speed + _SECONDS_OF_A_RUN
-    return Estimate(cell, costs.parameters, training.tokens, flops, training.memory.total, seconds)
+    known = Estimate(cell, costs.parameters, training.tokens, flops, training.memory.total, None)
+    if isinstance(speed, str):
+        return replace(known, problem=speed)
+    return replace(known, seconds=(flops + scored) / speed + _SECONDS_OF_A_RUN)
 
 
 def _validation_tokens(recipe: Recipe, text_tokens: int | None) -> float:
@@ -98,16 +103,23 @@ def _validation_tokens(recipe: Recipe, text_tokens: int | None) -> float:
     return whole + times * once
 
 
-def _speeds(comparison: Comparison, described: Mapping[Variant, Description], device: str) -> dict[str, float]:
-    """Label → operations a second in training, in the first setting; once it takes too long, the least so far."""
-    began, speeds = time.monotonic(), dict[str, float]()
+def _speeds(comparison: Comparison, described: Mapping[Variant, Description], device: str) -> dict[str, float | str]:
+    """Label → operations a second in training, in the first setting, or why there are none; once it takes too long, the
+    least so far."""
+    began, speeds = time.monotonic(), dict[str, float | str]()
     for contender in comparison.contenders:
-        if speeds and time.monotonic() - began > _SECONDS_OF_ALL:
-            speeds[contender.label] = min(speeds.values())
+        measured = [speed for speed in speeds.values() if not isinstance(speed, str)]
+        if measured and time.monotonic() - began > _SECONDS_OF_ALL:
+            speeds[contender.label] = min(measured)
             continue
         variant = comparison.variants_of(contender.label, comparison.settings[0])[0]
         flops = FORWARDS_PER_STEP * described[variant].costs.flops_per_token
-        speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops, device)
+        try:
+            check_size(comparison.variants[variant])
+            with memory_in_words():
+                speeds[contender.label] = flops * tokens_per_second(comparison.variants[variant], flops, device)
+        except (RecipeError, RunError) as error:
+            speeds[contender.label] = str(error).partition("\n")[0]
     return speeds
 
 
@@ -134,8 +146,8 @@ def tokens_per_second(recipe: Recipe, flops_per_token: float, device: str) -> fl
 
     def step() -> None:
         with torch.autocast(kind_of(device), autocast, enabled=autocast is not None):
-            logits = decoder(tokens)
-        F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
+            loss = decoder.loss(tokens, tokens)
+        loss.backward()
         decoder.zero_grad()
         _wait_for(device)
 

@@ -163,7 +163,10 @@ def weights_in_words(row: Mapping[str, Any]) -> str:
 
 def short(value: float) -> str:
     """A number for the axis of a figure."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}" if math.isfinite(value) else NONE
+    if not math.isfinite(value):
+        return NONE
+    rounded = float(f"{value:.3g}")
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(rounded) >= size:
+            return f"{rounded / size:.3g}{unit}"
+    return f"{rounded:.3g}"

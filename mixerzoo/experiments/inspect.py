@@ -112,7 +112,8 @@ def inspect_checkpoint(
         raise DataError("a text and a prompt exclude each other")
     check_tokenizer(directory)
     run = RunDirectory(home_of(directory))
-    length = run.recipe().data.sequence_length if run.begun else _WINDOW
+    # One token predicts nothing that stands in its window.
+    length = max(2, run.recipe().data.sequence_length) if run.begun else _WINDOW
     pieces: tuple[str, ...] | None = None
     if text is None and prompt is None:
         ids = np.asarray(prepare(run.finished_recipe().data).validation.tokens[: max_windows * length], dtype=np.int64)

@@ -133,6 +133,12 @@ class MixerZooConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As `PreTrainedConfig.from_dict`; keys among ``kwargs`` take the place of those in the dictionary."""
+        for key in ("sliding_window", "layer_types"):
+            if key in kwargs:
+                raise CheckpointError(
+                    f"{key} follows from the mixer's plan and the decoder's window; set attention_window and "
+                    "attention_window_layers"
+                )
         # transformers would set them on the finished configuration, from which more has been derived by then.
         own = {key: kwargs.pop(key) for key in list(kwargs) if key in MixerZooConfig.__annotations__}
         return super().from_dict({**config_dict, **own}, **kwargs)

@@ -69,26 +69,23 @@ class Writing:
         """What is left of the text after what `add` has returned; no token can be added any more."""
         if self.reason == "stop":
             return ""
-        # The bytes of a character that was cut short are text too, and may complete a stop; then nothing is held back.
-        more, left = self._grow(self._stream.finish()), self._held_back
-        self._certain.append(left)
-        self._held_back = ""
-        return more + left
+        # The bytes of a character that was cut short are text too, and may complete a stop.
+        return self._grow(self._stream.finish(), last=True)
 
     def finish(self) -> str:
         """The whole text; no token can be added any more."""
         self.rest()
         return "".join(self._certain)
 
-    def _grow(self, new: str) -> str:
-        """What is certain now, of what was held back and what is new."""
+    def _grow(self, new: str, *, last: bool = False) -> str:
+        """What is certain now, of what was held back and what is new; no beginning of a stop is held back at last."""
         text, self._held_back = self._held_back + new, ""
         for place in range(len(text)) if self._until else ():
             if any(text.startswith(stop, place) for stop in self._until):
                 self.reason = "stop"
                 text = text[:place]
                 break
-            if any(stop.startswith(text[place:]) for stop in self._until):
+            if not last and any(stop.startswith(text[place:]) for stop in self._until):
                 text, self._held_back = text[:place], text[place:]
                 break
         self._certain.append(text)

@@ -61,7 +61,7 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | 
     """As `mixerzoo.ops.weighted_sum`, with weights [N] or [..., N]."""
     sources, launch = _prepare(sources)
     added = weights if channels is None else channels.contiguous()
-    weights = weights.contiguous()
+    weights = _for_rows(weights, sources[0])
     out = torch.empty(sources[0].shape, dtype=forms.common_dtype(sources), device=sources[0].device)
     launch.run(
         programs.sum_kernel, TILINGS["sum"],
@@ -77,7 +77,7 @@ def weighted_sum_backward(
     """Gradients of the sources, then that of the weights; that of the channels' weights, a sum over rows, is left."""
     sources, launch = _prepare(sources)
     added = weights if channels is None else channels.contiguous()
-    weights = weights.contiguous()
+    shape, weights = weights.shape, _for_rows(weights, sources[0])
     grads = [torch.empty_like(x) for x in sources]
     dots = grad.new_empty((*grad.shape[:-1], len(sources)), dtype=launch.exact)
     launch.run(
@@ -85,8 +85,7 @@ def weighted_sum_backward(
         *launch.tables(sources, grads), weights, added, grad.contiguous(), dots,
         len(sources), launch.rows, launch.size, _per_row(weights), CHANNELS=channels is not None,
     )  # fmt: skip
-    of_weights = dots.flatten(0, -2).sum(0) if weights.ndim == 1 else dots
-    return [*grads, of_weights.to(weights.dtype)]
+    return [*grads, dots.sum_to_size(shape).to(weights.dtype)]
 
 
 def source_softmax(
@@ -94,7 +93,7 @@ def source_softmax(
 ) -> tuple[Tensor, Tensor]:
     """As `mixerzoo.ops.source_softmax`, with its weights [..., N]."""
     sources, launch = _prepare(sources)
-    factors = [r.contiguous() for r in inverse_rms]
+    factors = [r.to(launch.exact).contiguous() for r in inverse_rms]
     return _attend(launch, sources, sources, factors, query.contiguous(), bias, 1.0)
 
 
@@ -108,10 +107,11 @@ def source_softmax_backward(
 ) -> list[Tensor]:
     """Gradients of the sources, of their inverse rms, of the query and of the last score [1]."""
     sources, launch = _prepare(sources)
-    factors = [r.contiguous() for r in inverse_rms]
+    factors = [r.to(launch.exact).contiguous() for r in inverse_rms]
     of_sources, of_factors, of_query, of_last = _attend_backward(
         launch, grad, sources, sources, factors, query.contiguous(), out, weights, 1.0
     )
+    of_factors = [found.to(r.dtype) for found, r in zip(of_factors, inverse_rms, strict=True)]
     return [*of_sources, *of_factors, of_query.sum(0).to(query.dtype), of_last.sum().view(1).to(query.dtype)]
 
 
@@ -241,12 +241,19 @@ class _Launch:
 
 
 def _prepare(sources: Sequence[Tensor]) -> tuple[list[Tensor], _Launch]:
-    """Sources as kernels read them: contiguous, of at most two dtypes, aligned to 16 bytes."""
+    """Sources as kernels read them: contiguous, of one dtype beside the common one, aligned to 16 bytes."""
     wide = forms.common_dtype(sources)
-    several = len({x.dtype for x in sources}) > 2
+    several = len({x.dtype for x in sources} - {wide}) > 1
     ready = [(x.to(wide) if several else x).contiguous() for x in sources]
     ready = [x if x.data_ptr() % 16 == 0 else x.clone() for x in ready]
     return ready, _Launch(ready)
+
+
+def _for_rows(weights: Tensor, source: Tensor) -> Tensor:
+    """Weights [N], or those of each row of a source [..., D], none of which stands for several any more."""
+    if weights.ndim > 1:
+        weights = weights.expand(*source.shape[:-1], weights.size(-1))
+    return weights.contiguous()
 
 
 def _per_row(weights: Tensor) -> int:

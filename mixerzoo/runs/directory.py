@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from mixerzoo import files
 from mixerzoo.checkpoints import CARD_FILE
 from mixerzoo.data import PreparedData
+from mixerzoo.data.chat_template import TEMPLATE_FOLDER
 from mixerzoo.errors import MixerError, RecipeError, RunError
 from mixerzoo.files import read_object, to_json, write_manifest
 from mixerzoo.mixer import load_registry, recorded_entry
@@ -146,8 +147,11 @@ class RunDirectory:
         remove_all(self.checkpoints)
         for name in REMOVED:
             (self.path / name).unlink(missing_ok=True)
-        for events in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
-            events.unlink()
+        for left in (
+            *(self.path / TENSORBOARD).glob("events.out.tfevents.*"),
+            *(self.path / TEMPLATE_FOLDER).glob("*.jinja"),
+        ):
+            left.unlink()
         files.sync(self.path)
         # A process that dies from here on leaves a run without a recipe, which begins anew.
         files.write_text(self.path / RUN_FILE, record)

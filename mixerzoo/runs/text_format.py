@@ -53,11 +53,13 @@ def save_format(path: Path, recipe: Recipe, data: PreparedData) -> list[str]:
         if recipe.model.init_from is not None:
             _carry(Path(recipe.model.init_from), data.tokenizer, folder)
         written = []
-        for source in sorted(folder.iterdir()):
-            target = path / source.name
+        for source in sorted(found for found in folder.rglob("*") if found.is_file()):
+            name = source.relative_to(folder).as_posix()
+            target = path / name
             if not target.is_file() or target.read_bytes() != source.read_bytes():
+                target.parent.mkdir(exist_ok=True)
                 files.write_bytes(target, source.read_bytes())
-                written.append(source.name)
+                written.append(name)
         return written
     finally:
         shutil.rmtree(folder)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import count
-
-from torch.distributed import Store  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
 
 from mixerzoo.errors import RunError
 from mixerzoo.process import launch
+from mixerzoo.training.processes import meeting
 from mixerzoo.training.reporter import Reporter
 
 #: Seconds between two looks, until the user is told, and until it is given up: a terabyte takes days.
@@ -42,8 +38,7 @@ def waiting_for_nodes(reporter: Reporter) -> Iterator[None]:
         yield
         return
     # Before the text, for the first process waits for the others here.
-    store = _store()
-    key = f"mixerzoo/prepared/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_calls)}"
+    store, key = meeting(), f"prepared/{next(_calls)}"
     yield
     store.add(key, 1)
     began, told = time.monotonic(), False
@@ -56,11 +51,3 @@ def waiting_for_nodes(reporter: Reporter) -> Iterator[None]:
             reporter.notice(f"waiting for {what} which still prepare the text; {_ADVICE}")
             told = True
         time.sleep(_GLANCE)
-
-
-@cache
-def _store() -> Store:
-    """Where the processes of the run meet; kept, for the first one may serve it to those that still ask."""
-    store, _, _ = next(rendezvous("env://"))
-    assert isinstance(store, Store)
-    return store

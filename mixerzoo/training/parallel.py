@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -30,8 +31,10 @@ from mixerzoo.errors import RunError
 from mixerzoo.model import Decoder, is_sharded
 from mixerzoo.process import launch
 from mixerzoo.recipe import FsdpConfig, Recipe
-from mixerzoo.training.processes import launched
+from mixerzoo.training.processes import launched, meeting
 
+#: After which an exchange is given up, as in Trainer.
+_TIMEOUT = timedelta(minutes=30)
 #: What of a decoder reads its weights, beside ``forward``.
 _FORWARDS = ("loss", "token_losses")
 
@@ -52,24 +55,28 @@ def check_parallel(recipe: Recipe) -> None:
 
 @contextmanager
 def process_group(recipe: Recipe) -> Iterator[None]:
-    """A block in which there is the group that sharding takes, also of a process alone; and in which PyTorch is quiet.
+    """A block in which there is the group of a run's processes, also of one alone that shards; and PyTorch is quiet.
+
+    Trainer would make it without a word of which start of torchrun's this is (see `meeting`).
 
     Args:
-        recipe: of the run; one that shards nothing leaves the group to Trainer.
+        recipe: of the run.
     """
-    if recipe.train.parallel != "fsdp":
+    sharded = recipe.train.parallel == "fsdp"
+    if not (sharded or launched()):
         yield
         return
     alone = not (launched() or dist.is_initialized())
     backend = "gloo"
     if torch.cuda.is_available():
-        # What leaves the GPU, and what is written while it computes, goes over the CPU.
-        backend = "cpu:gloo,cuda:nccl"
+        # Of shares, what leaves the GPU and what is written while it computes goes over the CPU.
+        backend = "cpu:gloo,cuda:nccl" if sharded else "nccl"
         torch.cuda.set_device(launch().local_rank)
     if alone:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     elif not dist.is_initialized():
-        dist.init_process_group(backend)
+        here = launch()
+        dist.init_process_group(backend, store=meeting(), rank=here.rank, world_size=here.world_size, timeout=_TIMEOUT)
     try:
         with warnings.catch_warnings():
             # State passes through layers as it is, and nothing writes into it.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from mixerzoo.errors import DataError, RunError
 from mixerzoo.files import MANIFEST_FILE, read_manifest
@@ -20,6 +24,17 @@ _LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe",
 def launched() -> bool:
     """Whether a launcher started this process, be it alone: torchrun, or whoever set the variables of several."""
     return launch().world_size > 1 or dist.is_torchelastic_launched()
+
+
+@cache
+def meeting() -> Store:
+    """Where the processes of this start meet; kept, for the first one may serve it to those that still ask.
+
+    torchrun keeps one store for all its restarts, in which the addresses of processes that are gone still stand.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    assert isinstance(store, Store)
+    return PrefixStore(f"mixerzoo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def step_in_words(recipe: Recipe, processes: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import mixerzoo
-from mixerzoo.benchmark import ceilings, kept_bytes, read_benchmark, run_benchmark
+from mixerzoo.benchmark import ceilings, kept_bytes, read_benchmark, run_benchmark, running
 from mixerzoo.benchmark.clock import ratio
 from mixerzoo.benchmark.memory import measured_peak
 from mixerzoo.benchmark.models import OurModel, StockModel, build_decoders, compare_logits
@@ -235,6 +235,27 @@ def test_a_model_without_memory_for_its_cache_fails_alone(monkeypatch):
     models = run_benchmark(small("yoco", phases=["decode"], compile=True))["models"]
     assert [list(model["phases"]) for model in models] == [["decode"], []]
     assert [model["failures"] for model in models] == [{}, {"prefill": "OutOfMemoryError: none left"}]
+
+
+def test_figures_of_training_stay_where_a_second_set_of_weights_does_not_fit(monkeypatch):
+    building = running.build_decoders
+    calls = iter([building])
+
+    def once(benchmark, dtype):
+        build = next(calls, None)
+        if build is None:
+            raise torch.OutOfMemoryError("none left")
+        return build(benchmark, dtype)
+
+    monkeypatch.setattr(running, "build_decoders", once)
+    models = run_benchmark(small("yoco"))["models"]
+    assert [list(model["phases"]) for model in models] == [["train", "train_with_optimizer"]] * 2
+    assert all(
+        model["failures"] == dict.fromkeys(("prefill", "decode"), "OutOfMemoryError: none left") for model in models
+    )
+    result = invoke("--mixers", "yoco", "--phases", "prefill")
+    assert result.exit_code == 2
+    assert "the decoders do not fit: OutOfMemoryError: none left" in result.stderr
 
 
 def test_a_prompt_that_fails_is_told_where_writing_alone_is_timed(monkeypatch):

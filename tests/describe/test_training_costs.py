@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mixerzoo import Mixer, load_registry
+from mixerzoo.cli import app
 from mixerzoo.data import prepare
 from mixerzoo.describe.description import describe
 from mixerzoo.errors import MixerError, RecipeError
@@ -47,6 +49,17 @@ def test_epochs_are_those_of_the_text_as_it_was_last_prepared(tmp_path, monkeypa
     # Another length is the same text, another sample is not.
     assert describe(tiny_recipe("data.source.max_bytes=50000", "data.sequence_length=16")).training.text_tokens
     assert describe(tiny_recipe("data.source.max_bytes=60000")).training.text_tokens is None
+
+
+def test_a_text_that_was_never_read_is_read_as_often_at_least_as_its_bound_says(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MIXERZOO_CACHE", str(tmp_path))
+    found = describe(tiny_recipe("train.steps=2000", "data.max_tokens=64000")).training
+    assert (found.epochs, found.least_epochs) == (None, 2000 * 8 * 32 / 64000)
+    assert describe(tiny_recipe()).training.least_epochs is None
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny_recipe("train.steps=2000", "data.max_tokens=64000").to_yaml())
+    out = CliRunner().invoke(app, ["describe", str(recipe)]).stdout
+    assert "8 at least, not known before its first run here" in out
 
 
 def test_memory_of_training(monkeypatch) -> None:

@@ -161,6 +161,17 @@ def test_texts_are_written_as_generate_writes_them_one_by_one(name):
         assert text == TOKENIZER.decode(whole[: whole.index(256)] if 256 in whole else whole)
 
 
+def test_samples_of_one_context_are_texts_of_their_own():
+    """As of tasks with `repeats`, whose requests lm-eval clones."""
+    options = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    requests = asked("generate_until", *[("def ", options)] * 6)
+    for batch_size in (1, 4):
+        model = DecoderLM(decoder_of("residual"), TOKENIZER, window=100, batch_size=batch_size)
+        found = model.generate_until(requests)
+        assert len(set(found)) == 6
+        assert model.generate_until(requests) == found
+
+
 def test_a_text_ends_before_the_first_stop():
     decoder = decoder_of("residual")
     model = DecoderLM(decoder, TOKENIZER, window=100)

@@ -39,6 +39,24 @@ def test_an_exported_model_is_a_stock_one(kind: str, changes: Mapping[str, Any],
     assert load_checkpoint(tmp_path / "back").config == load_checkpoint(tmp_path / "ours").config
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("tokenizer", ["bpe", "bytes", None])
+def test_an_exported_run_ends_texts_where_its_tokenizer_does(kind: str, tokenizer: str | None, tmp_path: Path) -> None:
+    from transformers import AutoConfig, GenerationConfig
+
+    bias = {"attention_bias": "qkv"} if kind == "qwen2" else {}
+    save_checkpoint(zoo.build("residual", {}, {"qk_norm": False, **bias}, dtype=torch.float32), tmp_path / "run")
+    ends = None
+    if tokenizer is not None:
+        text = TextTokenizer.for_bytes() if tokenizer == "bytes" else TextTokenizer.train_bpe(["a b c"] * 9, 260)
+        text.save(tmp_path / "run")
+        ends = text.end_of_text_id
+    export_checkpoint(tmp_path / "run", tmp_path / "out", kind)  # type: ignore[arg-type]
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    for said in (config, GenerationConfig.from_model_config(config)):
+        assert (said.bos_token_id, said.eos_token_id) == (None, ends)
+
+
 @pytest.mark.parametrize(
     ("mixer", "model", "format", "reason"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.utils import logging
 from typer.testing import CliRunner
 
 import zoo
@@ -138,7 +139,11 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(kind: str, tied: bool, tmp
 
 def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", stock_model("llama", hidden_size=32, intermediate_size=32), "llama")
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
     assert import_checkpoint(tmp_path / "model.gguf", tmp_path / "ours").companions == []
+    # What the user's program asked transformers to say, it still says.
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
 
 
 def scaling(writer: Any) -> None:
@@ -198,6 +203,15 @@ def test_files_that_are_damaged_or_something_else(tmp_path: Path) -> None:
         bad.write_bytes(content)
         with pytest.raises(CheckpointError, match=f"^{bad}: {message}"):
             import_checkpoint(bad, tmp_path / "ours")
+    nameless = gguf.GGUFWriter(tmp_path / "nameless.gguf", "llama")
+    nameless.kv_data[0].pop("general.architecture")
+    nameless.add_name("measured activations")
+    nameless.write_header_to_file()
+    nameless.write_kv_data_to_file()
+    nameless.write_tensors_to_file()
+    nameless.close()
+    with pytest.raises(CheckpointError, match=r"nameless.gguf: it names no architecture \(general.architecture\)"):
+        import_checkpoint(tmp_path / "nameless.gguf", tmp_path / "ours")
     other = write(tmp_path / "other.gguf", model, "command-r")
     with pytest.raises(CheckpointError, match=f"^{other}: transformers cannot read it"):
         import_checkpoint(other, tmp_path / "ours")

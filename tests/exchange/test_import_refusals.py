@@ -99,6 +99,13 @@ def test_wrong_options_of_import(arguments: list[str], message: str, llama: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["runs/2026-01-01--dense", "runs/model-", "runs/model.git", "runs/smøllm"])
+def test_a_path_that_is_not_there_and_no_name_of_the_hub(name: str, tmp_path: Path) -> None:
+    result = run("import", name, "--out", tmp_path / "ours")
+    assert result.exit_code == 2
+    assert f"{name}: no such file or directory" in " ".join(result.stderr.split())
+
+
 def test_a_directory_that_exists_is_left_alone(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "file").write_text("mine")

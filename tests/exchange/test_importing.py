@@ -98,9 +98,24 @@ def test_what_lies_beside_the_weights_comes_along(llama: Path, tmp_path: Path) -
     assert report.companions == ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
     for name in report.companions:
         assert (tmp_path / "deep" / "ours" / name).read_bytes() == (llama / name).read_bytes()
+    assert not (tmp_path / "deep" / "ours" / "additional_chat_templates").exists()
     config = json.loads((tmp_path / "deep" / "ours" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"], config["max_position_embeddings"]) == (1, 2, 64)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["ours"]
+
+
+def test_all_its_chat_templates_come_along(llama: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(llama, tmp_path / "source")
+    folder = source / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("{{ messages }}")
+    report = import_checkpoint(source, tmp_path / "ours")
+    assert report.companions[-1] == "additional_chat_templates/tool_use.jinja"
+    assert (tmp_path / "ours" / report.companions[-1]).read_text() == "{{ messages }}"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"is a link to .*, outside of the checkpoint"):
+        import_checkpoint(source, tmp_path / "again")
 
 
 def test_an_imported_model_has_a_card_whose_code_runs(

@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 
 import mixerzoo
 from mixerzoo.cli import app
-from mixerzoo.errors import MixerzooError, RunError
+from mixerzoo.errors import MixerzooError, RecipeError, RunError
 from mixerzoo.experiments import Flags, comparing, read_comparison, runner, writing
 from mixerzoo.experiments.figures import method
 from mixerzoo.model import default_device
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
+from mixerzoo.training.stopwatch import Stopwatch
 from runs import OVERRIDES, QUICKSTART, tiny_recipe
 
 TINY = [*(o for o in OVERRIDES if not o.startswith(("train.", "eval.interval"))), "train.steps=2", "train.batch_size=2"]
@@ -232,6 +233,16 @@ def test_equal_seconds_are_those_that_are_measured_first(tmp_path):
     assert unet["steps"] == max(1, round(4 * speeds[1] / speeds[0]))
 
 
+def test_equal_seconds_of_runs_too_short_to_be_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(Stopwatch, "steps_per_second", property(lambda self: None))
+    more = ("--mixers", "residual, unet", "--seeds", "1", "--equal", "seconds", "train.steps=2")
+    result = compare(tmp_path / "seconds", *more)
+    assert result.exit_code == 2
+    assert "2 steps, of which the first set up or compile, are too few to say how fast a step is; raise train" in (
+        " ".join(result.output.split())
+    )
+
+
 def test_what_ended_a_comparison_is_told_and_not_that_its_report_could_not_be_written(done, tmp_path, monkeypatch):
     def full(*arguments):
         raise RunError("the disk is full")
@@ -263,6 +274,25 @@ def test_a_dry_run_lists_and_runs_nothing(tmp_path):
     assert [run["run"] for run in runs] == ["residual, seed 0", "unet, seed 0", "residual, seed 1", "unet, seed 1"]
     assert all(run["tokens"] == 2 * 2 * 32 and run["flops"] > 0 and run["seconds_estimate"] > 0 for run in runs)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_of_what_does_not_fit_lists_it_without_a_time(tmp_path, monkeypatch):
+    module = import_module("mixerzoo.experiments.estimates")
+
+    def too_large(recipe):
+        if recipe.mixer.name == "unet":
+            raise RecipeError("training needs at least 80.0 GiB")
+        return []
+
+    monkeypatch.setattr(module, "check_size", too_large)
+    result = compare(tmp_path / "new", "--mixers", "residual,unet", "--seeds", "1", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "unet could not be tried here: training needs at least 80.0 GiB" in result.output
+    result = compare(tmp_path / "new", "--mixers", "residual,unet", "--seeds", "1", "--dry-run", "--json")
+    first, second = json.loads(result.stdout)["runs"]
+    assert first["seconds_estimate"] > 0
+    assert first["problem"] is None
+    assert (second["seconds_estimate"], second["problem"]) == (None, "training needs at least 80.0 GiB")
 
 
 def test_an_estimate_counts_steps_and_validations(monkeypatch):

@@ -56,6 +56,14 @@ def test_weights_of_an_average_after_each_block(trained):
         assert site.spread == pytest.approx([0.0] * len(site.mean), abs=1e-6)
 
 
+def test_windows_of_a_single_token_are_looked_at_in_pairs(tmp_path):
+    train(tiny_recipe("mixer.name=denseformer", "train.steps=2", "data.sequence_length=1"), tmp_path / "run")
+    found = inspect_checkpoint(tmp_path / "run", max_windows=3)
+    assert found.num_tokens == 6
+    assert found.sites
+    assert found.depth_loss is None or len(found.depth_loss) == 2
+
+
 def test_weights_of_values(trained):
     found = inspect_checkpoint(trained("{name: depth_attention, stride: 1}"))
     assert [(site.name, site.sources) for site in found.sites] == [

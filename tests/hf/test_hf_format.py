@@ -22,6 +22,18 @@ from mixerzoo.hf import MixerZooConfig
 from mixerzoo.model.config import ModelConfig
 from zoo import ZooCase, assert_close, some_tokens
 
+
+@pytest.mark.parametrize("key", ["sliding_window", "layer_types"])
+def test_what_follows_from_the_plan_cannot_be_set(key: str, tmp_path: Path) -> None:
+    save_checkpoint(zoo.shared(ZooCase("residual")), tmp_path / "ours")
+    for classes in (AutoConfig, AutoModelForCausalLM):
+        with pytest.raises(CheckpointError, match=f"{key} follows from .*; set attention_window"):
+            classes.from_pretrained(
+                tmp_path / "ours", **{key: 4 if key == "sliding_window" else ["full_attention"] * 4}
+            )
+    assert AutoConfig.from_pretrained(tmp_path / "ours", attention_window=4).sliding_window == 4
+
+
 # One format.
 
 

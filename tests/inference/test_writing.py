@@ -54,6 +54,15 @@ def test_what_may_become_a_stop_is_held_back() -> None:
     assert (writing.rest(), writing.finish(), writing.reason) == ("a", "xabxabda", None)
 
 
+def test_a_stop_within_what_could_have_become_a_longer_one() -> None:
+    writing = Writing(BYTES, ("ab<", "b"))
+    assert [writing.add(token) for token in b"ab"] == ["", ""]
+    assert (writing.rest(), writing.finish(), writing.reason) == ("a", "a", "stop")
+    writing = Writing(BYTES, ("\n```\n", "```"))
+    assert "".join(writing.add(token) for token in (*b"x\n```", 256)) == writing.finish() == "x\n"
+    assert writing.reason == "stop"
+
+
 def test_a_character_cut_short_before_an_end() -> None:
     writing = Writing(BYTES, ("\ufffd!",))
     assert [writing.add(token) for token in (0xF0, 0x9F, 256)] == ["", "", "\ufffd"]

@@ -25,7 +25,7 @@ from mixerzoo.ops import forms, joint_attention, sequence_attention
 Drawn = tuple[Callable[..., Tensor], list[Tensor]]
 EPS = 1e-5
 #: Largest relative error of a form against the equation in float64.
-CLOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.05}
+CLOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
@@ -184,6 +184,42 @@ def test_weights_of_channels_are_added_to_weights_of_any_kind(shape: tuple[int, 
 @settings(max_examples=15)
 def test_fused_is_the_equation(name: str, **drawn: Any) -> None:
     assert_same(operation(name, **drawn), "fused")
+
+
+def unusual(name: str) -> Drawn:
+    """Operations of what documentation allows and no mixer at hand asks for."""
+    generator = torch.Generator().manual_seed(3)
+
+    def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    if name == "factors of other dtypes":
+        sources = [leaf(2, 3, 8), leaf(2, 3, 8, dtype=torch.float32)]
+
+        def softmax(*leaves: Tensor) -> Tensor:
+            return ops.source_softmax(leaves[:2], [ops.inverse_rms(x, EPS) for x in leaves[:2]], leaves[2])
+
+        return softmax, [*sources, leaf(8)]
+    dtypes = (torch.float16, torch.bfloat16) if name == "two short dtypes" else (torch.float64,) * 2
+    shape = {"weights of all rows": (1, 1, 2), "weights of each token": (1, 3, 2)}.get(name, (2, 3, 2))
+    sources = [leaf(2, 3, 8, dtype=dtype) for dtype in dtypes]
+    return lambda *leaves: ops.weighted_sum(leaves[:-1], leaves[-1]), [*sources, leaf(*shape, dtype=dtypes[1])]
+
+
+UNUSUAL = ("factors of other dtypes", "two short dtypes", "weights of all rows", "weights of each token")
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_fused_is_the_equation_of_what_is_unusual(name: str) -> None:
+    assert_same(unusual(name), "fused")
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_kernel_is_the_equation_of_what_is_unusual(name: str) -> None:
+    assert_same(unusual(name), "kernel")
 
 
 @interpreted

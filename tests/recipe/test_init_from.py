@@ -207,6 +207,18 @@ def test_runs_are_repeatable_and_can_be_resumed_without_the_checkpoint(start: Pa
     assert evaluate_run(run)["bits_per_byte"] == record_of(run)["bits_per_byte"]
 
 
+def test_all_chat_templates_of_the_checkpoint_come_along_and_go_with_overwrite(start: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(start, tmp_path / "start")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    train(recipe(source, steps=2), tmp_path / "run")
+    carried = tmp_path / "run" / "additional_chat_templates" / "tool_use.jinja"
+    assert carried.read_text() == "{{ messages }}"
+    train(recipe(start, steps=2), tmp_path / "run", overwrite=True)
+    assert not carried.exists()
+
+
 def record_of(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "result.json").read_text())
     return found

@@ -103,5 +103,5 @@ if __name__ == "__main__":
             sys.exit(2)
     else:
         directory, stop, *overrides = given
-        begun = (Path(directory) / "recipe.yaml").exists()
-        train(tiny_recipe(*overrides), directory, resume=begun, reporter=At(int(stop)))
+        Path(directory).mkdir(exist_ok=True)
+        train(tiny_recipe(*overrides), directory, resume=True, reporter=At(int(stop)))

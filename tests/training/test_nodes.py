@@ -11,7 +11,7 @@ from mixerzoo.errors import RunError
 from mixerzoo.training import nodes
 from reporters import At
 
-KEY = "mixerzoo/prepared/0/0"
+KEY = "prepared/0"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def glances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             store.add(KEY, 1)
 
     monkeypatch.setattr(nodes, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 60.0 * len(found)))
-    monkeypatch.setattr(nodes, "_store", lambda: store)
+    monkeypatch.setattr(nodes, "meeting", lambda: store)
     monkeypatch.setattr(nodes, "_calls", iter(range(9)))
     return found
 
@@ -61,7 +61,7 @@ def test_text_that_cannot_be_prepared_is_an_error_at_once(glances: list[float]) 
 
 def test_processes_of_one_node_wait_by_themselves(glances: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(nodes, "_store", lambda: pytest.fail("not needed"))
+    monkeypatch.setattr(nodes, "meeting", lambda: pytest.fail("not needed"))
     with nodes.waiting_for_nodes(At()):
         pass
     assert not glances

@@ -291,6 +291,6 @@ def test_the_power_is_cut(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "count"), [("kills", "100"), ("cuts", "20")])
+@pytest.mark.parametrize(("what", "count"), [("kills", "100"), ("cuts", "20"), ("processes", "10")])
 def test_many_kills_and_power_cuts(what, count, tmp_path):
     _kills(what, count, place=tmp_path)

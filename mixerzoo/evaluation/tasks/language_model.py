@@ -198,13 +198,15 @@ class DecoderLM(TemplateLM):
             alike.setdefault(repr(sorted(request.args[1].items())), []).append(number)
         written = [""] * len(requests)
         done = 0
+        # One for all: a task may ask for several samples of one context.
+        generator = torch.Generator(self._place).manual_seed(0)
         for numbers in alike.values():
             how = Generation.of(requests[numbers[0]].args[1])
             contexts = {number: self._generation_context(requests[number].args[0], how) for number in numbers}
             numbers.sort(key=lambda number: len(contexts[number]))
             for begin in range(0, len(numbers), self._batch_size):
                 batch = numbers[begin : begin + self._batch_size]
-                for number, text in zip(batch, self._write([contexts[i] for i in batch], how), strict=True):
+                for number, text in zip(batch, self._write([contexts[i] for i in batch], how, generator), strict=True):
                     written[number] = text
                 done += len(batch)
                 self._progress("tasks: generate", done, len(requests))
@@ -215,7 +217,7 @@ class DecoderLM(TemplateLM):
         kept = max(self._window - how.max_new_tokens, self._window // 2, 1)
         return (self.tok_encode(text) or [self._start_token])[-kept:]
 
-    def _write(self, contexts: list[list[int]], how: Generation) -> list[str]:
+    def _write(self, contexts: list[list[int]], how: Generation, generator: torch.Generator) -> list[str]:
         longest = max(map(len, contexts))
         padding = [longest - len(context) for context in contexts]
         tokens = torch.tensor([[0] * n + context for n, context in zip(padding, contexts, strict=True)])
@@ -227,6 +229,7 @@ class DecoderLM(TemplateLM):
             temperature=how.temperature,
             top_k=how.top_k,
             top_p=how.top_p,
+            generator=generator,
             left_padding=torch.tensor(padding, device=self._place) if any(padding) else None,
         ):
             for row, token in zip(rows, step.tolist(), strict=True):
