@@ -384,23 +384,3 @@ def test_help_of_check_imports_no_torch() -> None:
     )
     assert b"torch" not in found.stderr
     assert b"hypothesis" not in found.stderr
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("def", "SyntaxError"),
-        ("missing", "NameError: name 'missing' is not defined"),
-        ("import sys; sys.exit(0)", "SystemExit: 0"),
-    ],
-)
-def test_a_module_of_a_reference_that_fails(
-    content: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "failing.py").write_text(content)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "failing", raising=False)
-    said = error_of("check", "residual", "--reference", "failing:REFERENCE")
-    assert f"failing cannot be imported: {words}" in said
-    assert "cannot be imported: TypeError" in error_of("check", "residual", "--reference", ".naive:REFERENCE")
