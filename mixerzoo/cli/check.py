@@ -15,7 +15,7 @@ import typer
 from mixerzoo.cli.common import JsonOption, console, finite, print_json, table
 from mixerzoo.cli.completion import complete_mixer
 from mixerzoo.cli.verbosity import is_quiet, stderr_console
-from mixerzoo.errors import MixerzooError, visible
+from mixerzoo.errors import MixerzooError, error_line, visible
 
 if TYPE_CHECKING:
     from mixerzoo.mixer import MixerEntry
@@ -136,6 +136,8 @@ def _reference(place: str) -> Reference:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise MixerzooError(f"--reference {place!r}: {module_name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # an author's module may fail in any way, and exit codes are clauses'
+        raise MixerzooError(f"--reference {place!r}: {module_name} cannot be imported: {error_line(error)}") from error
     found = getattr(module, name, None)
     if not isinstance(found, Reference):
         what = "there is no such name" if found is None else f"it is of type {type(found).__name__}"

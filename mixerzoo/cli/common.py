@@ -103,10 +103,12 @@ def _system_error(error: OSError) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
+    """Print a value as JSON on stdout; a number that is not finite is null."""
+    from mixerzoo import files
+
     # A stream that cannot carry every letter would spoil them.
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(value, indent=2, ensure_ascii=not unicode)
+    text = json.dumps(files.finite(value), indent=2, ensure_ascii=not unicode)
     # JSON lets pass what a terminal obeys; escaped it is the same JSON.
     typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
@@ -194,6 +196,22 @@ def refuse_unread(reason: str, **options: object) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if given:
         raise MixerzooError(f"{reason}; leave out {' and '.join(given)}")
+
+
+def refuse_twice(option: str, overrides: Sequence[str], *keys: str) -> None:
+    """Refuse an option beside an override of the same key, one of which would be lost.
+
+    Args:
+        option: that was given.
+        overrides: ``key=value``.
+        keys: that say the same as the option.
+
+    Raises:
+        RecipeError: says which to leave out.
+    """
+    for override in overrides:
+        if override.partition("=")[0].strip() in keys:
+            raise RecipeError(f"{override}: {option} says this too; leave one of them out")
 
 
 def check_out(out: Path, overwrite: bool) -> None:

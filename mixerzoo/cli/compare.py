@@ -73,7 +73,9 @@ _Device = Annotated[
     typer.Option("--device", help="E.g. cpu, or cuda:0,cuda:1, which runs take in turn; default: as `train`."),
 ]
 _Yes = Annotated[bool, typer.Option("--yes", help="Run a grid of more than 1,000 runs.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="List the runs and what they would take; run nothing.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List all runs, finished or not, and what they would take; run nothing.")
+]
 
 
 def command(
@@ -100,6 +102,7 @@ def command(
     finished is not repeated. Exit code 1: a run failed, and the others are reported.
     """
     from mixerzoo.experiments import MOST_CELLS, Flags, find_devices, read_comparison
+    from mixerzoo.recipe import find_recipe
 
     flags = Flags(
         mixers=mixers,
@@ -116,7 +119,7 @@ def command(
     if dry_run:
         _print_plan(comparison, jobs, threads, devices[:1], as_json=as_json)
         return
-    directory = out if out is not None else Path("comparisons") / Path(recipe).stem
+    directory = out if out is not None else Path("comparisons") / find_recipe(recipe).stem
     found = _compare(comparison, directory, jobs, threads, devices)
     if as_json:
         print_json(found)

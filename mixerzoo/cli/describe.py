@@ -14,6 +14,7 @@ from mixerzoo.cli.common import (
     RecipeArgument,
     console,
     print_json,
+    refuse_twice,
     refuse_unread,
     table,
     tell_recipe,
@@ -60,6 +61,8 @@ def command(
         refuse_unread(reason, devices=devices, parallel=parallel, gpu=gpu, mfu=mfu)
     if mfu is not None and (gpu is None or not 0 < mfu <= 1):
         raise MixerzooError("--mfu is a share, above 0 and at most 1, of the peak of what --gpu names; give both")
+    if parallel is not None:
+        refuse_twice("--parallel", overrides or (), "train", "train.parallel")
     asked = [] if parallel is None else [f"train.parallel={parallel}"]
     tell_recipe(recipe, overrides or ())
     found = load_recipe(recipe, (*(overrides or ()), *asked))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mixerzoo.cli.common import JsonOption, print_json
+from mixerzoo.cli.common import JsonOption, print_json, refuse_twice
 from mixerzoo.cli.completion import complete_mixer
 from mixerzoo.cli.verbosity import hint
 from mixerzoo.errors import RecipeError
@@ -90,6 +90,8 @@ def _choice(name: str | None, overrides: Sequence[str]) -> MixerChoice | None:
     from mixerzoo.mixer import MixerChoice, check_choice
     from mixerzoo.recipe import YamlSource
 
+    if name is not None:
+        refuse_twice("--mixer", overrides, "mixer", "mixer.name")
     named = [] if name is None else [f"mixer.name={json.dumps(name)}"]
     source = YamlSource("{}", "--mixer", [*named, *overrides])
     others = sorted(source.data.keys() - {"mixer"})

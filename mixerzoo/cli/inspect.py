@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixerzoo.cli.common import DeviceOption, JsonOption, console, pick_device, print_json, refuse_unread, table
-from mixerzoo.errors import RunError
+from mixerzoo.cli.common import (
+    DeviceOption,
+    JsonOption,
+    check_out,
+    console,
+    pick_device,
+    print_json,
+    refuse_unread,
+    table,
+)
+from mixerzoo.errors import MixerzooError, RunError
 from mixerzoo.files import to_json, write_text
 
 if TYPE_CHECKING:
@@ -28,6 +37,7 @@ _GAP = 3
 #: Bars, and tokens, take at most one part in so many of a line.
 _SHARE = 4
 _WINDOWS = 8
+_PAGE, _FIGURES = "inspect.html", "inspect.json"
 _WindowsOption = Annotated[
     int | None,
     typer.Option(
@@ -37,6 +47,7 @@ _WindowsOption = Annotated[
 _OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Write inspect.html and inspect.json.", show_default=False)
 ]
+_OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files of --out that are there.")]
 
 
 def command(
@@ -46,6 +57,7 @@ def command(
     windows: _WindowsOption = None,
     device: DeviceOption = None,
     out: _OutOption = None,
+    overwrite: _OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a trained mixer learned.
@@ -55,22 +67,30 @@ def command(
     """
     if prompt is not None:
         refuse_unread("--prompt is read whole, as one sequence", windows=windows)
+    if overwrite and out is None:
+        raise MixerzooError("--overwrite is of files that --out names; give both")
     if not run.is_dir():
         raise RunError(f"{run}: no such directory")
     from mixerzoo.experiments import inspect_checkpoint, inspection_page
     from mixerzoo.process import full_precision
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (_PAGE, _FIGURES):
+            check_out(out / name, overwrite)
     where = pick_device(device)
     with full_precision():
         found = inspect_checkpoint(run, text=text, prompt=prompt, max_windows=windows or _WINDOWS, device=where)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "inspect.html", inspection_page(found, str(run)))
-        write_text(out / "inspect.json", to_json(found.to_dict()))
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        _print(found, str(run))
+    try:
+        if out is not None:
+            write_text(out / _PAGE, inspection_page(found, str(run)))
+            write_text(out / _FIGURES, to_json(found.to_dict()))
+    finally:
+        # Shown even where the disk has become full since.
+        if as_json:
+            print_json(found.to_dict())
+        else:
+            _print(found, str(run))
 
 
 def _print(found: Inspection, run: str) -> None:

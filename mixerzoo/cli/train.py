@@ -56,7 +56,7 @@ def command(
     from mixerzoo.recipe import find_recipe, load_recipe
     from mixerzoo.runs import RunDirectory
 
-    directory = out if out is not None else Path("runs") / Path(recipe).stem
+    directory = out if out is not None else Path("runs") / find_recipe(recipe).stem
     if resume:
         # Which plugin is missing is in the run's records, not in the recipe.
         RunDirectory(directory).require_mixer()

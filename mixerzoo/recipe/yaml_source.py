@@ -282,7 +282,7 @@ def _nearest(path: FilePath) -> str:
     """What may have been meant by a recipe that is not there: a file nearby, or the name of one at hand."""
     files = map(str, [*path.parent.glob("*.yaml"), *FilePath("recipes").rglob("*.yaml")])
     at_hand = recipes_at_hand()
-    if path.name != str(path) or path.suffix:
+    if path.name != str(path) or path.suffix in (".yaml", ".yml"):
         same = f"; {path.stem!r} alone names the recipe that comes with mixerzoo" if path.stem in at_hand else ""
         return same or did_you_mean(str(path), files)
     meant = did_you_mean(str(path), at_hand)

@@ -30,6 +30,8 @@ COMPARE = ["compare", "quickstart", "--mixers", "residual"]
         ([*GREEDY, "--num-samples", "1", "--seed", "0"], "nowhere: no such directory"),
         ([*COMPARE, "--device", "cpu,cpu", "--dry-run"], "twice"),
         ([*COMPARE, "--tune-seeds", "5"], "nothing is tuned"),
+        (["describe", "quickstart", "train.parallel=ddp", "--parallel", "fsdp"], "--parallel says this too; leave one"),
+        (["inspect", "nowhere", "--overwrite"], "--overwrite is of files that --out names"),
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, list) else "",
 )

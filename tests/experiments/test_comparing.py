@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ from typer.testing import CliRunner
 
 import mixerzoo
 from mixerzoo.cli import app
-from mixerzoo.errors import MixerzooError, RecipeError, RunError
-from mixerzoo.experiments import Flags, comparing, read_comparison, runner, writing
+from mixerzoo.errors import MixerzooError, RunError
+from mixerzoo.experiments import comparing, runner, writing
 from mixerzoo.experiments.figures import method
 from mixerzoo.model import default_device
 from mixerzoo.runs import RunDirectory
@@ -267,46 +266,6 @@ def test_a_run_of_another_mixer_under_the_same_label_is_refused_and_the_report_s
     assert (out / "report.html").stat().st_mtime_ns == before
 
 
-def test_a_dry_run_lists_and_runs_nothing(tmp_path):
-    result = compare(tmp_path / "new", "--mixers", "residual,unet", "--seeds", "2", "--dry-run", "--json")
-    assert result.exit_code == 0, result.output
-    runs = json.loads(result.output)["runs"]
-    assert [run["run"] for run in runs] == ["residual, seed 0", "unet, seed 0", "residual, seed 1", "unet, seed 1"]
-    assert all(run["tokens"] == 2 * 2 * 32 and run["flops"] > 0 and run["seconds_estimate"] > 0 for run in runs)
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_dry_run_of_what_does_not_fit_lists_it_without_a_time(tmp_path, monkeypatch):
-    module = import_module("mixerzoo.experiments.estimates")
-
-    def too_large(recipe):
-        if recipe.mixer.name == "unet":
-            raise RecipeError("training needs at least 80.0 GiB")
-        return []
-
-    monkeypatch.setattr(module, "check_size", too_large)
-    result = compare(tmp_path / "new", "--mixers", "residual,unet", "--seeds", "1", "--dry-run")
-    assert result.exit_code == 0, result.output
-    assert "unet could not be tried here: training needs at least 80.0 GiB" in result.output
-    result = compare(tmp_path / "new", "--mixers", "residual,unet", "--seeds", "1", "--dry-run", "--json")
-    first, second = json.loads(result.stdout)["runs"]
-    assert first["seconds_estimate"] > 0
-    assert first["problem"] is None
-    assert (second["seconds_estimate"], second["problem"]) == (None, "training needs at least 80.0 GiB")
-
-
-def test_an_estimate_counts_steps_and_validations(monkeypatch):
-    module = import_module("mixerzoo.experiments.estimates")
-    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: 100.0)
-    # A text that was never prepared, so that the size of its final validation is not known.
-    found = read_comparison(
-        QUICKSTART, [*TINY, "data.source.max_bytes=210001", "eval.interval=1"], Flags(mixers="residual", seeds="1")
-    )
-    (estimate,) = module.estimates(found, 1)
-    trained, scored = 2 * 2 * 32, 5 * 32
-    assert estimate.seconds - module._SECONDS_OF_A_RUN == pytest.approx((trained + scored / 3) / 100)
-
-
 def test_the_report_has_every_figure_and_needs_nothing_else(done):
     page = (done[0] / "report.html").read_text()
     assert not re.search(r'(?:src|href)="(?!#|data:)|@import|url\((?!#)|<script', page)
@@ -407,17 +366,6 @@ def test_the_method_says_that_several_tables_are_not_corrected_for(done):
     found = json.loads((done[0] / "results.json").read_text())
     assert "grows with their number" not in method(found)
     assert "for each table; there are 2" in method(found | {"settings": found["settings"] * 2})
-
-
-def test_a_plan_is_of_the_devices_that_are_named(tmp_path, monkeypatch):
-    asked = []
-    module = import_module("mixerzoo.experiments.estimates")
-    monkeypatch.setattr(module, "tokens_per_second", lambda recipe, flops, device: asked.append(device) or 100.0)
-    for device in ([], ["--device", "cpu"]):
-        result = compare(tmp_path / "new", "--mixers", "residual", "--seeds", "1", "--dry-run", *device)
-        assert result.exit_code == 0, result.output
-    assert asked == [default_device(), "cpu"]
-    assert compare(tmp_path / "new", "--mixers", "residual", "--dry-run", "--device", "nowhere").exit_code == 2
 
 
 def test_the_table_of_runs(done):

@@ -121,6 +121,17 @@ def test_the_command_prints_and_writes(trained, tmp_path):
     assert per_token
     assert all(len(rows) == len(found["tokens"]) == 7 for rows in per_token)
     assert json.loads(run(app, ["inspect", directory, "--prompt", "def <f>", "--json"]).stdout) == found
+    # Nothing is replaced unless that is asked for, and nothing computed for what could not be written.
+    again = ["inspect", directory, "--prompt", "other", "--out", str(tmp_path / "out")]
+    refused = run(app, again)
+    assert refused.exit_code == 2
+    assert "inspect.html: exists; name another file, or replace it with --overwrite" in " ".join(refused.stderr.split())
+    assert json.loads((tmp_path / "out" / "inspect.json").read_text()) == found
+    assert run(app, [*again, "--overwrite"]).exit_code == 0
+    assert json.loads((tmp_path / "out" / "inspect.json").read_text()) != found
+    (tmp_path / "file").touch()
+    refused = run(app, [*again[:-1], str(tmp_path / "file")])
+    assert (refused.exit_code, refused.stdout) == (2, "")
 
 
 def test_a_mixer_without_weights_and_one_without_a_stream_say_so(trained):

@@ -32,6 +32,9 @@ interpreted = pytest.mark.skipif(
     reason="needs Triton and TRITON_INTERPRET=1",
 )
 
+#: Triton's own warning, from NumPy 2.4 on an error.
+quiet = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 
 def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[torch.dtype], seed: int = 0) -> Drawn:
     """An operation on random leaves; ``dtypes`` are those of the first source and of everything else."""
@@ -209,24 +212,15 @@ def unusual(name: str) -> Drawn:
 UNUSUAL = ("factors of other dtypes", "two short dtypes", "weights of all rows", "weights of each token")
 
 
+@pytest.mark.parametrize("form", ["fused", pytest.param("kernel", marks=[interpreted, pytest.mark.slow, quiet])])
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_fused_is_the_equation_of_what_is_unusual(name: str) -> None:
-    assert_same(unusual(name), "fused")
+def test_what_is_unusual_is_the_equation_too(name: str, form: Any) -> None:
+    assert_same(unusual(name), form)
 
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_kernel_is_the_equation_of_what_is_unusual(name: str) -> None:
-    assert_same(unusual(name), "kernel")
-
-
-@interpreted
-@pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:Conversion of an array:DeprecationWarning"
-)  # Triton's own, from NumPy 2.4 on an error
+@quiet
 @every_operation
 @given(**DRAWN)
 @settings(max_examples=5, deadline=None)

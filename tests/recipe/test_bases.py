@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import RecipeError
-from mixerzoo.recipe import YamlSource, recipes_at_hand
+from mixerzoo.recipe import YamlSource, find_recipe, recipes_at_hand
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +117,9 @@ def test_a_name_works_where_a_path_does(tmp_path, monkeypatch):
     path = CliRunner().invoke(app, ["describe", str(ROOT / "recipes" / "quickstart.yaml"), "--json"])
     assert {**json.loads(named.stdout), "recipe": ""} == {**json.loads(path.stdout), "recipe": ""}
     assert "(did you mean 'quickstart'?)" in _message("quickstar")
+    # A dot in a name begins no suffix.
+    assert "(did you mean 'denseformer-1.5b'?)" in _message("denseformer-1.6b")
+    assert find_recipe("denseformer-1.5b").stem == "denseformer-1.5b"
     _write(tmp_path, ours="base: quickstart\nseed: 8\n").rename(tmp_path / "residual")
     assert mixerzoo.load_recipe("residual").seed == 8  # a file that is there wins
 
