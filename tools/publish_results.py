@@ -45,7 +45,8 @@ def section(results: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
     """
     tuned = list(setting["mixers"][0]["tuned"])
     columns = [column for column in COLUMNS if column.key in SHOWN]
-    titles = ["mixer", *(key.rpartition(".")[2].replace("_", " ") for key in tuned), *(each.title for each in columns)]
+    titles = ["mixer", *(key.rpartition(".")[2].replace("_", " ") for key in tuned)]
+    titles += ["mixer parameters" if each.key == "mixer_parameters" else each.title for each in columns]
     lines = [*(f"{sentence}\n" for sentence in summary(results, setting))]
     lines.append("| " + " | ".join(titles) + " |")
     lines.append("|---" + "|---:" * (len(titles) - 1) + "|")
