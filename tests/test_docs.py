@@ -251,6 +251,11 @@ def test_every_call_of_the_mixer_interface_is_documented():
         assert f"`{name}" in page or f"{name}(" in page, name
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "commands").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_of_examples_are_ones(path: Path):
+    assert load_recipe(path).train.steps
+
+
 def test_the_changelog_names_the_version():
     assert f"## {mixerzoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
