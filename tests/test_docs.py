@@ -265,7 +265,7 @@ def test_the_page_of_results_says_what_the_published_comparison_found():
     assert publish_results.with_tables(page, results) == page
     for setting in results["settings"]:
         (table,) = re.findall(rf"^{re.escape(publish_results.heading(setting))}(.*?)(?=^## |\Z)", page, re.M | re.S)
-        rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|", table, re.MULTILINE)
+        rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([\d.]+) \(([\d.]+)\sto\s([\d.]+)\) \|", table, re.MULTILINE)
         found = {label: tuple(map(float, figures)) for label, *figures in rows}
         assert found.keys() == {row["label"] for row in setting["mixers"]}
         for row in setting["mixers"]:

@@ -52,9 +52,14 @@ def section(results: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
     lines.append("|---" + "|---:" * (len(titles) - 1) + "|")
     for row in sorted(setting["mixers"], key=lambda row: row["bits_per_byte"]["mean"]):
         values = [f"{row['tuned'][key]:g}" for key in tuned]
-        cells = [f"`{row['label']}`", *values, *(cell(row, column.key) for column in columns)]
+        cells = [f"`{row['label']}`", *values, *(_unbroken(cell(row, column.key)) for column in columns)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _unbroken(text: str) -> str:
+    """An interval that stays in one line."""
+    return re.sub(r"\([^)]*\)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def with_tables(page: str, results: Mapping[str, Any]) -> str:
