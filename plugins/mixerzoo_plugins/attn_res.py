@@ -239,10 +239,9 @@ class AttnRes(Mixer[Config]):
             f"{aggregator}.{part}": f"queries.{number}.{own}"
             for aggregator, number in aggregators.items()
             for part, own in parts.items()
-            if f"{aggregator}.{part}" in tensors
         }
         unused = frozenset(name for name, own in names.items() if own.startswith("queries.0."))
-        return ReferenceReading(options, {n: own for n, own in names.items() if n not in unused}, unused)
+        return ReferenceReading(options, names, unused)
 
     def _source(self, value: Tensor) -> Source:
         return Source(value, ops.inverse_rms(value, self.shape.norm_eps))

@@ -136,9 +136,7 @@ class DenseFormer(Mixer[Config]):
                 "dilation": config.get("denseformer_dwa_dilation", 1),
                 "period": config.get("denseformer_dwa_period", 1),
             },
-            names={
-                name: f"weights.{int(name.removeprefix(prefix)) + 1}" for name in alphas if list(tensors[name]) != [0]
-            },
+            names={name: f"weights.{int(name.removeprefix(prefix)) + 1}" for name in alphas},
             unused=frozenset(name for name in alphas if list(tensors[name]) == [0]),
         )
 

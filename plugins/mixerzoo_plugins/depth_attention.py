@@ -177,8 +177,7 @@ class DepthAttention(AttentionMixer[Config]):
         sources = [known[j] for j in self.source_steps[site.step]]
         unrolled = None
         if sources:
-            keys = [source.k for source in sources if source.k is not None] + [k]
-            values = [source.v for source in sources if source.v is not None] + [v]
+            keys, values = _terms(sources, call)
             if self.is_one_operation:
                 v = ops.depth_softmax(q, keys, values)
             else:
@@ -209,11 +208,10 @@ class DepthAttention(AttentionMixer[Config]):
             return None
         known = dict(zip(self.held[site.step - 1], state.memory.kept, strict=True))
         sources = [known[j] for j in self.source_steps[site.step]]
-        values = (*(source.v for source in sources if source.v is not None), call.v)
+        keys, values = _terms(sources, call)
         if not self.scores:
-            return MixingWeights(call.v.new_full((len(values),), 1 / len(values)), values)
-        keys = [*(source.k for source in sources if source.k is not None), call.k]
-        return MixingWeights(ops.depth_weights(call.q, keys), values)
+            return MixingWeights(call.v.new_full((len(values),), 1 / len(values)), tuple(values))
+        return MixingWeights(ops.depth_weights(call.q, keys), tuple(values))
 
     def _unroll(self, step: int, weights: Tensor, sources: Sequence[KeyValue]) -> Tensor:
         """Weights of raw values from those [B, H, T, N] of the sources' values and the step's own."""
@@ -274,6 +272,13 @@ def source_steps(
         own = {i for i, other in enumerate(earlier) if other == layer}
         found.append(tuple(sorted(latest | own)))
     return tuple(found)
+
+
+def _terms(sources: Sequence[KeyValue], call: AttentionCall) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of the sources, of those that are asked for, and last the step's own."""
+    keys = [source.k for source in sources if source.k is not None]
+    values = [source.v for source in sources if source.v is not None]
+    return [*keys, call.k], [*values, call.v]
 
 
 def _mix(weights: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
