@@ -207,6 +207,8 @@ def test_processes_of_any_launcher_meet(
     variables: dict[str, str], store: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     met: list[dict[str, Any]] = []
+    shared = dist.HashStore()
+    monkeypatch.setattr(parallel, "meeting", lambda: shared)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: met.append(options))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
@@ -216,10 +218,26 @@ def test_processes_of_any_launcher_meet(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with parallel.process_group(tiny_recipe(FSDP)):
-        assert [bool(options) for options in met] == [store]
+        assert [options["store"] is not shared for options in met] == [store]
+        assert met[0]["world_size"] == int(variables.get("WORLD_SIZE", "1"))
     monkeypatch.setattr(arguments, "TrainingArguments", SimpleNamespace)
     backend = arguments.training_arguments(tiny_recipe(), Path()).ddp_backend
     assert backend == (None if store or torch.cuda.is_available() else "gloo")
+
+
+def test_a_second_start_does_not_meet_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps one store for all its starts."""
+    kept = dist.HashStore()
+    monkeypatch.setattr(processes, "rendezvous", lambda address: iter([(kept, 0, 2)]))
+    starts = []
+    for number in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", number)
+        processes.meeting.cache_clear()
+        starts.append(processes.meeting())
+    processes.meeting.cache_clear()
+    starts[0].set("address", "of one that is gone")
+    assert starts[0].check(["address"])
+    assert not starts[1].check(["address"])
 
 
 def test_short_weights_compute_what_autocast_does(tmp_path: Path) -> None:
