@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "small.json"
 REPORT = "results/small.html"
 
 
+@cache
 def published() -> dict[str, Any]:
     """The content of the published ``results.json``."""
     if not RESULTS.is_file():

@@ -198,20 +198,21 @@ def refuse_unread(reason: str, **options: object) -> None:
         raise MixerzooError(f"{reason}; leave out {' and '.join(given)}")
 
 
-def refuse_twice(option: str, overrides: Sequence[str], *keys: str) -> None:
+def refuse_twice(option: str, overrides: Sequence[str], key: str) -> None:
     """Refuse an option beside an override of the same key, one of which would be lost.
 
     Args:
         option: that was given.
         overrides: ``key=value``.
-        keys: that say the same as the option.
+        key: that says the same as the option.
 
     Raises:
         RecipeError: says which to leave out.
     """
-    for override in overrides:
-        if override.partition("=")[0].strip() in keys:
-            raise RecipeError(f"{override}: {option} says this too; leave one of them out")
+    from mixerzoo.recipe import YamlSource
+
+    if place := YamlSource("{}", option, overrides).override_of(tuple(key.split("."))):
+        raise RecipeError(f"{place}: {option} says this too; leave one of them out")
 
 
 def check_out(out: Path, overwrite: bool) -> None:

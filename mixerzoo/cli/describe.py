@@ -62,7 +62,7 @@ def command(
     if mfu is not None and (gpu is None or not 0 < mfu <= 1):
         raise MixerzooError("--mfu is a share, above 0 and at most 1, of the peak of what --gpu names; give both")
     if parallel is not None:
-        refuse_twice("--parallel", overrides or (), "train", "train.parallel")
+        refuse_twice("--parallel", overrides or (), "train.parallel")
     asked = [] if parallel is None else [f"train.parallel={parallel}"]
     tell_recipe(recipe, overrides or ())
     found = load_recipe(recipe, (*(overrides or ()), *asked))

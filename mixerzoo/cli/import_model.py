@@ -91,7 +91,7 @@ def _choice(name: str | None, overrides: Sequence[str]) -> MixerChoice | None:
     from mixerzoo.recipe import YamlSource
 
     if name is not None:
-        refuse_twice("--mixer", overrides, "mixer", "mixer.name")
+        refuse_twice("--mixer", overrides, "mixer.name")
     named = [] if name is None else [f"mixer.name={json.dumps(name)}"]
     source = YamlSource("{}", "--mixer", [*named, *overrides])
     others = sorted(source.data.keys() - {"mixer"})

@@ -78,7 +78,7 @@ class ChatTemplate:
         """Make a `DataError` of whatever a template raises: it is a program, and not ours."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # a template raises what it likes
             line = getattr(error, "lineno", None)
             place = self._where if line is None else f"{self._where}, line {line}"
             raise DataError(f"{place}: the chat template {how}: {_reason(error)}") from error

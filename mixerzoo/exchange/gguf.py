@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.errors import CheckpointError
+from mixerzoo.process import errors_alone
 
 #: Metadata of a model that transformers reads, or that says what the shapes of the tensors say too.
 _READ = {
@@ -60,7 +61,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: damaged or cut short: {error}") from error
     _refuse_what_is_not_read(reader, path)
     try:
-        with _quiet():
+        with errors_alone("transformers"), _no_bars():
             model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path}: transformers cannot read it: {error}") from error
@@ -77,19 +78,17 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """A block in which transformers says nothing of what is checked here anyway."""
+def _no_bars() -> Iterator[None]:
+    """A block in which transformers draws no bars of progress, which it does of each tensor that it reads."""
     from transformers.utils import logging
 
-    said, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers gives it no types
     try:
         yield
     finally:
-        logging.set_verbosity(said)
         if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers gives it no types
 
 
 def save_gguf_tokenizer(path: Path, directory: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from mixerzoo.model import Decoder, find_dtype, left_out, remix
 from mixerzoo.runs import RECIPE_FILE, RunDirectory, home_of
 from mixerzoo.version import __version__
 
+_KNorm: TypeAlias = Literal["pre_rope", "post_rope"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 #: What is fetched from the hub: weights that are no pickles, and what lies beside them.
 _FETCHED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
@@ -245,7 +246,7 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def _read(source: str | Path, k_norm: str | None) -> tuple[Path, dict[str, Any], Decoder]:
+def _read(source: str | Path, k_norm: _KNorm | None) -> tuple[Path, dict[str, Any], Decoder]:
     """Where a source is, and what `_loaded` makes of it."""
     place = _located(source)
     if place.is_dir():
@@ -255,7 +256,7 @@ def _read(source: str | Path, k_norm: str | None) -> tuple[Path, dict[str, Any],
     return place, raw, original
 
 
-def _loaded(place: Path, k_norm: str | None) -> tuple[dict[str, Any], Decoder]:
+def _loaded(place: Path, k_norm: _KNorm | None) -> tuple[dict[str, Any], Decoder]:
     """What its ``config.json`` says, and the decoder that this means; ``k_norm`` counts where it does not say."""
     if place.is_dir():
         home = home_of(place)
@@ -263,7 +264,7 @@ def _loaded(place: Path, k_norm: str | None) -> tuple[dict[str, Any], Decoder]:
         if raw.get("max_position_embeddings") is None and (home / RECIPE_FILE).exists():
             # A run's own configuration does not say for which length it was trained.
             raw["max_position_embeddings"] = RunDirectory(home).recipe().data.sequence_length
-        return raw, load_checkpoint(place, k_norm=None if records_k_norm(raw) else k_norm)  # type: ignore[arg-type]
+        return raw, load_checkpoint(place, k_norm=None if records_k_norm(raw) else k_norm)
     from mixerzoo.exchange.gguf import read_gguf
 
     raw, tensors = read_gguf(place)

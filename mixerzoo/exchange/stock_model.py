@@ -57,7 +57,7 @@ def stock_model(decoder: Decoder) -> PreTrainedModel:
     # Their initial weights are drawn for nothing, and nobody else's numbers shall change for it.
     forked = [weight.device] if weight.is_cuda else []
     with torch.random.fork_rng(forked), weight.device:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers gives it no types
             config, dtype=weight.dtype, attn_implementation=_ATTENTION[decoder.config.attention_backend]
         )
     model.load_state_dict(dict(decoder.named_parameters(remove_duplicate=False)), assign=True)

@@ -2,6 +2,7 @@
 
 from mixerzoo.process.environment import full_precision, launch, notices, recipe_decides
 from mixerzoo.process.peaks import KNOWN_GPUS, peak_of
+from mixerzoo.process.quiet import errors_alone
 from mixerzoo.process.state import Snapshot
 
-__all__ = ["KNOWN_GPUS", "Snapshot", "full_precision", "launch", "notices", "peak_of", "recipe_decides"]
+__all__ = ["KNOWN_GPUS", "Snapshot", "errors_alone", "full_precision", "launch", "notices", "peak_of", "recipe_decides"]

@@ -23,8 +23,8 @@ class Terminated(SystemExit):
 
 
 class Interrupts:
-    """Holds back the first Ctrl-C or SIGTERM while steps are taken; at any other time, and the second time, it ends
-    what runs at once.
+    """Holds back the first Ctrl-C or SIGTERM while steps are taken, and while an error that ended them goes up; at any
+    other time, and the second time, it ends what runs at once.
 
     As a context manager it takes the two signals, and gives them back at the end. A signal that is ignored, as under
     nohup, stays so; outside the main thread, which alone hears of signals, nothing is taken.
@@ -40,6 +40,8 @@ class Interrupts:
         self._hold, self._say, self._once = hold, say, once
         self._since = -math.inf
         self._holding = False
+        #: Whether an error ends the run already: it has words, which the first signal would cut off.
+        self._ending = False
         self._before: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
         #: The signal that was held back.
@@ -70,6 +72,9 @@ class Interrupts:
         self._holding = self._hold
         try:
             yield
+        except BaseException:
+            self._ending = True
+            raise
         finally:
             self._holding = False
         if self.received is not None:
@@ -95,7 +100,10 @@ class Interrupts:
                 # Nothing else may be called here: a stream of Python's could be in the middle of a line.
                 os.write(2, f"\n{self._say}\n".encode())
             return
-        if self._holding and time.monotonic() - self._since < self._once:
+        if self._ending and self.received is None:
+            self.received, self._since = number, time.monotonic()
+            return
+        if (self._holding or self._ending) and time.monotonic() - self._since < self._once:
             return
         _end(number)
 

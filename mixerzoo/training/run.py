@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers.utils import logging as transformers_logging
 
 from mixerzoo.checkpoints import CARD_FILE, load_config, save_checkpoint, weights_fingerprint
 from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, yardsticks
@@ -19,7 +18,7 @@ from mixerzoo.errors import DataError, RecipeError, RunError
 from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
 from mixerzoo.model import Decoder, check_backend, default_device, is_sharded
-from mixerzoo.process import launch, notices, recipe_decides
+from mixerzoo.process import errors_alone, launch, notices, recipe_decides
 from mixerzoo.recipe import (
     Recipe,
     build,
@@ -103,7 +102,6 @@ def train(
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
     _say(reporter, notices(compiled=recipe.train.compile != "off"))
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     _say(reporter, _check_possible(recipe))
     run = RunDirectory(Path(directory).resolve())
     with _interrupts(save_on_interrupt, main) as interrupts, _surroundings(recipe):
@@ -136,7 +134,7 @@ def _check_possible(recipe: Recipe) -> Iterable[str]:
 @contextmanager
 def _surroundings(recipe: Recipe) -> Iterator[None]:
     """What a run needs of its process, and what goes wrong around it in words."""
-    with memory_in_words(), losses_in_words(), loader_in_words(), process_group(recipe):
+    with errors_alone("transformers"), memory_in_words(), losses_in_words(), loader_in_words(), process_group(recipe):
         yield
 
 

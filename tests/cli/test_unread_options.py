@@ -46,3 +46,8 @@ def test_threads_are_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["bench", "--threads", "2"])
     assert result.exit_code == 2
     assert "everything is timed on cuda:1; leave out --threads" in result.stderr
+
+
+def test_an_override_beside_an_option_may_say_something_else() -> None:
+    result = CliRunner().invoke(app, ["describe", "quickstart", "train={steps: 3, batch_size: 2}", "--parallel", "ddp"])
+    assert "says this too" not in result.output

@@ -88,7 +88,10 @@ def test_a_source_that_cannot_be_read_leaves_nothing(
         (["mixer.period=2"], "mixer.period=2: an option of which mixer? Name it with --mixer"),
         (["mixer=denseformer"], "mixer: expected a mapping"),
         (["--mixer", "residual", "model.num_layers=2"], "model: only options of the mixer can be set here"),
-        (["--mixer", "residual", "mixer.name=cla"], "mixer.name=cla: --mixer says this too; leave one of them out"),
+        (
+            ["--mixer", "residual", "mixer.name=cla"],
+            "override 'mixer.name=cla': --mixer says this too; leave one of them out",
+        ),
         (["--mixer", "residual", "mixer={name: cla}"], "--mixer says this too; leave one of them out"),
         (["--dtype", "int8"], "weights cannot be of dtype 'int8'"),
         (["--mixer", "hyper_connections", "mixer.streams=zwei"], "mixer.streams"),

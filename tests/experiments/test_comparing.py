@@ -12,10 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import mixerzoo
-from mixerzoo.cli import app
 from mixerzoo.errors import MixerzooError, RunError
 from mixerzoo.experiments import comparing, runner, writing
 from mixerzoo.experiments.figures import method
@@ -23,9 +21,8 @@ from mixerzoo.model import default_device
 from mixerzoo.runs import RunDirectory
 from mixerzoo.training import train
 from mixerzoo.training.stopwatch import Stopwatch
-from runs import OVERRIDES, QUICKSTART, tiny_recipe
-
-TINY = [*(o for o in OVERRIDES if not o.startswith(("train.", "eval.interval"))), "train.steps=2", "train.batch_size=2"]
+from runs import tiny_recipe
+from tiny_comparison import compare
 
 
 def in_this_process(cells, directory, workers, watcher, failed):
@@ -50,11 +47,6 @@ def _cache(tmp_path_factory):
         patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         yield
-
-
-def compare(out: Path, *arguments: str):
-    recipe = [str(QUICKSTART), *TINY, "train.log_interval=1"]
-    return CliRunner().invoke(app, ["compare", *recipe, "--out", str(out), *arguments])
 
 
 @pytest.fixture(scope="module")

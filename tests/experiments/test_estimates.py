@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from mixerzoo.cli import app
 from mixerzoo.errors import RecipeError
 from mixerzoo.experiments import Flags, read_comparison
 from mixerzoo.model import default_device
-from runs import OVERRIDES, QUICKSTART
-
-TINY = [*(o for o in OVERRIDES if not o.startswith(("train.", "eval.interval"))), "train.steps=2", "train.batch_size=2"]
+from runs import QUICKSTART
+from tiny_comparison import TINY, compare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,11 +19,6 @@ def _cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXERZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-def compare(out: Path, *arguments: str):
-    recipe = [str(QUICKSTART), *TINY, "train.log_interval=1"]
-    return CliRunner().invoke(app, ["compare", *recipe, "--out", str(out), *arguments])
 
 
 def test_a_dry_run_lists_and_runs_nothing(tmp_path):

@@ -67,6 +67,28 @@ def test_the_first_signal_of_a_process_that_was_told_of_one_is_the_same_one(monk
     assert reached
 
 
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_signal_cuts_no_error_off_and_a_second_one_does(hold: bool) -> None:
+    """As torchrun sends it to the others when one process is lost."""
+    reached = []
+
+    def steps(signals: int) -> None:
+        with Interrupts(hold=hold) as interrupts:
+            try:
+                with interrupts.held():
+                    raise RuntimeError("the connection is lost")
+            finally:
+                for _ in range(signals):
+                    os.kill(os.getpid(), TERM)
+                    reached.append(signals)
+
+    with pytest.raises(RuntimeError, match="the connection is lost"):
+        steps(1)
+    with pytest.raises(Terminated):
+        steps(2)
+    assert reached == [1, 2]
+
+
 def test_nobody_leaves_before_the_checkpoint_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     with Interrupts() as interrupts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import sys
@@ -16,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from mixerzoo.errors import DataError, did_you_mean
 from mixerzoo.evaluation.tasks.language_model import DecoderLM
 from mixerzoo.evaluation.tasks.local import ALL_LOCAL, LOCAL_TASKS, LocalTask
+from mixerzoo.process import errors_alone
 
 # Of the standard errors that have no formula.
 _RESAMPLES = 1000
@@ -109,24 +109,13 @@ def _load(manager: TaskManager, name: str) -> list[Any]:
         DataError: its data or a package that it needs cannot be had.
     """
     try:
-        with _quiet("huggingface_hub"):  # it tells of every attempt
+        with errors_alone("huggingface_hub"):  # it tells of every attempt
             loaded = manager.load([name])
     except Exception as error:  # the network, a package, no rows at all: a task's own code may fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"task {name!r} cannot be loaded: {reason}") from error
     group = loaded["groups"].get(name)
     return list(loaded["tasks"].values()) if group is None else [group]
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextmanager
