@@ -12,7 +12,6 @@ from typing import Any
 
 from mixerzoo.data import PreparedData, prepare
 from mixerzoo.describe import Description, describe
-from mixerzoo.errors import RunError
 from mixerzoo.experiments.devices import kind_of
 from mixerzoo.experiments.directory import ComparisonDirectory
 from mixerzoo.experiments.grid import Cell, Comparison, Values, Variant
@@ -216,13 +215,14 @@ class _Work:
         """Seconds of a step of each mixer in each setting that are measured."""
         for cell in self._speed_cells():
             run = self.place.run(cell)
-            if run.finished:
-                speed = run.result()["tokens_per_second"]
-                if not speed:
-                    raise RunError(
-                        f"{run.path}: {cell.recipe.train.steps} steps, of which the first set up or compile, are too "
-                        "few to say how fast a step is; raise train.steps, or make equal steps or flops"
-                    )
+            if not run.finished:
+                continue
+            if not (speed := run.result()["tokens_per_second"]):
+                self.failed[cell] = (
+                    f"train.steps {cell.recipe.train.steps}: too few to say how fast a step is, as the first set up or "
+                    "compile; raise it, or make equal steps or flops"
+                )
+            else:
                 tokens = tokens_of_run(cell.recipe) / cell.recipe.train.steps
                 yield (cell.variant.label, cell.variant.setting), tokens / speed
 
