@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,8 @@ from typer.testing import CliRunner
 
 from mixerzoo.cli import app, compare, results
 from mixerzoo.cli.common import print_fitting, table
-from mixerzoo.experiments import Inspection, SiteWeights
+from mixerzoo.experiments import Comparison, Estimate, Inspection, SiteWeights
+from mixerzoo.experiments.grid import Cell
 
 WIDTHS = [60, 80, 120]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -118,10 +118,11 @@ def test_the_figures_of_a_run(
 
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_the_plan_of_a_comparison(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"parameters": 3_148_608, "tokens": 819_200, "flops": 4.74e12, "memory": 280 * 2**20, "seconds": 9000.0}
-    names = ("residual, seed 0", "depth_attention, seed 0")
-    planned = [SimpleNamespace(cell=SimpleNamespace(title=name), **sizes) for name in names]
-    monkeypatch.setattr("mixerzoo.experiments.estimates", lambda *arguments: planned)
+    def planned(comparison: Comparison, *arguments: object) -> list[Estimate]:
+        cells = (Cell.of(variant, recipe, 0, None) for variant, recipe in comparison.variants.items())
+        return [Estimate(cell, 3_148_608, 819_200, 4_740_000_000_000, 280 * 2**20, 9000.0) for cell in cells]
+
+    monkeypatch.setattr("mixerzoo.experiments.estimates", planned)
     text = shown("compare", "quickstart", "--mixers", "residual,depth_attention", "--dry-run", columns=columns)
     assert not CONTROL.search(text)
     assert max(map(len, text.splitlines())) <= columns
