@@ -26,7 +26,7 @@ def source_softmax(
     """Σ_n α_n·x_n with α = softmax_n(⟨w, x_n⟩·r_n), the keys being the RMS-normed sources.
 
     Args:
-        sources: N tensors [..., D]; never stacked. Their dtypes may differ.
+        sources: N tensors [..., D] of at least three dimensions; never stacked. Their dtypes may differ.
         inverse_rms: r_n = 1 / rms(x_n) [...] of each, as `inverse_rms` gives it: once for a source, not per query.
         query: w [D], the norm's gain folded in.
         bias: [1], added to the last source's score; None: nothing.
@@ -114,13 +114,15 @@ def _backward_op(
         return kernels.source_softmax_backward(grad, sources, inverse_rms, query, out, weights)
     exact = forms.exact_dtype(grad)
     grad, query_exact = grad.to(exact), query.to(exact)
-    of_weights = [(grad * x).sum(-1) for x in sources]
+    # One piece of memory for all products, as in `weighted_sum`.
+    product = torch.empty_like(grad)
+    of_weights = [torch.mul(grad, x, out=product).sum(-1) for x in sources]
     mean = sum(weights[..., n] * found for n, found in enumerate(of_weights))
     of_sources, of_rms, of_query = [], [], torch.zeros_like(query_exact)
     for n, (x, r) in enumerate(zip(sources, inverse_rms, strict=True)):
         of_score = weights[..., n] * (of_weights[n] - mean)
         scaled = of_score * r
-        of_x = torch.addcmul(weights[..., n : n + 1] * grad, scaled.unsqueeze(-1), query_exact)
+        of_x = (weights[..., n : n + 1] * grad).addcmul_(scaled.unsqueeze(-1), query_exact)
         of_sources.append(of_x.to(x.dtype).contiguous())
         of_rms.append((of_score * dot(x, query)).to(r.dtype).contiguous())
         of_query += torch.einsum("m,md->d", scaled.flatten(), x.to(exact).flatten(0, -2))

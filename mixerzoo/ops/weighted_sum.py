@@ -51,7 +51,8 @@ def naive(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None = 
 def _each(weights: Tensor, channels: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:
     """A weight for each source, that broadcasts against it."""
     if weights.ndim <= 2:
-        yield from weights.unbind(0)
+        # Numbers alone widen nothing, vectors would.
+        yield from (weights if weights.ndim == 1 else weights.to(dtype)).unbind(0)
         return
     for n, weight in enumerate(weights.unsqueeze(-2).unbind(-1)):
         yield (weight if channels is None else weight + channels[n]).to(dtype)
@@ -88,9 +89,11 @@ def _backward_op(
     dtype = forms.common_dtype(sources)
     summed = {1: tuple(range(grad.ndim)), 2: tuple(range(grad.ndim - 1))}.get(weights.ndim, (-1,))
     of_sources, of_weights, of_channels = [], [], []
+    # One piece of memory for all products: new ones of this size cost a CPU more than the arithmetic.
+    product = torch.empty_like(grad)
     for source, weight in zip(sources, _each(weights, channels, dtype), strict=True):
         of_sources.append((weight * grad).to(source.dtype).contiguous())
-        product = grad * source
+        torch.mul(grad, source, out=product)
         of_weights.append(product.sum(summed, dtype=exact))
         if channels is not None:
             of_channels.append(_summed(product, exact))

@@ -88,6 +88,10 @@ class ComposedState(NamedTuple):
     memories: tuple[State, ...]
 
 
+#: What only a mixer of the residual stream does.
+_OF_STREAM = ("start", "read", "write", "finish")
+
+
 class Compose(Mixer[Config]):
     """Delegates each call to the part that owns it."""
 
@@ -123,6 +127,8 @@ class Compose(Mixer[Config]):
         if not streams:
             self.residual = load_registry().get("residual").mixer(MixerConfig(), shape)
         self._attention = tuple(part.name for part in parts.values() if isinstance(part, AttentionMixer))
+        for part in parts.values():
+            _refuse_both(part)
         self._plans = {name: part.plan() for name, part in parts.items()}
         self._owner = {hook: _owner(words, self._having(hook)) for hook, words in _OWNED.items()}
         self._planner = _owner("the plan of layers and cache slots", self._planning())
@@ -208,12 +214,15 @@ class Compose(Mixer[Config]):
         self, state: ComposedState, site: Site, call: AttentionCall | None = None
     ) -> MixingWeights | None:
         if call is None:
-            return self.stream.mixing_weights(state.stream, site)
+            return _naming(self.stream, site, self.stream.mixing_weights(state.stream, site))
         name = self._owner["mix_kv"]
-        return None if name is None else self._part(name).mixing_weights(self._inner(state, name), site, call)
+        if name is None:
+            return None
+        part = self._part(name)
+        return _naming(part, site, part.mixing_weights(self._inner(state, name), site, call))
 
     def write_weights(self, state: ComposedState, site: Site, y: Tensor) -> MixingWeights | None:
-        return self.stream.write_weights(state.stream, site, y)
+        return _naming(self.stream, site, self.stream.write_weights(state.stream, site, y))
 
     def final_weights(self, state: ComposedState) -> MixingWeights | None:
         return self.stream.final_weights(state.stream)
@@ -274,6 +283,21 @@ class Compose(Mixer[Config]):
             return state._replace(stream=inner)
         place = self._attention.index(name)
         return state._replace(memories=(*state.memories[:place], inner.memory, *state.memories[place + 1 :]))
+
+
+def _refuse_both(part: Mixer) -> None:
+    """Raise MixerError if a part is an `AttentionMixer` and mixes the residual stream, which nobody would ask it to."""
+    own = [name for name in _OF_STREAM if getattr(type(part), name) is not getattr(AttentionMixer, name)]
+    if isinstance(part, AttentionMixer) and own:
+        raise MixerError(
+            f"compose: {part.name!r} acts inside attention and defines {', '.join(own)} of the residual stream too; "
+            "what it remembers belongs in remember and absorb, and a mixer of the stream derives from Mixer"
+        )
+
+
+def _naming(part: Mixer, site: Site, given: MixingWeights | None) -> MixingWeights | None:
+    """Weights with the names of the part that shows them, as those of the whole are the names of all parts."""
+    return given if given is None or given.names else given._replace(names=part.sources(site))
 
 
 def _owner(words: str, names: Sequence[str]) -> str | None:

@@ -120,7 +120,7 @@ class ValueEmbedding(AttentionMixer[Config]):
         if step not in self.steps:
             return state, k, v
         (tokens,) = state.memory
-        added = self.tables[str(step)][tokens].unflatten(-1, (v.size(1), v.size(3))).transpose(1, 2)
+        added = F.embedding(tokens, self.tables[str(step)]).unflatten(-1, (v.size(1), v.size(3))).transpose(1, 2)
         if str(step) in self.gates:
             stream = call.stream.v if isinstance(call.stream, AttentionInputs) else call.stream
             added = self._gate(step, stream).to(added.dtype) * added

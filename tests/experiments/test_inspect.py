@@ -56,6 +56,25 @@ def test_weights_of_an_average_after_each_block(trained):
         assert site.spread == pytest.approx([0.0] * len(site.mean), abs=1e-6)
 
 
+def test_weights_in_a_composition_have_the_names_of_the_part_that_shows_them(trained):
+    alone, part = (trained(f"{{name: {name}}}") for name in ("depth_attention", "attn_res"))
+    both = trained("{name: compose, of: [{name: attn_res}, {name: depth_attention}]}")
+    expected = {
+        (site.name, site.sources)
+        for directory, acts_on in ((alone, "values"), (part, "stream"))
+        for site in inspect_checkpoint(directory).sites
+        if site.acts_on == acts_on
+    }
+    assert {(site.name, site.sources) for site in inspect_checkpoint(both).sites} == expected
+
+
+def test_a_stream_that_is_shown_beside_its_sources_is_not_called_by_a_source_s_name(trained):
+    both = trained("{name: compose, of: [{name: delta_attn_res}, {name: depth_attention}]}")
+    for site in inspect_checkpoint(both).sites:
+        if site.acts_on == "stream":
+            assert site.sources == tuple(f"source {n}" for n in range(len(site.mean)))
+
+
 def test_windows_of_a_single_token_are_looked_at_in_pairs(tmp_path):
     train(tiny_recipe("mixer.name=denseformer", "train.steps=2", "data.sequence_length=1"), tmp_path / "run")
     found = inspect_checkpoint(tmp_path / "run", max_windows=3)

@@ -180,6 +180,7 @@ def test_weights_of_channels_are_added_to_weights_of_any_kind(shape: tuple[int, 
     expected = sum((w + c) * x for w, c, x in zip(each, channels, sources, strict=True))
     with forms.forced(form):
         zoo.assert_close(ops.weighted_sum(list(sources), weights, channels), expected)
+        assert ops.weighted_sum(list(sources.bfloat16()), weights, channels).dtype == torch.bfloat16
 
 
 @every_operation

@@ -101,6 +101,17 @@ def test_what_cannot_be_joined_is_refused(parts: list[str], message: str) -> Non
         composed(*({"name": name} for name in parts))
 
 
+@pytest.mark.parametrize("method", ["start", "read", "write", "finish"])
+def test_a_part_inside_attention_that_mixes_the_stream_too_is_refused(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = zoo.mixer_class("depth_attention")
+    composed({"name": "depth_attention"})
+    monkeypatch.setattr(kind, method, lambda self, *given: getattr(super(kind, self), method)(*given))
+    with pytest.raises(MixerError, match=f"'depth_attention' acts inside attention and defines {method} of the residual"):
+        composed({"name": "depth_attention"})
+
+
 @pytest.mark.parametrize("name", ["lime", "moda", "satformer", "value_embedding", "value_residual"])
 def test_what_needs_keys_and_values_of_its_own_says_so(name: str) -> None:
     with pytest.raises(MixerError, match="needs each layer's own keys and values"):
