@@ -20,7 +20,6 @@ from mixerzoo.cli.common import (
 )
 from mixerzoo.cli.results import print_result
 from mixerzoo.cli.verbosity import detail, hint
-from mixerzoo.errors import RunError
 
 _OutOption = Annotated[
     Path | None,
@@ -63,12 +62,13 @@ def command(
     tell_recipe(recipe, overrides or ())
     detail(f"run directory: {directory.absolute()}")
     experiment = load_recipe(recipe, overrides or ())
-    pick_device(None)
-    if overwrite and find_recipe(recipe).resolve().is_relative_to(directory.resolve()):
-        raise RunError(f"the recipe {recipe} lies in {directory}, which --overwrite would replace; copy it elsewhere")
     from mixerzoo.cli.progress import BarReporter
-    from mixerzoo.training import Terminated, train
+    from mixerzoo.training import Terminated, check_apart, take_device, train
 
+    take_device()
+    pick_device(None)
+    if overwrite:
+        check_apart(experiment, directory, recipe)
     reporter = BarReporter()
     try:
         with reporter:

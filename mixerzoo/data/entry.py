@@ -9,15 +9,17 @@ An entry is a directory named by its fingerprint::
     meta.json                    counts, and the size and SHA-256 of every file above but the last
 
 It is written in a directory beside it whose name begins with a dot, synced, and moved into place when complete.
-After a killed process such a directory may stay behind; it is never read and can be deleted.
+After a killed process such a directory stays behind; it is never read, can be deleted, and goes when the entry is next
+begun on that machine, or any entry once nobody has written to it for a week.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,17 +27,22 @@ from pathlib import Path
 from typing import Any
 
 from mixerzoo.data import verified
+from mixerzoo.data.machine import is_marked, marked
 from mixerzoo.data.sealed import read_sealed_json, to_sealed_json
 from mixerzoo.data.tokenizer import TextTokenizer
 from mixerzoo.data.tokens import TokenFile
 from mixerzoo.errors import DataError
-from mixerzoo.files import PARTIAL, publish, remove_directory, sha256, write_text
+from mixerzoo.files import publish, remove_directory, sha256, unfinished, unfinished_in, write_text
 
 FORMAT = 2
 """Part of every fingerprint: raise it when the layout or the making of an entry changes."""
 
 
 _META = "meta.json"
+#: What an entry is called.
+_KEY = re.compile("[0-9a-f]{64}")
+#: Seconds after which what nobody has written to is nobody's any more: a terabyte takes days.
+_OLD = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -231,26 +238,49 @@ def _unreadable(directory: Path, error: OSError) -> DataError:
 def new_entry(directory: Path) -> Iterator[Path]:
     """A fresh directory that becomes the entry ``directory`` when the block ends without an error.
 
-    Where another process was first, its entry stays and this one is thrown away.
+    Where another process was first, its entry stays and this one is thrown away. What killed processes left is removed.
 
     Args:
-        directory: where the entry shall be. Something damaged in its place is removed.
+        directory: where the entry shall be, which no other process of this machine makes meanwhile (`machine.alone`).
+            Something damaged in its place is removed.
 
     Raises:
         DataError: the cache directory cannot be written. (What cannot be read is a DataError already.)
     """
-    scratch = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}{PARTIAL}")
+    scratch = unfinished(directory)
+    with marked(scratch):
+        try:
+            _remove_leftovers(directory)
+            scratch.mkdir(parents=True)
+            yield scratch
+            _install(scratch, directory)
+        except OSError as error:
+            raise DataError(
+                f"cannot write to the cache directory {directory.parent} ({error.strerror or error}): "
+                "set MIXERZOO_CACHE to one that can be written"
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what nobody is at any more: of this entry what was begun on this machine, of any entry what is old.
+
+    Another machine, which waits for nobody here, may have the same cache.
+    """
+    for path, name in unfinished_in(directory.parent):
+        ours = name == directory.name and is_marked(path)
+        if _KEY.fullmatch(name) and (ours or _is_old(path)):
+            # What another user left may stay.
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_old(path: Path) -> bool:
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        _install(scratch, directory)
-    except OSError as error:
-        raise DataError(
-            f"cannot write to the cache directory {directory.parent} ({error.strerror or error}): "
-            "set MIXERZOO_CACHE to one that can be written"
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        newest = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return False  # somebody is at it
+    return newest < time.time() - _OLD
 
 
 def _install(scratch: Path, directory: Path) -> None:

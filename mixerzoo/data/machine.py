@@ -121,6 +121,38 @@ def shared_folder() -> Path | None:
 
 
 @contextmanager
+def marked(path: Path) -> Iterator[None]:
+    """Leaves word, while the block runs, that something is made here; where the process is killed, the word stays.
+
+    Args:
+        path: of what is made.
+    """
+    word = _word(path)
+    if word is not None:
+        word.touch()
+    try:
+        yield
+    finally:
+        if word is not None:
+            word.unlink(missing_ok=True)
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a process of this machine and user makes it, or was killed at it.
+
+    Args:
+        path: as for `marked`.
+    """
+    word = _word(path)
+    return word is not None and word.exists()
+
+
+def _word(path: Path) -> Path | None:
+    folder = shared_folder()
+    return None if folder is None else folder / f"{_name(str(path.absolute()))}.begun"
+
+
+@contextmanager
 def locked(place: Path, report: Progress) -> Iterator[None]:
     """Holds a lock while the block runs.
 

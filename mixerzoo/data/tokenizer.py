@@ -107,8 +107,8 @@ class TextTokenizer:
         Args:
             path: a tokenizer.json, a directory that holds one, or a model name on the Hugging Face hub.
             end_of_text: the token that ends a document; by default the ``eos_token`` named in the
-                directory's tokenizer_config.json or special_tokens_map.json, else the first ``eos_token_id`` of its
-                config.json or generation_config.json, else the first of the usual names that the tokenizer has.
+                tokenizer_config.json or special_tokens_map.json beside it, else the first ``eos_token_id`` of the
+                config.json or generation_config.json there, else the first of the usual names that the tokenizer has.
 
         Raises:
             DataError: there is no such tokenizer, it is damaged, or its end-of-text token is not known.
@@ -118,6 +118,7 @@ class TextTokenizer:
             return cls.load(local, end_of_text)
         if local.exists():
             tokenizer = read_tokenizer(local)
+            end_of_text = end_of_text or declared_end_of_text(local.parent, tokenizer)
         elif local.suffix == ".json" or path.startswith((".", "/", "~")):
             raise DataError(f"no such tokenizer: {path} (looked in {Path.cwd()})")
         else:

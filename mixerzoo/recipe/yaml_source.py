@@ -11,6 +11,7 @@ from typing import Any, Self
 from mixerzoo.errors import RecipeError, did_you_mean
 from mixerzoo.files import recipes_at_hand
 from mixerzoo.recipe.at_hand import find_recipe
+from mixerzoo.recipe.merging import merged
 from mixerzoo.validation import Path, Problem, dotted, keys_in, shown
 from mixerzoo.yaml_text import MAX_BYTES, MAX_DEPTH, Node, TextError, compose
 
@@ -18,16 +19,15 @@ from mixerzoo.yaml_text import MAX_BYTES, MAX_DEPTH, Node, TextError, compose
 BASE = "base"
 #: Recipes that inherit from each other in a row.
 MAX_BASES = 16
-#: Keys that say of which kind a mapping is, so that the other keys of one kind mean nothing to another.
-_KINDS = ("name", "rope_type")
 
 
 class YamlSource:
     """A YAML mapping, where each of its keys stands, what it inherits, and the overrides applied to it.
 
     A mapping with the key ``base`` has all that the recipe has which that names (a path relative to the file, or the
-    name of one that comes with the package), and its own keys on top: mappings are merged, any other value replaces
-    the inherited one, and so does a mapping that names another kind (``name``, ``rope_type``).
+    name of one that comes with the package), and its own keys on top: mappings are merged, null takes back a key of
+    which it is no value, any other value replaces the inherited one, and so does a mapping that names another kind
+    (``name``, ``rope_type``).
 
     Args:
         text: the YAML text.
@@ -86,7 +86,7 @@ class YamlSource:
         if BASE in own:
             self._base = self._inherited(own[BASE], path, heirs)
             own = {key: value for key, value in own.items() if key != BASE}
-        self.data: dict[str, Any] = copy.deepcopy(own if self._base is None else _merged(self._base.data, own))
+        self.data: dict[str, Any] = copy.deepcopy(own if self._base is None else merged(self._base.data, own))
         self._written: dict[str, Any] = copy.deepcopy(self.data)
 
     def _inherited(self, given: Any, path: FilePath | None, heirs: tuple[FilePath, ...]) -> YamlSource:
@@ -244,22 +244,6 @@ class YamlSource:
             target = inner
         target[str(path[-1])] = value
         self._overridden[path] = place
-
-
-def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping on top of another."""
-    merged = dict(base)
-    for key, value in own.items():
-        before = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(before, Mapping) and _same_kind(before, value):
-            merged[key] = _merged(before, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _same_kind(base: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    return all(own[kind] == base.get(kind) for kind in _KINDS if kind in own)
 
 
 #: How much of an override is repeated in a message.

@@ -1,6 +1,8 @@
 """Training a recipe: the run from its first step to its result."""
 
+from mixerzoo.training.checks import check_apart
 from mixerzoo.training.interrupts import Terminated
+from mixerzoo.training.processes import take_device
 from mixerzoo.training.progress import ProgressReporter
 from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run import memory_in_words, train, yardsticks_or_none
@@ -11,9 +13,11 @@ __all__ = [
     "ProgressReporter",
     "Reporter",
     "Terminated",
+    "check_apart",
     "check_trackers",
     "memory_in_words",
     "score_validation",
+    "take_device",
     "train",
     "yardsticks_or_none",
 ]

@@ -35,7 +35,7 @@ def learning_rates(recipe: Recipe, steps: int) -> list[float]:
 
 
 def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
-    """Trainer's arguments for a recipe."""
+    """Trainer's arguments for a recipe, whose process trains on one device."""
     train = recipe.train
     warmup = round(train.steps * train.warmup_fraction)
     schedules: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,7 +52,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
     }
     schedule, schedule_options = schedules[train.schedule]
     cpu = not torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory),
         max_steps=train.steps,
         per_device_train_batch_size=train.batch_size,
@@ -81,3 +81,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         log_level_replica="passive",
         report_to="none",
     )
+    if arguments.n_gpu > 1:
+        # Trainer would read a batch for each of them.
+        arguments._n_gpu = 1
+    return arguments

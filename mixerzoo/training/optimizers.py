@@ -150,9 +150,12 @@ def make_optimizer(recipe: Recipe, decoder: Decoder) -> Optimizer:
 
     def adamw(parameters: list[TrainedParameter]) -> Optimizer:
         rate = parameters[0].learning_rate
-        return wrap(torch.optim.AdamW)(  # type: ignore[call-arg]
+        made = wrap(torch.optim.AdamW)(  # type: ignore[call-arg]
             _groups(parameters, train.weight_decay), lr=rate, betas=(train.beta1, train.beta2), eps=1e-8, fused=True
         )
+        # Or GradScaler would let the fused step skip itself, which nobody could tell from one that was taken.
+        made._step_supports_amp_scaling = False  # type: ignore[union-attr]  # what GradScaler asks
+        return made
 
     if not isinstance(choice, MuonOptimizer):
         return adamw(trained)

@@ -57,7 +57,8 @@ def check_parallel(recipe: Recipe) -> None:
 def process_group(recipe: Recipe) -> Iterator[None]:
     """A block in which there is the group of a run's processes, also of one alone that shards; and PyTorch is quiet.
 
-    Trainer would make it without a word of which start of torchrun's this is (see `meeting`).
+    Trainer would make it without a word of which start of torchrun's this is (see `meeting`). The process has taken its
+    GPU already (see `take_device`).
 
     Args:
         recipe: of the run.
@@ -71,7 +72,6 @@ def process_group(recipe: Recipe) -> Iterator[None]:
     if torch.cuda.is_available():
         # Of shares, what leaves the GPU and what is written while it computes goes over the CPU.
         backend = "cpu:gloo,cuda:nccl" if sharded else "nccl"
-        torch.cuda.set_device(launch().local_rank)
     if alone:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     elif not dist.is_initialized():

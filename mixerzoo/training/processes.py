@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
@@ -24,6 +25,31 @@ _LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe",
 def launched() -> bool:
     """Whether a launcher started this process, be it alone: torchrun, or whoever set the variables of several."""
     return launch().world_size > 1 or dist.is_torchelastic_launched()
+
+
+def take_device() -> None:
+    """Have this process compute on its own GPU, where there are any; else each would begin on the first.
+
+    Raises:
+        RunError: there are fewer GPUs than processes on this machine.
+    """
+    if not torch.cuda.is_available():
+        return
+    own, count = launch().local_rank, torch.cuda.device_count()
+    if own >= count:
+        raise RunError(
+            f"each process trains on a GPU of its own, and process {own} (from 0) of this machine has none of its "
+            f"{count}; start at most as many (torchrun --nproc-per-node {count})"
+        )
+    torch.cuda.set_device(own)
+
+
+def idle_gpus() -> list[str]:
+    """What is said where one process leaves other GPUs idle."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 2 or launched():
+        return []
+    return [f"{count} GPUs are here, and one is used; torchrun --nproc-per-node {count} -m mixerzoo train … uses all."]
 
 
 @cache

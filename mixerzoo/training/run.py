@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +18,9 @@ from mixerzoo.data import PreparedData, TextTokenizer, TokenWindows, prepare, ya
 from mixerzoo.errors import DataError, RecipeError, RunError
 from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
-from mixerzoo.model import Decoder, check_backend, default_device, is_sharded
+from mixerzoo.model import Decoder, is_sharded
 from mixerzoo.process import errors_alone, launch, notices, recipe_decides
-from mixerzoo.recipe import (
-    Recipe,
-    build,
-    check_data,
-    check_size,
-    compute_dtype,
-    idle_groups,
-    to_recipe,
-    weights_dtype,
-)
+from mixerzoo.recipe import Recipe, build, check_data, idle_groups, to_recipe, weights_dtype
 from mixerzoo.runs import (
     BATCH,
     GENERATION_FILE,
@@ -41,15 +33,14 @@ from mixerzoo.runs import (
     tidy,
 )
 from mixerzoo.training.arguments import learning_rates
+from mixerzoo.training.checks import check_apart, check_possible
 from mixerzoo.training.interrupts import Interrupts
 from mixerzoo.training.nodes import waiting_for_nodes
-from mixerzoo.training.optimizers import check_optimizer_installed
-from mixerzoo.training.parallel import check_parallel, process_group, whole_weights
-from mixerzoo.training.precision import check_precision
-from mixerzoo.training.processes import check_step, loader_in_words, losses_in_words, step_in_words
+from mixerzoo.training.parallel import process_group, whole_weights
+from mixerzoo.training.processes import check_step, loader_in_words, losses_in_words, step_in_words, take_device
 from mixerzoo.training.reporter import Reporter
 from mixerzoo.training.run_callback import RunCallback, check_finite, score_validation
-from mixerzoo.training.trackers import Trackers, check_trackers
+from mixerzoo.training.trackers import Trackers
 from mixerzoo.training.trainer import MixerZooTrainer
 
 __all__ = ["Reporter", "train"]
@@ -88,8 +79,8 @@ def train(
         The final figures, as in ``result.json``.
 
     Raises:
-        RunError: the directory is in the way, in use or holds another run, there is nothing to resume or it is
-            damaged, memory is short, or the loss or the weights are not finite.
+        RunError: the directory is in the way, in use, holds another run or what the new one is made of, there is
+            nothing to resume or it is damaged, memory or a GPU is missing, or the loss or the weights are not finite.
         DataError: the text is missing or too little.
         RecipeError, MixerError, BackendError: the recipe cannot be built.
         OSError: a file cannot be written.
@@ -98,11 +89,14 @@ def train(
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
-    recipe = to_recipe(recipe)
+    take_device()
+    given, recipe = recipe, to_recipe(recipe)
+    if overwrite:
+        check_apart(recipe, Path(directory), given if isinstance(given, str | os.PathLike) else None)
     main = launch().rank == 0
     reporter = reporter if reporter is not None and main else Reporter()
     _say(reporter, notices(compiled=recipe.train.compile != "off"))
-    _say(reporter, _check_possible(recipe))
+    _say(reporter, check_possible(recipe))
     run = RunDirectory(Path(directory).resolve())
     with _interrupts(save_on_interrupt, main) as interrupts, _surroundings(recipe):
         work = _Work(run, recipe, command, name or run.path.name, reporter, interrupts, main)
@@ -118,17 +112,6 @@ def train(
 def _interrupts(hold: bool, main: bool) -> Interrupts:
     say = "Saving a checkpoint after this step; once more ends at once." if main else ""
     return Interrupts(hold=hold, say=say, once=5.0 if launch().world_size > 1 else 0.0)
-
-
-def _check_possible(recipe: Recipe) -> Iterable[str]:
-    """Fail before minutes go into the data of a recipe that cannot run, and before it replaces a run; else notices."""
-    check_trackers(recipe)
-    check_parallel(recipe)
-    precision = recipe.train.precision
-    check_precision(precision)
-    check_optimizer_installed(recipe)
-    check_backend(recipe.model.attention_backend, default_device(), training=True, dtype=compute_dtype(precision))
-    return check_size(recipe)
 
 
 @contextmanager

@@ -7,6 +7,7 @@
 - Weight decay and learning rate go by a parameter's role, not by its name.
 - A loss or weights that are not finite stop the run instead of being filtered out of the log, and are never saved.
 - Without CUDA every process says so (``use_cpu``), or two of them would train apart in silence.
+- With CUDA a process trains on one GPU (``_n_gpu``), or a step would see as many times the sequences as there are GPUs.
 """
 
 from __future__ import annotations

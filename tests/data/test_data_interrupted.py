@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,16 @@ def start(*arguments: object, tmp: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+def made(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
 def test_processes_that_race_all_end_well(corpus: str, cache: Path, tmp_path: Path) -> None:
     """As those of two machines with one cache, which wait for nobody."""
     ready = [tmp_path / "ready.0", tmp_path / "ready.1"]
     go = tmp_path / "go"
-    machines = [tmp_path / "machine.0", tmp_path / "machine.1"]
-    for machine in machines:
-        machine.mkdir()
+    machines = [made(tmp_path / "machine.0"), made(tmp_path / "machine.1")]
     racers = [start(corpus, cache, "wait", flag, go, tmp=tmp) for flag, tmp in zip(ready, machines, strict=True)]
     while not all(flag.exists() for flag in ready):
         assert all(racer.poll() is None for racer in racers)
@@ -60,8 +64,9 @@ def test_processes_that_race_all_end_well(corpus: str, cache: Path, tmp_path: Pa
     assert list(cache.iterdir()) == [prepared.directory]
 
 
-def test_a_killed_process_leaves_nothing_that_is_picked_up(corpus: str, cache: Path) -> None:
-    with start(corpus, cache, "kill") as victim:
+def test_a_killed_process_leaves_nothing_that_is_picked_up(corpus: str, cache: Path, tmp_path: Path) -> None:
+    """Of another machine with the same cache, which might be at work still."""
+    with start(corpus, cache, "kill", tmp=made(tmp_path / "machine")) as victim:
         victim.communicate()
     assert victim.returncode == -signal.SIGKILL
     (leftover,) = cache.iterdir()
@@ -69,6 +74,30 @@ def test_a_killed_process_leaves_nothing_that_is_picked_up(corpus: str, cache: P
     prepared = prepare(config(corpus))
     assert set(cache.iterdir()) == {leftover, prepared.directory}
     assert sorted(documents_of(prepared, "train") + documents_of(prepared, "validation")) == sorted(DOCUMENTS)
+
+
+def test_what_a_killed_process_left_goes_when_its_entry_is_begun_again(corpus: str, cache: Path) -> None:
+    with start(corpus, cache, "kill") as victim:
+        victim.communicate()
+    (leftover,) = cache.iterdir()
+    other = prepare(config(corpus, validation_fraction=0.4))
+    assert set(cache.iterdir()) == {leftover, other.directory}
+    prepared = prepare(config(corpus))
+    assert set(cache.iterdir()) == {other.directory, prepared.directory}
+
+
+def test_what_nobody_has_written_to_for_a_week_goes(corpus: str, cache: Path) -> None:
+    names = [f".{'0' * 64}.{'1' * 16}.partial", f".{'0' * 64}.{'2' * 16}.partial", f".notes.{'3' * 16}.partial"]
+    old, young, foreign = (cache / name for name in names)
+    long_ago = time.time() - 8 * 24 * 3600
+    for folder in (old, young, foreign):
+        file = made(folder / "spool") / "train.jsonl"
+        for path in (file, file.parent, folder):
+            path.touch()
+            os.utime(path, (long_ago, long_ago))
+    (young / "spool" / "train.jsonl").touch()
+    prepared = prepare(config(corpus))
+    assert set(cache.iterdir()) == {young, foreign, prepared.directory}
 
 
 def test_an_error_leaves_nothing_behind(corpus: str, cache: Path) -> None:

@@ -109,6 +109,10 @@ def test_a_pretrained_tokenizer_is_known_by_its_content(corpus: str, tmp_path: P
     assert prepared(tmp_path / "two").fingerprint == first.fingerprint
     assert sorted(documents_of(first, "train") + documents_of(first, "validation")) == sorted(DOCUMENTS)
     assert prepared(tmp_path / "two", end_of_text="!").fingerprint != first.fingerprint
+    file = tmp_path / "two" / "tokenizer.json"
+    assert prepared(file).fingerprint == first.fingerprint
+    (tmp_path / "two" / "tokenizer_config.json").write_text('{"eos_token": "!"}')
+    assert prepared(file).fingerprint == prepared(tmp_path / "two").fingerprint != first.fingerprint
     TextTokenizer.train_bpe(DOCUMENTS, 290).save(tmp_path / "two")
     assert prepared(tmp_path / "two").fingerprint != first.fingerprint
 

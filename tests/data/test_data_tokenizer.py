@@ -157,8 +157,9 @@ class TestPretrained:
     def test_the_declared_token_comes_first(self, tmp_path: Path, declared: object) -> None:
         self.word_level(tmp_path, ["<pad>", "</s>"])
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": declared}))
-        assert TextTokenizer.pretrained(str(tmp_path)).end_of_text == "<pad>"
-        assert TextTokenizer.pretrained(str(tmp_path), "</s>").end_of_text == "</s>"
+        for path in (str(tmp_path), str(tmp_path / "tokenizer.json")):
+            assert TextTokenizer.pretrained(path).end_of_text == "<pad>"
+            assert TextTokenizer.pretrained(path, "</s>").end_of_text == "</s>"
 
     def test_no_usual_name(self, tmp_path: Path) -> None:
         self.word_level(tmp_path, ["<pad>"])

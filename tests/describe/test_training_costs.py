@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mixerzoo import Mixer, load_registry
@@ -181,3 +182,10 @@ def test_what_a_mixer_raises_while_it_is_built_ends_in_words(monkeypatch) -> Non
     monkeypatch.setattr(load_registry().get("residual").mixer, "__init__", breaks)
     with pytest.raises(MixerError, match=r"mixer 'residual' cannot be built .*: OverflowError: int too large"):
         describe(recipe)
+
+
+def test_what_pytorch_keeps_of_an_earlier_run_is_free(monkeypatch) -> None:
+    said = {"is_available": True, "mem_get_info": (1000, 8000), "memory_reserved": 500, "memory_allocated": 200}
+    for name, value in said.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert free_bytes() == (1300, "the GPU")

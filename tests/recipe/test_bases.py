@@ -7,14 +7,18 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 import mixerzoo
 from mixerzoo.cli import app
 from mixerzoo.errors import RecipeError
-from mixerzoo.recipe import YamlSource, find_recipe, recipes_at_hand
+from mixerzoo.recipe import YamlSource, find_recipe, parse_recipe, recipes_at_hand
+from mixerzoo.recipe.merging import merged
+from mixerzoo.recipe.recipe import EvalConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +73,64 @@ def test_what_names_another_kind_replaces_and_null_takes_back(tmp_path):
     assert recipe.data.source.model_dump(mode="json")["paths"] == ["a"]
     # Lists are replaced whole.
     assert mixerzoo.load_recipe(path, ["data.source.paths=[b]"]).data.source.paths == ("b",)
+
+
+def test_null_gives_a_key_back_to_its_default(tmp_path):
+    _write(
+        tmp_path,
+        three="base: two.yaml\n",
+        two="base: one.yaml\n"
+        "model: {loop: null, sliding_window: null}\n"
+        "mixer: {recent_window: null}\n"
+        "data: {sources: null, sources_seed: null, source: {name: stdlib}, validation_fraction: null}\n"
+        "train: {schedule: null, decay_fraction: null, groups: null, optimizer: {beta1: null}}\n"
+        "eval: null\n"
+        "compare: {seeds: null}\n",
+        one="base: quickstart\n"
+        "model: {loop: {count: 2}, sliding_window: 64}\n"
+        "mixer: {recent_window: 1}\n"
+        "data:\n"
+        "  source: null\n"
+        "  sources: [{source: {name: stdlib}, weight: 0.5}, {source: {name: text, paths: [a]}, weight: 0.5}]\n"
+        "  sources_seed: 3\n"
+        "  validation_fraction: 0.1\n"
+        "train:\n"
+        "  schedule: wsd\n"
+        "  decay_fraction: 0.4\n"
+        "  groups: {mixer: {learning_rate_factor: 2.0}}\n"
+        "  optimizer: {name: lion, beta1: 0.8}\n"
+        "compare: {mixers: [residual], seeds: 5}\n",
+    )
+    for each in ("two", "three"):
+        source = YamlSource.read(tmp_path / f"{each}.yaml")
+        assert source.data["model"]["sliding_window"] is None  # where a checkpoint has another
+        assert source.take("compare") == {"mixers": ["residual"]}
+        recipe, plain = parse_recipe(source), mixerzoo.load_recipe("quickstart", ["train.optimizer=lion"])
+        assert recipe == plain.model_copy(update={"eval": EvalConfig()}), each
+    source = YamlSource.read(_write(tmp_path, four="base: one.yaml\ntrain: {schedule: null}\n"))
+    source.take("compare")
+    with pytest.raises(RecipeError, match=r"one\.yaml:11: train: decay_fraction has no meaning with schedule cosine"):
+        parse_recipe(source)
+
+
+def test_null_is_a_value_of_a_key_that_may_be_null():
+    class Options(BaseModel):
+        share: float | None = 0.5
+        either: Any = 1
+        size: int = 3
+
+    given = {"share": 0.1, "either": 2, "size": 4, "not_a_key": 5}
+    assert merged(given, dict.fromkeys(given), [Options]) == {"share": None, "either": None}
+    assert merged({}, {"size": None}, [Options]) == {"size": None}
+
+
+def test_a_null_that_gives_nothing_back_is_told_with_its_place(tmp_path):
+    path = _write(tmp_path, mine="base: quickstart\ntrain:\n  decay_fractoin: null\n")
+    assert f"{path}:3: train.decay_fractoin: unknown key (did you mean 'decay_fraction'?)" in _message(path)
+    path = _write(tmp_path, mine="base: quickstart\ntrain:\n  steps: null\n")
+    assert f"{path}:2: train: the key 'steps' is required" in _message(path)
+    path = _write(tmp_path, mine="base: quickstart\ntrain:\n  decay_fraction: null\n")
+    assert f"{path}:3: train.decay_fraction: expected a number, got null" in _message(path)
 
 
 def test_errors_name_the_file_in_which_the_wrong_key_stands(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from mixerzoo.cli import app
 from mixerzoo.errors import RecipeError, RunError
-from mixerzoo.recipe import json_schema, kept_of, trained_parameters, training_memory
+from mixerzoo.recipe import build, json_schema, kept_of, trained_parameters, training_memory
 from mixerzoo.training.optimizers import load_state, make_optimizer
 from mixerzoo.training.run import train
 from mixerzoo.training.state import check_optimizer
@@ -160,6 +161,23 @@ def test_steps_of_float16_that_all_overflowed_left_no_state(optimizer: str) -> N
         load_state(fresh, state)
         with pytest.raises(RunError, match=r"other parameters than|has taken 0 steps, and the run 3"):
             check_optimizer(state, fresh, Path("optimizer.pt"), 3, kept)
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *HALVED])
+def test_a_step_of_float16_that_overflows_is_not_taken(optimizer: str) -> None:
+    """Whether it was is how accelerate, and with it the schedule, tells."""
+    recipe = tiny_recipe("train.precision=fp16", f"train.optimizer={optimizer}")
+    decoder = build(recipe)
+    made, scaler, taken = make_optimizer(recipe, decoder), torch.amp.GradScaler("cpu"), []
+    step, tokens = made.step, torch.arange(34).reshape(2, 17)
+    made.step = lambda closure=None: taken.append(factor) or step(closure)  # type: ignore[method-assign]  # as accelerate
+    for factor in (1.0, math.inf, 2.0):
+        made.zero_grad()
+        scaler.scale(factor * decoder.loss(tokens[:, :-1], tokens[:, 1:])).backward()
+        scaler.step(made)
+        scaler.update()
+    assert taken == [1.0, 2.0]
+    assert all(parameter.isfinite().all() for parameter in decoder.parameters())
 
 
 def test_a_missing_package_is_said_before_any_data_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_processes_of_any_launcher_meet(
     with parallel.process_group(tiny_recipe(FSDP)):
         assert [options["store"] is not shared for options in met] == [store]
         assert met[0]["world_size"] == int(variables.get("WORLD_SIZE", "1"))
-    monkeypatch.setattr(arguments, "TrainingArguments", SimpleNamespace)
+    monkeypatch.setattr(arguments, "TrainingArguments", lambda **options: SimpleNamespace(n_gpu=0, **options))
     backend = arguments.training_arguments(tiny_recipe(), Path()).ddp_backend
     assert backend == (None if store or torch.cuda.is_available() else "gloo")
 
