@@ -120,6 +120,12 @@ def _refuse_what_is_not_read(reader: Any, path: Path) -> None:
     prefix = f"{architecture}."
     scaling = reader.fields.get(f"{prefix}rope.scaling.type")
     unscaled = scaling is None or scaling.contents() == "none"
+    factor = reader.fields.get(f"{prefix}rope.scaling.factor")
+    if scaling is None and factor is not None and factor.contents() != 1:
+        raise CheckpointError(
+            f"{path}: its key '{prefix}rope.scaling.factor' is {factor.contents()}, and none says of which type the "
+            "scaling is; import the model's safetensors instead"
+        )
     for key in reader.fields:
         name = key.removeprefix(prefix)
         if key.startswith(prefix) and name not in _READ and not (unscaled and name.startswith("rope.scaling.")):

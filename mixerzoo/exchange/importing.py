@@ -31,6 +31,7 @@ from mixerzoo.checkpoints import (
     records_k_norm,
     save_checkpoint,
 )
+from mixerzoo.data.files import expand_user
 from mixerzoo.errors import CheckpointError
 from mixerzoo.mixer import MixerChoice, load_registry
 from mixerzoo.model import Decoder, find_dtype, left_out, remix
@@ -108,6 +109,7 @@ def import_checkpoint(
         seed: of the mixer's initial values.
 
     Raises:
+        DataError: the source begins with ``~name``, and there is no such user.
         CheckpointError: the source cannot be read, has weights that are not finite, or no key norms to which ``k_norm``
             could apply; weights are beyond the range of the dtype; or the directory exists.
         MixerError: the mixer cannot work on this decoder.
@@ -196,14 +198,14 @@ def _write_card(target: Path, decoder: Decoder, hub_name: str | None, place: Pat
 
 
 def _refuse_within(source: str | Path, target: Path) -> None:
-    home = Path(source).expanduser()
+    home = expand_user(str(source))
     if home.is_dir() and target.resolve().is_relative_to(home.resolve()):
         raise CheckpointError(f"{target}: lies within the source {source}; choose a directory outside with --out")
 
 
 def _located(source: str | Path) -> Path:
     """The directory, or the GGUF file, that a source means."""
-    path = Path(source).expanduser()
+    path = expand_user(str(source))
     if path.is_dir():
         return _in_directory(path)
     if is_file(path):
@@ -219,7 +221,7 @@ def _located(source: str | Path) -> Path:
 
 
 def _is_hub_name(source: str | Path) -> bool:
-    return not Path(source).expanduser().exists() and _HUB_NAME.fullmatch(str(source)) is not None
+    return not expand_user(str(source)).exists() and _HUB_NAME.fullmatch(str(source)) is not None
 
 
 def _in_directory(path: Path) -> Path:
@@ -233,14 +235,20 @@ def _in_directory(path: Path) -> Path:
 
 def _fetched(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # the client's, by whatever name it has
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, allow_patterns=_FETCHED))
     except HFValidationError as error:
         raise CheckpointError(f"{name}: no such file or directory, nor a name that the Hugging Face hub has") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    # The first is of the HTTP client, whose errors the hub's own package lets through.
+    except (HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{name}: no such directory, and the Hugging Face hub does not give it: {reason}"
         ) from error

@@ -69,7 +69,7 @@ class HubPast(Past):
         if self.cache is None or slot is None:
             return KeysAndValues(k, v)
         if k is not None and v is not None:
-            return KeysAndValues(*self.cache.update(k, v, slot))
+            return KeysAndValues(*update(self.cache, k, v, slot))
         alone = v if k is None else k
         if alone is None:
             return KeysAndValues(None, None)
@@ -113,6 +113,16 @@ class HubPast(Past):
         raise NotImplementedError("the attention modules call the attention function themselves")
 
 
+def update(cache: Cache, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """`Cache.update`, of a layer that need not come next after one that holds something.
+
+    A cache that keeps its layers elsewhere brings each back when the one before is updated, which a borrower's is not.
+    """
+    if cache.offloading and step < len(cache.layers):
+        cache.layers[step].prefetch()  # type: ignore[no-untyped-call]  # transformers gives it no types
+    return cache.update(k, v, step)
+
+
 def update_padded(cache: Cache, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """`Cache.update` with tensors of any width.
 
@@ -120,7 +130,7 @@ def update_padded(cache: Cache, k: Tensor, v: Tensor, step: int) -> tuple[Tensor
     """
     group = getattr(cache.layers[step], "q_group_size", 1) if step < len(cache.layers) else 1
     filled_k, filled_v = (F.pad(x, (0, -x.size(-1) % group)) for x in (k, v))
-    held_k, held_v = cache.update(filled_k, filled_v, step)
+    held_k, held_v = update(cache, filled_k, filled_v, step)
     return held_k[..., : k.size(-1)], held_v[..., : v.size(-1)]
 
 
@@ -131,7 +141,7 @@ def hold_nothing(cache: Cache, step: int, x: Tensor) -> None:
     """
     if step < len(cache.layers) and isinstance(cache.layers[step], DynamicSlidingWindowLayer):
         nothing = x.new_empty(x.size(0), 1, x.size(1), 0)
-        cache.update(nothing, nothing, step)
+        update(cache, nothing, nothing, step)
 
 
 class MixerZooAttention(Attention):
@@ -315,6 +325,12 @@ class LatentPast(Past):
         return per_head if pages is None else per_head[..., :width]
 
     def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        config = self._attention.config
+        if config._attn_implementation != "eager":
+            raise MixerError(
+                f"{config.needs_eager}, which over a cache the attention implementation "
+                f"{config._attn_implementation!r} does not compute; set it to 'eager'"
+            )
         attention_mask, _ = self._past.arguments(step)
         self.weights = eager_weights(q, k.expand(-1, self._attention.num_heads, -1, -1), attention_mask, scale)
         return self.weights

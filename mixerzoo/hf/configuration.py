@@ -11,11 +11,14 @@ from transformers import PreTrainedConfig
 
 from mixerzoo.checkpoints import own_config, read_own, write_shim
 from mixerzoo.errors import CheckpointError, MixerError
+from mixerzoo.files import MANIFEST_FILE
 from mixerzoo.hf.split import tensor_parallel_plan, why_whole
 from mixerzoo.mixer import Mixer, MixerConfig, Tail
 from mixerzoo.model import ModelConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+#: Keys that are derived, and that other models are given.
+_OF_THE_PLAN = ("sliding_window", "layer_types")
 
 
 @strict
@@ -70,6 +73,9 @@ class MixerZooConfig(PreTrainedConfig):
         if kwargs.get("rope_parameters"):
             raise CheckpointError("rope_parameters is no key of mixerzoo; set rope_theta and rope_scaling")
         self.derive(kwargs.get("name_or_path"))
+        for key in _OF_THE_PLAN:
+            if key in kwargs and kwargs[key] != getattr(self, key):
+                raise _follows(key)
         super().__post_init__(**kwargs)
 
     def derive(self, where: str | None = None) -> None:
@@ -133,12 +139,9 @@ class MixerZooConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As `PreTrainedConfig.from_dict`; keys among ``kwargs`` take the place of those in the dictionary."""
-        for key in ("sliding_window", "layer_types"):
+        for key in _OF_THE_PLAN:
             if key in kwargs:
-                raise CheckpointError(
-                    f"{key} follows from the mixer's plan and the decoder's window; set attention_window and "
-                    "attention_window_layers"
-                )
+                raise _follows(key)
         # transformers would set them on the finished configuration, from which more has been derived by then.
         own = {key: kwargs.pop(key) for key in list(kwargs) if key in MixerZooConfig.__annotations__}
         return super().from_dict({**config_dict, **own}, **kwargs)
@@ -173,12 +176,24 @@ class MixerZooConfig(PreTrainedConfig):
         return output | described
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write ``config.json``, and the shim that its ``auto_map`` names."""
+        """Write ``config.json``, and the shim that its ``auto_map`` names.
+
+        A run's manifest goes, since what it lists is written anew: this file, and by a model its weights next.
+        """
         self.derive()
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        write_shim(Path(save_directory))
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MANIFEST_FILE).unlink(missing_ok=True)
+        write_shim(directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: transformers would copy this file beside the weights, where the shim does better."""
+
+
+def _follows(key: str) -> CheckpointError:
+    return CheckpointError(
+        f"{key} follows from the mixer's plan and the decoder's window; set attention_window and "
+        "attention_window_layers"
+    )

@@ -143,7 +143,8 @@ def check_keywords(
         kwargs: what `forward` was given beside its own arguments. None stands for what is not there.
         implementation: of attention.
         pages: whether this is continuous batching.
-        packed: whether masks keep packed sequences apart, whatever the attention function reads.
+        packed: whether masks keep packed sequences apart, whatever the attention function reads. Those of transformers
+            do where there are positions, and neither a mask nor a cache.
         depth: why attention gives no weights of tokens alone, if so.
 
     Raises:
@@ -173,7 +174,8 @@ def check_keywords(
     if unknown <= _PACKING:
         raise MixerError(
             f"{_listed(unknown)}: the attention implementation {implementation!r} does not read where packed "
-            "sequences begin and end; pass position_ids that begin anew with each"
+            "sequences begin and end; pass position_ids that begin anew with each, with use_cache=False and without "
+            "attention_mask"
         )
     hints = "".join(map(_hint, sorted(unknown)))
     raise MixerError(f"nothing here reads {_listed(unknown)}{hints}; leave out what the model cannot do")

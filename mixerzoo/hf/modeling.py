@@ -130,10 +130,10 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
             raise ValueError("pass either input_ids or inputs_embeds")
         past, pages = find_past(past_key_values, cache)
         refuse_torn(past)
-        self._check_what_is_read(kwargs, attention_mask, position_ids, past, paged=pages is not None)
-        x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if use_cache and past is None and pages is None:
             past = DynamicCache(config=self.config)
+        self._check_what_is_read(kwargs, attention_mask, position_ids, past, paged=pages is not None)
+        x = self.scaled(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if position_ids is None:
             position_ids = _positions(x, attention_mask, past)
         masks = self._masks(x, attention_mask, past, position_ids)
@@ -159,7 +159,8 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
     def _check_what_is_read(
         self, kwargs: dict[str, Any], mask: Any, positions: Tensor | None, past: Cache | None, *, paged: bool
     ) -> None:
-        """Refuse a keyword that nothing reads, and what would tear a tail from its text."""
+        """Refuse weights in several places, a keyword that nothing reads, and what would tear a tail from its text."""
+        self._check_placement()
         check_keywords(
             kwargs,
             str(self.config._attn_implementation),
@@ -278,6 +279,7 @@ class MixerZooForCausalLM(MixerZooPreTrainedModel, GenerationMixin):
         Raises:
             MixerError, CacheError: as there; or something is for a loss, and there are no labels.
         """
+        self._check_placement()
         for_loss, kwargs = split_loss_keywords(kwargs, self.loss_function, labels=labels is not None)
         outputs = self.model(
             input_ids=input_ids,

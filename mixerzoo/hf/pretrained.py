@@ -20,7 +20,7 @@ from mixerzoo.checkpoints import CARD_FILE, INDEX_FILE, WEIGHTS_FILE, model_card
 from mixerzoo.errors import MixerError
 from mixerzoo.hf.attention import MixerZooAttention, MixerZooLatentAttention
 from mixerzoo.hf.configuration import MixerZooConfig
-from mixerzoo.hf.split import check_ranks, sum_gradients
+from mixerzoo.hf.split import check_device_map, check_ranks, sum_gradients
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import RMSNorm
 
@@ -97,14 +97,25 @@ class MixerZooPreTrainedModel(PreTrainedModel):
         given = kwargs.setdefault("use_safetensors", True)
         if given is not True:
             raise MixerError(f"use_safetensors is {given!r}, but weights are read from safetensors only; leave it out")
+        device_map = kwargs.get("device_map")
+        check_device_map(device_map if isinstance(device_map, dict) else None)
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._check_placement()
         for parameter in model.parameters():
             # A mapped file is not aligned as memory is, which shows in the last bits of products.
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
         sum_gradients(model)
         return loaded
+
+    def _check_placement(self) -> None:
+        """Refuse to be on several devices, as maps that accelerate makes may want it.
+
+        Raises:
+            MixerError: names them.
+        """
+        check_device_map(getattr(self, "hf_device_map", None))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`, with a model card where there is none."""

@@ -1,5 +1,9 @@
-"""Tensor parallelism: which modules of a decoder a rank has a part of, and which mixers allow it."""
+"""Tensor parallelism: which modules of a decoder a rank has a part of, and which mixers allow it.
 
+No other split of a model is known here, so device maps have one device.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -109,4 +113,25 @@ def check_ranks(distributed: Any, whole: str | None, kv_heads: int) -> None:
     if kv_heads % ranks:
         raise MixerError(
             f"{kv_heads} key/value heads cannot be shared out to {ranks} ranks; set tp_size to a divisor of {kv_heads}"
+        )
+
+
+def check_device_map(placed: Mapping[str, Any] | None) -> None:
+    """Refuse to spread a decoder over devices.
+
+    accelerate brings weights and inputs together where a module's `forward` is called. A mixer's other methods read its
+    weights too, and layers lend each other keys and values behind it.
+
+    Args:
+        placed: the device of each module, or ``disk``; None: there is no map.
+
+    Raises:
+        MixerError: they are several, or one is the disk.
+    """
+    # To accelerate two names of one device are two.
+    devices = set((placed or {}).values())
+    if len(devices) > 1 or "disk" in devices:
+        raise MixerError(
+            f"device_map names {', '.join(sorted(map(repr, devices)))}; a mixer's weights and what its layers share "
+            'stay on one device: load the model with device_map={"": device}'
         )

@@ -22,7 +22,10 @@ Ids: TypeAlias = Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Se
 #: Numbers of padding tokens [B], likewise.
 Padding: TypeAlias = Tensor | NDArray[np.integer[Any]] | Sequence[int]
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 
 
 def text_format(tokenizer: TextTokenizer | TextFormat | None) -> TextFormat:

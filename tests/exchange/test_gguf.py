@@ -155,6 +155,14 @@ def unscaled(writer: Any) -> None:
     writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
 
 
+def factor_alone(writer: Any) -> None:
+    writer.add_rope_scaling_factor(4.0)
+
+
+def no_factor(writer: Any) -> None:
+    writer.add_rope_scaling_factor(1.0)
+
+
 def frequencies(writer: Any) -> None:
     writer.add_tensor("rope_freqs.weight", torch.ones(4).numpy())
 
@@ -171,6 +179,7 @@ def bias(writer: Any) -> None:
     ("more", "message"),
     [
         (scaling, "its key 'llama.rope.scaling.type' is not read"),
+        (factor_alone, "its key 'llama.rope.scaling.factor' is 4.0, and none says of which type the scaling is"),
         (window, "its key 'llama.attention.sliding_window' is not read"),
         (frequencies, "its tensor 'rope_freqs.weight' is not read"),
         (bias, "it holds 31 tensors, of which transformers reads 30"),
@@ -184,9 +193,10 @@ def test_what_transformers_would_ignore_is_refused(more: Callable[[Any], None], 
     assert not (tmp_path / "ours").exists()
 
 
-def test_a_file_that_says_it_has_no_scaling(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [unscaled, no_factor])
+def test_a_file_that_says_it_has_no_scaling(more: Callable[[Any], None], tmp_path: Path) -> None:
     model = stock_model("llama", hidden_size=32, intermediate_size=32)
-    assert import_checkpoint(write(tmp_path / "m.gguf", model, "llama", unscaled), tmp_path / "ours").same_model
+    assert import_checkpoint(write(tmp_path / "m.gguf", model, "llama", more), tmp_path / "ours").same_model
 
 
 def test_files_that_are_damaged_or_something_else(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from command_line import run
@@ -109,6 +112,32 @@ def test_a_path_that_is_not_there_and_no_name_of_the_hub(name: str, tmp_path: Pa
     result = run("import", name, "--out", tmp_path / "ours")
     assert result.exit_code == 2
     assert f"{name}: no such file or directory" in " ".join(result.stderr.split())
+
+
+def test_a_user_that_there_is_not(tmp_path: Path) -> None:
+    result = run("import", "~nobody-of-this-name/model", "--out", tmp_path / "ours")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: ~nobody-of-this-name/model: there is no home directory of that user\n"
+
+
+def failures() -> list[Exception]:
+    client = sys.modules[errors.HTTPError.__module__.partition(".")[0]]
+    named = ("ProxyError", "ConnectError", "ReadError", "ReadTimeout", "RemoteProtocolError", "TooManyRedirects")
+    return [getattr(client, name)(said) for name in named for said in ("no way\nand more", "", " \n")]
+
+
+@pytest.mark.parametrize("failure", failures(), ids=repr)
+def test_a_hub_that_does_not_answer(failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    result = run("import", "somebody/model", "--out", tmp_path / "ours")
+    assert result.exit_code == 2
+    reason = "no way" if str(failure).strip() else type(failure).__name__
+    assert result.stderr == (
+        f"Error: somebody/model: no such directory, and the Hugging Face hub does not give it: {reason}\n"
+    )
 
 
 def test_a_directory_that_exists_is_left_alone(llama: Path, tmp_path: Path) -> None:

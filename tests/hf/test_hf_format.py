@@ -18,6 +18,7 @@ from hf_models import every_case, fresh, model_of, shared
 from mixerzoo import load_checkpoint, save_checkpoint
 from mixerzoo.checkpoints.config_json import HF_KEYS, OWN_KEYS
 from mixerzoo.errors import CheckpointError, MixerError
+from mixerzoo.files import write_manifest
 from mixerzoo.hf import MixerZooConfig
 from mixerzoo.model.config import ModelConfig
 from zoo import ZooCase, assert_close, some_tokens
@@ -32,6 +33,27 @@ def test_what_follows_from_the_plan_cannot_be_set(key: str, tmp_path: Path) -> N
                 tmp_path / "ours", **{key: 4 if key == "sliding_window" else ["full_attention"] * 4}
             )
     assert AutoConfig.from_pretrained(tmp_path / "ours", attention_window=4).sliding_window == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sliding_window", 512), ("sliding_window", None), ("layer_types", ["full_attention"] * 4), ("layer_types", None)],
+)
+def test_what_follows_from_the_plan_is_not_contradicted(key: str, value: Any, tmp_path: Path) -> None:
+    save_checkpoint(zoo.make(ZooCase("residual"), sliding_window=4), tmp_path)
+    path = tmp_path / "config.json"
+    config = AutoConfig.from_pretrained(tmp_path)
+    raw = json.loads(path.read_text())
+    same, other = ({**raw, key: given} for given in (getattr(config, key), value))
+    path.write_text(json.dumps(same))
+    for made in (AutoConfig.from_pretrained(tmp_path), MixerZooConfig(**same)):
+        assert made.to_dict() | {"_name_or_path": None} == config.to_dict() | {"_name_or_path": None}
+    path.write_text(json.dumps(other))
+    said = rf"{key} follows from .*; set attention_window"
+    with pytest.raises(CheckpointError, match=said):
+        AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=said):
+        MixerZooConfig(**other)
 
 
 # One format.
@@ -159,6 +181,29 @@ def test_the_form_that_was_saved_last_is_read(tmp_path: Path) -> None:
         logits = model(some_tokens(1, 4)).logits
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(some_tokens(1, 4)).logits, logits)
         assert_close(load_checkpoint(tmp_path)(some_tokens(1, 4)), logits)
+
+
+@torch.no_grad()
+def test_what_is_saved_over_a_run_is_what_it_then_holds(tmp_path: Path) -> None:
+    # Weights that are in memory as the file has them, and others.
+    for width in (16, 20, 24, 28):
+        directory = tmp_path / str(width)
+        save_checkpoint(zoo.make(DEPTH, intermediate_size=width), directory)
+        write_manifest(directory, ["config.json", "model.safetensors"])
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        model.lm_head.weight.mul_(1.5)
+        logits = model(some_tokens(1, 4)).logits
+        model.save_pretrained(directory, is_main_process=False)
+        assert (directory / "manifest.json").exists()
+        model.save_pretrained(directory)
+        assert_close(load_checkpoint(directory)(some_tokens(1, 4)), logits)
+
+
+def test_a_configuration_is_saved_over_that_of_a_run(tmp_path: Path) -> None:
+    save_checkpoint(zoo.make(DEPTH), tmp_path)
+    write_manifest(tmp_path, ["config.json", "model.safetensors"])
+    AutoConfig.from_pretrained(tmp_path, attention_window=4).save_pretrained(tmp_path)
+    assert load_checkpoint(tmp_path).config.sliding_window == 4
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:

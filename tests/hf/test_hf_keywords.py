@@ -171,6 +171,10 @@ def test_packed_sequences_are_told_apart_or_refused() -> None:
         model(tokens, **packing)
     with pytest.raises(MixerError, match="pass position_ids that begin anew with each"):
         model(tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, **packing)
+    # Masks tell them apart only where there is no cache, and by default one is made.
+    for cache in ({}, {"use_cache": True}, {"use_cache": False, "cache": DynamicCache(config=model.config)}):
+        with pytest.raises(MixerError, match=r"'sdpa' does not read where packed sequences .* with use_cache=False"):
+            model(tokens, position_ids=positions, **cache, **packing)
 
 
 @torch.no_grad()

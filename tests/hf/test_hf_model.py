@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_models
 import zoo
-from case import DEPTH
+from case import DEPTH, LATENT
 from hf_models import every_case, fresh, model_of, shared
 from mixerzoo import load_checkpoint, save_checkpoint
 from mixerzoo.errors import MixerError
@@ -97,6 +97,23 @@ def test_entries_along_depth_are_refused_elsewhere_than_in_eager() -> None:
     assert model_of(decoder).config._attn_implementation == "eager"
     with pytest.raises(MixerError, match=r"mixer 'moda' joins entries along depth to the softmax.*'sdpa' does not"):
         model_of(decoder, attn_implementation="sdpa")
+
+
+@torch.no_grad()
+def test_another_attention_set_later_does_not_see_later_tokens() -> None:
+    case = ZooCase("depth_attention", {"stride": 1}, LATENT)
+    decoder, model = fresh(case)
+    tokens = some_tokens(1, 5)
+    for change in (model.set_attn_implementation, lambda name: setattr(model.config, "_attn_implementation", name)):
+        change("sdpa")
+        # Without a cache it is computed.
+        assert_close(model(tokens, use_cache=False).logits, decoder(tokens))
+        with pytest.raises(
+            MixerError, match=r"sums values over the latents .* over a cache .* 'sdpa' does not compute"
+        ):
+            model(tokens)
+        model.set_attn_implementation("eager")
+    assert_close(model(tokens).logits, decoder(tokens))
 
 
 @torch.no_grad()

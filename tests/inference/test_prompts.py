@@ -26,7 +26,10 @@ def talker() -> Decoder:
     return zoo.make(DEPTH, vocab_size=257)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+
+
+@pytest.mark.parametrize("dtype", [getattr(torch, name) for name in INTEGERS], ids=INTEGERS)
 def test_ids_can_be_of_any_integer_type_and_in_lists(dtype: torch.dtype) -> None:
     decoder, prompt = zoo.shared(DEPTH), some_tokens(2, 3)
     expected = generate(decoder, prompt, max_new_tokens=4)
@@ -97,6 +100,8 @@ def test_a_tokenizer_says_where_rows_of_ids_end() -> None:
         ([1, -1], {}, "has the id -1; the decoder's vocabulary has the ids 0 to 18"),
         ([10**30], {}, "has the id 10+; the decoder's vocabulary"),
         (torch.tensor([[1, 29]]), {}, "has the id 29; the decoder's vocabulary"),
+        *((torch.tensor([[1, 29]], dtype=getattr(torch, kind)), {}, "has the id 29; the dec") for kind in INTEGERS),
+        (torch.tensor([[1, 2**64 - 1]], dtype=torch.uint64), {}, "the decoder's vocabulary has the ids 0 to 18"),
         (torch.tensor([[1.0]]), {}, r"the prompt is torch\.float32; ids are whole numbers"),
         (torch.tensor([[True]]), {}, r"the prompt is torch\.bool; ids are whole numbers"),
         (np.array([1.0]), {}, r"the prompt is float64; ids are whole numbers"),
