@@ -45,7 +45,26 @@ _FREE = frozenset(
         "index",
         "index_select",
         "gather",
+        "take",
+        "embedding",
+        "masked_select",
         "where",
+        "masked_fill",
+        "masked_fill_",
+        "tril",
+        "triu",
+        "flip",
+        "roll",
+        "repeat",
+        "constant_pad_nd",
+        "select_scatter",
+        "slice_scatter",
+        "diagonal_scatter",
+        "unfold",
+        "diagonal",
+        "fill",
+        "fill_",
+        "zero_",
         "empty",
         "empty_like",
         "zeros",
@@ -54,12 +73,18 @@ _FREE = frozenset(
         "ones_like",
         "full",
         "full_like",
+        "new_empty",
         "new_zeros",
+        "new_ones",
+        "new_full",
         "arange",
         "scalar_tensor",
         "lift_fresh",
     ]
 )
+
+#: Free, too, unless they are asked to add to what is there.
+_PUT = frozenset(["scatter", "scatter_", "index_put", "index_put_"])
 
 
 class FlopCounter(TorchDispatchMode):
@@ -77,7 +102,7 @@ class FlopCounter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         inputs = tensors_in((*args, kwargs or {}))
-        if name in _FREE or not any(t.is_floating_point() for t in inputs):
+        if _is_free(name, args, kwargs or {}) or not any(t.is_floating_point() for t in inputs):
             return result
         outputs = tensors_in(result)
         if name in ("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"):
@@ -94,6 +119,12 @@ class FlopCounter(TorchDispatchMode):
         else:
             self.flops += max(t.numel() for t in (*inputs, *outputs))
         return result
+
+
+def _is_free(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation with these arguments does no arithmetic."""
+    accumulates = any(value is True for value in (*args, *kwargs.values()))
+    return name in _FREE or (name in _PUT and not accumulates and "reduce" not in kwargs)
 
 
 @contextmanager

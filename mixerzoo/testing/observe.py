@@ -114,6 +114,11 @@ def observed(mixer: Mixer, inspect: Callable[[Call], None] | None = None) -> Ite
         yield calls
 
 
+def tokens_of_a_call(decoder: Decoder, num_tokens: int) -> int:
+    """Of as many tokens in one forward, those that each call gets: where steps write one slot in turn, one."""
+    return 1 if decoder.plan.is_sequential else num_tokens
+
+
 def largest_passed(decoder: Decoder, tokens: Tensor) -> float:
     """The largest entry of all that sublayers and the head read and give, logits included.
 

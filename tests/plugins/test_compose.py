@@ -108,7 +108,7 @@ def test_a_part_inside_attention_that_mixes_the_stream_too_is_refused(
     kind = zoo.mixer_class("depth_attention")
     composed({"name": "depth_attention"})
     monkeypatch.setattr(kind, method, lambda self, *given: getattr(super(kind, self), method)(*given))
-    with pytest.raises(MixerError, match=f"'depth_attention' acts inside attention and defines {method} of the residual"):
+    with pytest.raises(MixerError, match=f"acts inside attention and defines {method} of the residual"):
         composed({"name": "depth_attention"})
 
 

@@ -154,7 +154,18 @@ class Rewriting(AttentionMixer):
     """
 
     name = "rewriting"
-    card = Residual.card
+    card = replace(
+        Residual.card,
+        title="Rewriting",
+        summary="All runs of a layer write one slot of the cache: each a mix of its own and what the run before wrote.",
+        equation="k ← k + k_before/2, v ← v − v_before/2",
+        family="cache",
+        acts_on="key and value, before the cache write",
+        kv_bytes="2·P·G·d·e",
+        in_flight_bytes="(D + 2·P·G·d)·e",
+        neutral="",
+        neutral_settings=(),
+    )
 
     def plan(self) -> Plan:
         plan = super().plan()
@@ -169,6 +180,10 @@ class Rewriting(AttentionMixer):
             k, v = k + memory[layer][0] / 2, v - memory[layer][1] / 2
         memory[layer] = (k, v)
         return state._replace(memory=tuple(memory)), k, v
+
+    def flops_per_token(self) -> int:
+        shape = self.shape
+        return 4 * (shape.num_steps - shape.num_layers) * shape.num_kv_heads * shape.head_dim
 
 
 MIXERS: dict[str, type[Mixer]] = {

@@ -243,14 +243,14 @@ class WithoutParameters(Mixer[Rate]):
 
 
 class ReadsIds(Stream):
-    """Adds a vector of the token's id modulo 5 at the embedding; without ids it says that it cannot."""
+    """Adds a vector of the token's id at the embedding, from a table of its own; without ids it says that it cannot."""
 
     name = "reads_ids"
-    card = replace(_CARD, parameters="5·D", notes="Tables decay, as the decoder's own embedding does.")
+    card = replace(_CARD, parameters="V·D", notes="Tables decay, as the decoder's own embedding does.")
 
     def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
         super().__init__(config, shape)
-        self.table = nn.Parameter(torch.empty(5, shape.hidden_size))
+        self.table = nn.Parameter(torch.empty(shape.vocab_size, shape.hidden_size))
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         nn.init.normal_(self.table, std=std, generator=generator)
@@ -261,7 +261,7 @@ class ReadsIds(Stream):
     def start(self, x: Tensor, context: Context) -> Tensor:
         if context.tokens is None:
             raise MixerError("reads_ids looks tokens up by their ids, but the decoder was given embeddings")
-        return x + F.embedding(context.tokens % 5, self.table).to(x.dtype)
+        return x + F.embedding(context.tokens, self.table).to(x.dtype)
 
     def flops_per_token(self) -> int:
         return self.shape.hidden_size

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mixerzoo import load_registry
 from mixerzoo.errors import MixerzooError
+from mixerzoo.testing import CHECKS, failure_text, run_check
 from mixerzoo.testing.formula import evaluate, is_formula, names_in
+from right_options import Grouped
 
 VALUES = {"L": 5, "G": 2, "d": 4, "D": 16, "e": 2, "group": 3}
 
@@ -51,3 +55,17 @@ def test_most_cards_are_held_to_their_figures() -> None:
     cards = [e.mixer.card for e in load_registry().entries.values() if e.distribution == "mixerzoo"]
     for name, least in (("parameters", 7), ("in_flight_bytes", 10)):
         assert sum(is_formula(getattr(card, name)) for card in cards) >= least
+
+
+class HalfGrouped(Grouped):
+    """Its card forgets the values."""
+
+    card = replace(Grouped.card, kv_bytes="⌈L/group⌉·G·d·e")
+
+
+@pytest.mark.parametrize("check", ["kv_bytes", "accounts_at_size"])
+def test_a_formula_is_compared_where_its_options_are_numbers(check: str) -> None:
+    result = run_check(CHECKS[check], Grouped)
+    assert result.ok, failure_text(result)
+    wrong = run_check(CHECKS["kv_bytes"], HalfGrouped, shrink=False)
+    assert wrong.message.startswith("the card says ⌈L/group⌉·G·d·e = ")

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 from pydantic import Field, PositiveInt, conint
 
-from mixerzoo import MixerConfig
+from mixerzoo import MixerConfig, ParameterRole
 from mixerzoo.errors import MixerzooError
-from mixerzoo.testing import options
+from mixerzoo.testing import CHECKS, failure_text, options, run_check
 from mixerzoo.testing.drawn_options import Overrides
+from wrong.basis import Projected
 
 
 class Colour(Enum):
@@ -131,3 +132,36 @@ def test_an_option_that_cannot_be_drawn_is_named(
 def test_options_that_a_rule_forbids_are_not_drawn() -> None:
     with pytest.raises(NoSuchExample):
         find(options(config(int, ge=0, multiple_of=2)), lambda chosen: chosen["option"] % 2 == 1)
+
+
+class Trained(MixerConfig):
+    """Options."""
+
+    as_matrix: bool = Field(False, description="Whether the matrix is trained as those of the layers are.")
+    from_depth: int = Field(1, ge=1, le=3, description="From which depth on it is trained.")
+
+
+class TrainedBy(Projected):
+    """Its options change what training does with its parameter, and nothing else."""
+
+    name = "trained_by"
+    Config = Trained
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        said: Any = self.config
+        return {"matrix": ParameterRole(decay=True, matrix=said.as_matrix, from_depth=said.from_depth)}
+
+
+class TrainedByOne(TrainedBy):
+    """The same, but for one that does nothing."""
+
+    name = "trained_by_one"
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {"matrix": ParameterRole(decay=True)}
+
+
+def test_an_option_that_changes_any_field_of_a_role_is_not_idle() -> None:
+    result = run_check(CHECKS["options_matter"], TrainedBy)
+    assert result.ok, failure_text(result)
+    assert run_check(CHECKS["options_matter"], TrainedByOne).message.startswith("option 'as_matrix': False and True")

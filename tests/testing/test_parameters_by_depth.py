@@ -1,7 +1,8 @@
-"""A parameter that shallow decoders do not use: clause 6.1 lets a mixer say so, and no more than that."""
+"""Clause 6.1 lets a mixer say from which depth on a parameter is used, and no more; chance it does not blame."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mixerzoo import DecoderShape, MixerConfig, ParameterRole, Site
 from mixerzoo.testing import CHECKS, failure_text, run_check
 from mixerzoo_plugins.residual import Residual
+from right_options import HardGates
 
 
 class LaterGain(Residual):
@@ -69,3 +71,29 @@ class Frozen(LaterGain):
 def test_a_frozen_parameter_is_called_frozen() -> None:
     result = run_check(CHECKS["every_parameter_learns"], Frozen)
     assert result.message == "model.mixer.gain is frozen: requires_grad is False"
+
+
+class ShutGates(HardGates):
+    """Its gates are shut whatever they read."""
+
+    name = "shut_gates"
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        if not self.config.gated:
+            return state + y
+        gate = 1 - (state * self.gates[site.number]).sum(-1, keepdim=True).square().neg().relu()
+        return state + gate * y
+
+
+def test_a_gate_that_is_shut_for_all_tokens_of_some_texts_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = CHECKS["every_parameter_learns"]
+    result = run_check(check, HardGates)
+    assert result.ok, failure_text(result)
+    monkeypatch.setattr("mixerzoo.testing.checks.gradients._TRIES", 1)
+    assert re.match(r"the gradient of model\.mixer\.gates\.\d+ is zero", run_check(check, HardGates).message)
+
+
+def test_a_gate_that_is_never_open_is_blamed() -> None:
+    result = run_check(CHECKS["every_parameter_learns"], ShutGates, shrink=False)
+    assert result.outcome == "failed"
+    assert result.message.startswith("the gradient of model.mixer.gates.0 is zero"), result.message

@@ -8,9 +8,10 @@ import pytest
 
 from mixerzoo.testing import parametrize_with_checks
 from right import RIGHT
+from right_options import RIGHT_OPTIONS
 
 
 @pytest.mark.slow
-@parametrize_with_checks(RIGHT)
+@parametrize_with_checks([*RIGHT, *RIGHT_OPTIONS])
 def test_right_mixer_is_not_blamed(check: Callable[[], None]) -> None:
     check()

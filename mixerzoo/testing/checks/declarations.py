@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def _print(mixer: type[Mixer], options: Mapping[str, Any]) -> list[Any] | None:
         except (MixerzooError, ValidationError):
             found.append(None)
             continue
-        roles = sorted((n, role.decay, role.lr_factor) for n, role in parameter_roles(decoder.mixer).items())
+        roles = sorted((n, *astuple(role)) for n, role in parameter_roles(decoder.mixer).items())
         start = {name: parameter.clone() for name, parameter in decoder.mixer.named_parameters()}
         perturb(decoder, case.seed)
         found += [repr(decoder.plan), roles, start, decoder(case.tokens())]

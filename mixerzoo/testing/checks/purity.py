@@ -15,7 +15,7 @@ from mixerzoo.mixer import AttentionInputs, Context, DepthEntries, Mixer
 from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_same, clause, same_values
-from mixerzoo.testing.observe import Call, Method, observed, tensors_in, wrapped
+from mixerzoo.testing.observe import Call, Method, observed, tensors_in, tokens_of_a_call, wrapped
 
 
 @clause("3.1")
@@ -111,7 +111,7 @@ def returns(mixer: type[Mixer], case: Case) -> None:
     width = None if decoder.plan.tail is None else decoder.plan.tail.width
     for cache, pieces in ((None, [tokens]), (decoder.new_cache(case.batch_size), case.pieces(tokens))):
         for piece in pieces:
-            hidden = (*piece.shape, decoder.shape.hidden_size)
+            hidden = (case.batch_size, tokens_of_a_call(decoder, piece.size(1)), decoder.shape.hidden_size)
             with observed(decoder.mixer, inspect=partial(_assert_expected, hidden=hidden, width=width)):
                 decoder(piece, cache)
 

@@ -40,11 +40,15 @@ _TOKENS = 12
 def _assert_logits(decoder: Decoder, case: Case, reference: Reference) -> None:
     tokens = case.tokens()[: max(1, _TOKENS // case.num_tokens)]
     cache = decoder.new_cache(tokens.size(0))
-    stored: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+    # By what is stored, slot and first token: where steps write one slot in turn, tokens come one by one, and of each
+    # token the last write stays.
+    stored: dict[tuple[str, int], dict[int, Tensor]] = {}
     append = cache.append
 
     def recording(slot: int, k: Tensor | None, v: Tensor | None) -> Any:
-        stored[slot] = (k, v)
+        for what, new in (("keys", k), ("values", v)):
+            if new is not None:
+                stored.setdefault((what, slot), {})[cache.length] = new
         return append(slot, k, v)
 
     cache.append = recording  # type: ignore[method-assign]
@@ -55,16 +59,16 @@ def _assert_logits(decoder: Decoder, case: Case, reference: Reference) -> None:
         # The cache stores latents, of which keys and values are made.
         return
     for step in range(len(decoder.plan.order)):
-        k, v = stored.get(step, (None, None))
-        for what, ours, expected in (
-            ("keys", k, [t.keys[step] for t in traces]),
-            ("values", v, [t.values[step] for t in traces]),
+        for what, expected in (
+            ("keys", [t.keys[step] for t in traces]),
+            ("values", [t.values[step] for t in traces]),
         ):
-            if ours is None:
+            if (what, step) not in stored:
                 assert not any(expected), f"step {step} stores no {what}, the reference does"
                 continue
             # [B, T, G, d], then as the cache has it.
             stack = torch.stack([torch.stack([torch.stack(heads) for heads in row]) for row in expected])
+            ours = torch.cat(list(stored[what, step].values()), dim=2)
             assert_close(ours, stack.transpose(1, 2), f"stored {what} of step {step} against the reference's")
 
 

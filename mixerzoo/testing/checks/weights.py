@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,12 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
     They are shown at every site that has several `sources`, or at none.
 
     Sees: float64; without a cache.
-    Blind: mixers that show no weights at all.
+    Blind: mixers that show no weights at all; where steps write one slot in turn, all but the first token.
     """
     decoder = case.decoder(mixer)
+    if decoder.plan.is_sequential:
+        # It goes token by token, and each call shows the weights of one.
+        case = replace(case, chunks=(1,))
     tokens = case.tokens()
     cut = 1 + case.pick % case.num_tokens
     shown = shown_weights(decoder.mixer, decoder, tokens)
