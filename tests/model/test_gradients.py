@@ -34,6 +34,35 @@ def gradients_of(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
 
 
+class _Accumulations(TorchDispatchMode):
+    """The operations that several threads of a CPU do in no order, so that the last bits are others every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.strip("_")
+        if name in ("index_put", "index_put_impl", "put") and True in (*args[3:], *(kwargs or {}).values()):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@every_registered_case
+def test_training_adds_nothing_up_in_whatever_order_threads_come(case: ZooCase) -> None:
+    decoder = zoo.make(case)
+    with _Accumulations() as found:
+        gradients_of(decoder, some_tokens(2, 6))
+    assert not found.seen
+
+
+def test_additions_in_whatever_order_are_seen() -> None:
+    table = torch.zeros(4, 2, requires_grad=True)
+    with _Accumulations() as found:
+        table[torch.tensor([1, 1])].sum().backward()
+    assert found.seen
+
+
 @every_case
 def test_every_parameter_gets_a_gradient(case: ZooCase) -> None:
     decoder = zoo.make(case)
