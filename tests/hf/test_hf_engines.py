@@ -1,0 +1,39 @@
+"""Other engines train the Hugging Face model on several ranks as one process does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import engines
+import mixerzoo
+import zoo
+from zoo import ZooCase
+
+
+def said_of(cases: list[ZooCase], place: Path) -> str:
+    """What two ranks say of the decoders of these cases."""
+    folders = [place / f"{number}_{case.mixer}" for number, case in enumerate(cases)]
+    for folder, case in zip(folders, cases, strict=True):
+        mixerzoo.save_checkpoint(zoo.make(case, dtype=torch.float32), folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    script = [str(engines.__file__), *map(str, folders)]
+    done = subprocess.run([*command, *script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_accelerate_and_pytorch_s_own_sharding_train_as_one_process_does(tmp_path: Path) -> None:
+    cases = [ZooCase("depth_attention"), ZooCase("attn_res"), ZooCase("hyper_connections")]
+    assert said_of(cases, tmp_path).count("equal ") == len(cases)
+
+
+@pytest.mark.slow
+def test_they_do_for_every_mixer(tmp_path: Path) -> None:
+    cases = list(zoo.REGISTERED_CASES)
+    assert {case.mixer for case in cases} == set(zoo.REGISTERED)
+    assert said_of(cases, tmp_path).count("equal ") == len(cases)
