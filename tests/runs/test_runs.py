@@ -170,7 +170,8 @@ def test_a_disk_that_is_full_is_one_message(limit, named, tmp_path):
         "import resource, sys\nfrom mixerzoo.cli import main\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nmain()\n"
     )
-    environment = dict(os.environ)
+    # Python leaves a module that it compiled cut short behind, for others to stumble over.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     if named == "the cache directory":
         environment["MIXERZOO_CACHE"] = str(tmp_path / "cache")
     else:
