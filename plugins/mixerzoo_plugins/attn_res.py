@@ -248,7 +248,8 @@ class AttnRes(Mixer[Config]):
 
     def _attend(self, state: State, done: int) -> Tensor:
         if done == 0:
-            return state.finished[0].value
+            (embedding,) = state.finished
+            return embedding.value
         query = self._query(done)
         if state.prepared.values:
             value, log_sum = state.prepared.values[0], state.prepared.log_sums[0]

@@ -76,7 +76,7 @@ class DenseFormer(Mixer[Config]):
                 "so that nothing would be averaged; set a shorter one"
             )
         #: depth t → the earlier depths whose outputs are still held after block t, ascending.
-        self.held = held_sources([self.averaged.get(t, ()) for t in (0, *depths)])
+        self.held = held_sources([(), *(self.averaged.get(t, ()) for t in depths)])
         self.weights = nn.ParameterDict(
             {str(t): nn.Parameter(torch.empty(len(read))) for t, read in self.averaged.items()}
         )

@@ -150,7 +150,7 @@ class DepthAttention(AttentionMixer[Config]):
         self.unrolled: tuple[tuple[int, ...], ...] = ()
         for step, read in enumerate(self.source_steps):
             self.unrolled += (tuple(sorted({step}.union(*(self.unrolled[j] for j in read)))),)
-        self.keeps_weights = shape.latent_dim > 0
+        self.keeps_weights = bool(shape.latent_dim)
         #: Nobody asks for the weights, and they mix values alone: the method itself, not an ablation.
         self.is_one_operation = self.scores and not self.mixes_keys and not self.keeps_weights
         if self.keeps_weights and self.mixes_keys:

@@ -213,9 +213,13 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(Site(j, mixer.shape.order[j], "attention") for j in [*read, site.step])
 
 
-def plan(mixer: Mixer) -> dict[str, bool]:
-    """It mixes what each layer computes itself, and weighs each head by its own query and keys."""
-    return {"needs_own_kv": True, "heads_apart": True}
+def plan(mixer: Mixer) -> dict[str, object]:
+    """It mixes what each layer computes itself, and weighs each head by its own query and keys.
+
+    Latents are no values yet, so that their sums are left to the weights.
+    """
+    hooks = {"mix_kv", "value_weights"} if mixer.shape.latent_dim else {"mix_kv"}
+    return {"needs_own_kv": True, "heads_apart": True, "hooks": frozenset(hooks)}
 
 
 def shown(mixer: Mixer) -> tuple[str, ...]:
