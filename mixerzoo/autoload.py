@@ -45,7 +45,7 @@ class _Watch(MetaPathFinder):
             _announce(module)
 
         # In place: a loader of our own would lack what others ask of transformers' (its source, its resources).
-        spec.loader.exec_module = execute_and_announce  # type: ignore[method-assign]  # on purpose, see above
+        spec.loader.exec_module = execute_and_announce  # type: ignore[method-assign]  # of this one object alone
         return spec
 
 

@@ -72,7 +72,7 @@ class HubDataset:
     def _records(self, split: str) -> Iterator[dict[str, Any]]:
         try:
             yield from self._builder.as_streaming_dataset(split)
-        except Exception as error:  # readers of all formats and the network share no narrower class
+        except Exception as error:  # readers of all formats and the network share no class; raised in words
             raise self._problem(error) from error
 
     @cached_property

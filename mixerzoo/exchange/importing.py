@@ -235,7 +235,7 @@ def _in_directory(path: Path) -> Path:
 
 def _fetched(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # the client's, by whatever name it has
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is the client's, imported there
         HfHubHTTPError,
         HFValidationError,
         HTTPError,

@@ -86,7 +86,7 @@ def compare(
 def _report_beside_an_error(work: _Work, reporter: Reporter) -> None:
     try:
         work.report()
-    except Exception as error:  # noqa: BLE001  what ended the comparison is the error that counts
+    except Exception as error:  # noqa: BLE001  raised, it would hide what ended the comparison; it is said beside that
         reporter.notice(f"the report could not be written: {error}")
 
 

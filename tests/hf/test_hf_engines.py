@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 import engines
 import mixerzoo
 import zoo
+from command_line import on_two_ranks
 from zoo import ZooCase
 
 
@@ -20,11 +19,7 @@ def said_of(cases: list[ZooCase], place: Path) -> str:
     folders = [place / f"{number}_{case.mixer}" for number, case in enumerate(cases)]
     for folder, case in zip(folders, cases, strict=True):
         mixerzoo.save_checkpoint(zoo.make(case, dtype=torch.float32), folder)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    script = [str(engines.__file__), *map(str, folders)]
-    done = subprocess.run([*command, *script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return on_two_ranks(engines, folders)
 
 
 def test_accelerate_and_pytorch_s_own_sharding_train_as_one_process_does(tmp_path: Path) -> None:

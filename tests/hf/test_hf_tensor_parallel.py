@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from transformers.distributed import DistributedConfig
 import mixerzoo
 import two_ranks
 import zoo
+from command_line import on_two_ranks
 from mixerzoo import DecoderShape, MixerConfig, Plan
 from mixerzoo.errors import MixerError
 from mixerzoo.hf import MixerZooConfig, MixerZooForCausalLM
@@ -33,15 +31,6 @@ def config_of(case: ZooCase, place: Path, **model: object) -> MixerZooConfig:
     """The configuration of a case's decoder, whose weights lie in a folder."""
     mixerzoo.save_checkpoint(zoo.make(case, dtype=torch.float32, **model), place)
     return MixerZooConfig.from_pretrained(place)
-
-
-def run(folders: Iterable[Path]) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(two_ranks.__file__), *map(str, folders)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize("case", zoo.PLAIN_CASES, ids=lambda case: case.mixer)
@@ -96,7 +85,9 @@ def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
     config_of(ZooCase("depth_attention"), tmp_path / "depth_attention")
     config_of(ZooCase("value_residual"), tmp_path / "value_residual")
     config_of(ZooCase("lime"), tmp_path / "refused")
-    said = run(tmp_path / name for name in ("residual", "depth_attention", "value_residual", "refused"))
+    said = on_two_ranks(
+        two_ranks, (tmp_path / name for name in ("residual", "depth_attention", "value_residual", "refused"))
+    )
     for line in ("equal residual", "equal depth_attention", "equal value_residual", "refused: mixer 'lime' needs"):
         assert said.count(line) == 1
 
@@ -106,6 +97,6 @@ def test_two_ranks_give_what_one_process_gives_for_every_mixer(tmp_path: Path) -
     cases = [case for case in zoo.REGISTERED_CASES if config_of(case, tmp_path / "any").needs_whole is None]
     for number, case in enumerate(cases):
         config_of(case, tmp_path / str(number), tie_embeddings=bool(number % 2))
-    said = run(tmp_path / str(number) for number in range(len(cases)))
+    said = on_two_ranks(two_ranks, (tmp_path / str(number) for number in range(len(cases))))
     assert said.count("equal ") == len(cases)
     assert {case.mixer for case in cases} >= set(zoo.REGISTERED) - WHOLE

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from typer.testing import CliRunner, Result
@@ -55,3 +57,13 @@ def subprocess_run(arguments: Sequence[str], **environment: str) -> subprocess.C
         env={**kept, "OMP_NUM_THREADS": "1", **environment},
         timeout=120,
     )
+
+
+def on_two_ranks(script: ModuleType, folders: Iterable[Path]) -> str:
+    """What a script prints that torchrun starts twice with these folders."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(script.__file__), *map(str, folders)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
