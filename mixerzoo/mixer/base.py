@@ -59,7 +59,8 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
 
     name: ClassVar[str]
     Config: ClassVar[type[MixerConfig]] = MixerConfig
-    card: ClassVar[MixerCard]
+    #: Of the class; an instance has its own where its options decide what no formula of the class says.
+    card: MixerCard
     #: The `API_VERSION` that the mixer was written for. A plugin sets the number itself, so that a later
     #: mixerzoo with another one refuses it in words instead of running it wrongly.
     api_version: ClassVar[int] = API_VERSION

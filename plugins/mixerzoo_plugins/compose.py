@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
@@ -75,8 +76,9 @@ class Config(MixerConfig):
         description="The mixers, each {name: …, **options}; at most one of them mixes the residual stream.",
         examples=[
             [{"name": "denseformer"}, {"name": "depth_attention"}],
-            [{"name": "depth_attention", "stride": 1}],
             [{"name": "attn_res", "block_size": 2}, {"name": "depth_attention", "stride": 2}],
+            [{"name": "lime"}, {"name": "moda"}],
+            [{"name": "smear"}, {"name": "fusedkv"}],
         ],
     )
 
@@ -108,8 +110,8 @@ class Compose(Mixer[Config]):
         in_flight_bytes="up to the sum over the parts, the stream counted once",
         notes=(
             "Two parts that define the same thing are refused. Without a stream mixer the stream is the plain "
-            "residual one. The cache is vanilla unless a part plans it. The bytes in flight can be fewer "
-            "than the sum of the parts' peaks, which need not fall together."
+            "residual one. The cache is vanilla unless a part plans it; then it takes what that part says. The bytes "
+            "in flight can be fewer than the sum of the parts' peaks, which need not fall together."
         ),
     )
 
@@ -133,6 +135,8 @@ class Compose(Mixer[Config]):
         self._owner = {hook: _owner(words, self._having(hook)) for hook, words in _OWNED.items()}
         self._planner = _owner("the plan of layers and cache slots", self._planning())
         self._tail_owner = _owner("the tail that the cache keeps", self._keeping_tail())
+        if self._planner is not None:
+            self.card = replace(self.card, kv_bytes=_kv_bytes(self._part(self._planner)))
 
     @property
     def stream(self) -> Mixer:
@@ -298,6 +302,14 @@ def _refuse_both(part: Mixer) -> None:
 def _naming(part: Mixer, site: Site, given: MixingWeights | None) -> MixingWeights | None:
     """Weights with the names of the part that shows them, as those of the whole are the names of all parts."""
     return given if given is None or given.names else given._replace(names=part.sources(site))
+
+
+def _kv_bytes(part: Mixer) -> str:
+    """The formula of a part's card, with the values of its options for their names."""
+    formula = part.card.kv_bytes
+    for name, value in part.config:
+        formula = re.sub(rf"\b{name}\b", str(value), formula)
+    return formula
 
 
 def _owner(words: str, names: Sequence[str]) -> str | None:

@@ -35,6 +35,14 @@ def test_one_part_alone_is_that_mixer() -> None:
         assert decoder.mixer.flops_per_token() == alone.mixer.flops_per_token()
 
 
+@pytest.mark.parametrize("part", ["cla", "fusedkv", "fusedkv_lite", "svformer", "yoco"])
+def test_the_card_of_a_composition_has_the_cache_that_a_part_plans(part: str) -> None:
+    of = [{"name": part}, {"name": "denseformer"}]
+    planned, plain = composed(*of), composed({"name": "denseformer"})
+    assert planned.mixer.card.kv_bytes != plain.mixer.card.kv_bytes == zoo.mixer_class("compose").card.kv_bytes
+    rerun("kv_bytes", zoo.mixer_class("compose"), Case(dict(zoo.MODEL), {"of": of}))
+
+
 @torch.no_grad()
 def test_with_a_neutral_stream_it_is_the_other_part() -> None:
     tokens = zoo.some_tokens(2, 6)

@@ -24,6 +24,8 @@ CASES = (
         LOOPED,
         label="depth+attn_res",
     ),
+    ZooCase("compose", {"of": [{"name": "lime"}, {"name": "moda"}]}, label="lime+moda"),
+    ZooCase("compose", {"of": [{"name": "smear"}, {"name": "fusedkv"}]}, POST_ROPE, label="smear+fusedkv"),
 )
 OPTIONS = st.sampled_from([case.options for case in CASES])
 
@@ -40,6 +42,11 @@ class Composed(TokenMixer):
     def __init__(self, embedding: Tensor, stream: TokenMixer, attention: Sequence[TokenMixer]) -> None:
         super().__init__(embedding)
         self.stream, self.attention = stream, attention
+
+    def follow(self, before: Sequence[Any]) -> None:
+        self.stream.follow([each.stream for each in before])
+        for number, part in enumerate(self.attention):
+            part.follow([each.attention[number] for each in before])
 
     def read(self, step: int, layer: int, branch: str) -> Vectors:
         x = self.stream.read(step, layer, branch)
@@ -59,6 +66,12 @@ class Composed(TokenMixer):
         for part in self._told():
             k, v = part.mix_kv(step, layer, q, k, v)
         return k, v
+
+    def fuse_kv(
+        self, step: int, layer: int, keys: list[list[Tensor]], values: list[list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        (part,) = (part for part in self.attention if type(part).fuse_kv is not TokenMixer.fuse_kv)
+        return part.fuse_kv(step, layer, keys, values)
 
     def depth_kv(self, step: int, layer: int, q: list[Tensor], rotate: Rotation) -> tuple[Heads, Heads]:
         keys: Heads = []
@@ -151,5 +164,14 @@ def shown(mixer: Mixer) -> set[str]:
     return names
 
 
+def initial(mixer: Mixer) -> dict[str, float | Tensor]:
+    """What each part's parameters start at, where its reference says so."""
+    found: dict[str, float | Tensor] = {}
+    for part in itertools.chain(*parts_of(mixer)):
+        if (tell := reference_of(part).initial) is not None:
+            found |= {f"parts.{part.name}.{name}": value for name, value in tell(part).items()}
+    return found
+
+
 # The parts' peaks need not fall together, so no sum of their bytes is the composition's; a test measures these.
-REFERENCE = Reference(begin, flops_per_token=flops_per_token, sources=sources, plan=plan, shown=shown)
+REFERENCE = Reference(begin, flops_per_token=flops_per_token, sources=sources, initial=initial, plan=plan, shown=shown)
