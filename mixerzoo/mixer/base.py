@@ -238,7 +238,7 @@ class Mixer(nn.Module, ABC, Generic[ConfigT_co]):
         Args:
             state: as the hook that mixes there gets it: `read`, or at attention sites with ``call`` `mix_kv`.
             site: where.
-            call: as `mix_kv` gets it, for mixers that act there; None asks for what `read` mixes.
+            call: as `mix_kv` gets it, given to mixers that act there alone; None asks for what `read` mixes.
 
         Returns:
             The weights and their sources (of separate inputs the query's), or None where nothing is weighed.

@@ -8,7 +8,7 @@ Two lines in the tests of a plugin do it::
 Needs the extra ``testing``.
 """
 
-from mixerzoo.testing.against import Reference
+from mixerzoo.testing.against import Drawn, Reference
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import CHECKS, Check, known_check
 from mixerzoo.testing.drawn_options import options
@@ -20,6 +20,7 @@ __all__ = [
     "CHECKS",
     "Case",
     "Check",
+    "Drawn",
     "Reference",
     "Result",
     "cases",

@@ -18,6 +18,20 @@ from mixerzoo.testing.reference import Begin, Latent, Sizes, Trace, run
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Initial values that are drawn from the seed, each entry by itself.
+
+    Attributes:
+        std: standard deviation of each entry, for all or for each; where it is 0 the mean is not departed from. None:
+            that of the decoder's own weights (``model.init_std``).
+        mean: likewise.
+    """
+
+    std: float | Tensor | None = None
+    mean: float | Tensor = 0.0
+
+
+@dataclass(frozen=True)
 class Reference:
     """A mixer's naive reference. All but ``begin`` is optional; what is not given is not checked.
 
@@ -33,7 +47,7 @@ class Reference:
         plan: likewise, by name: fields that `Mixer.plan` must set so.
         shown: likewise, the calls at which it shows weights: of ``read`` and ``mix_kv`` (`Mixer.mixing_weights`),
             ``write`` (`Mixer.write_weights`) and ``finish`` (`Mixer.final_weights`).
-        initial: parameter name → its initial value, a number, numbers or a tensor; of those that start at known values.
+        initial: parameter name → its initial value, a number, numbers or a tensor, or how it is `Drawn`.
         checkpoints: directories in the layout of the method's reference implementation: ``config.json``,
             ``model.safetensors``, and ``expected.safetensors`` with ``input_ids`` [B, T] and float64
             ``logits.post_rope``, ``logits.pre_rope`` or both [B, T, V].
@@ -46,7 +60,7 @@ class Reference:
     in_flight_bytes: Callable[[Any, torch.dtype], int] | None = None
     flops_per_token: Callable[[Any], int] | None = None
     sources: Callable[[Any, Site], tuple[Site | None, ...]] | None = None
-    initial: Callable[[Any], Mapping[str, float | Sequence[float] | Tensor]] | None = None
+    initial: Callable[[Any], Mapping[str, float | Sequence[float] | Tensor | Drawn]] | None = None
     checkpoints: tuple[Path, ...] = ()
     cases: tuple[Case, ...] = ()
     refused: tuple[Case, ...] = ()

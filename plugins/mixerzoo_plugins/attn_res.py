@@ -202,7 +202,7 @@ class AttnRes(Mixer[Config]):
         return self._attend(state, self.num_sublayers)
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        return None if call is not None or site.number == 0 else self._weights(state, site.number)
+        return None if site.number == 0 else self._weights(state, site.number)
 
     def final_weights(self, state: State) -> MixingWeights | None:
         return self._weights(state, self.num_sublayers)

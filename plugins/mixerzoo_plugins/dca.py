@@ -182,10 +182,10 @@ class Dca(Mixer[Config]):
             return State(stream, x, y, state.sources)
         assert state.attended is not None
         sources = (*state.sources, state.attended + y)
-        recent = min(site.step + 1, self.num_recent)
-        if site.step + 1 > self.num_recent:
-            embedding, *between = sources[:-recent]
-            sources = (embedding, sum(between[1:], start=between[0]), *sources[-recent:])
+        if site.step > self.num_recent:
+            # The sum of the old blocks, and the one that is no longer recent.
+            embedding, old, latest, *recent = sources
+            sources = (embedding, old + latest, *recent)
         return State(stream, stream, None, sources)
 
     def finish(self, state: State) -> Tensor:
@@ -195,32 +195,31 @@ class Dca(Mixer[Config]):
         return mixed
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        if call is not None or site.branch == "mlp" or site.step == 0:
+        if site.branch == "mlp" or site.step == 0:
             return None
-        return self._shown(self.queries[str(site.step)], state)
+        return self._shown(self.queries[str(site.step)], state, site.step)
 
     def final_weights(self, state: State) -> MixingWeights | None:
         if self.final is None:
             return None
-        names = (None, *self.shape.sites()[1::2])
-        shown = self._shown(self.final, state)
-        return shown._replace(names=names) if len(names) == len(shown.sources) else shown
+        return self._shown(self.final, state, self.shape.num_steps)
 
-    def _shown(self, grn: nn.Module, state: State) -> MixingWeights:
+    def _shown(self, grn: nn.Module, state: State, done: int) -> MixingWeights:
+        """What is weighed after ``done`` blocks; the sum of the old ones has the name of the latest of them."""
         assert isinstance(grn, GRN)
-        return MixingWeights(grn.weights(state.stream, state.sources), state.sources, channels=grn.bias)
+        blocks = self.shape.sites()[1 : 2 * done : 2]
+        names = (None, *blocks[len(blocks) + 1 - len(state.sources) :])
+        return MixingWeights(grn.weights(state.stream, state.sources), state.sources, names, grn.bias)
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         last = self.shape.num_steps
         if self.streams:
             # The stream is one of the sources, or will be in place of the oldest; nobody reads the last one.
             return self._num_sources(last - 1) * self.shape.hidden_size * dtype.itemsize
-        streams = []
-        for i in range(last):
-            # Before the first block the stream is the embedding, and inside it the MLP reads the stream.
-            inside = 3 if i else 2
-            streams += [self._num_sources(i) + inside, self._num_sources(i + 1) + 1]
-        return max(streams) * self.shape.hidden_size * dtype.itemsize
+        # In the last block: its attention's output, the stream with it, and what the MLP reads, in the first block the
+        # stream.
+        inside = 3 if last > 1 else 2
+        return (self._num_sources(last - 1) + inside) * self.shape.hidden_size * dtype.itemsize
 
     def flops_per_token(self) -> int:
         last = self.shape.num_steps

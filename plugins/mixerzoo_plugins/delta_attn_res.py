@@ -118,7 +118,7 @@ class DeltaAttnRes(Mixer[Config]):
         return state.x
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        if call is not None or len(state.sources) == 1:
+        if len(state.sources) == 1:
             return None
         values, inverse_rms = zip(*state.sources, strict=True)
         weights = ops.source_weights(values, inverse_rms, self._weight(site))

@@ -103,7 +103,7 @@ class Lime(AttentionMixer[Config]):
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         if site.branch == "mlp" or site.step == 0:
             return ()
-        return self.shape.sites()[: 2 * site.step + 1 : 2]
+        return self.shape.sites()[::2][: site.step + 1]
 
 
 def _routed(router: Tensor, sources: Sequence[Tensor]) -> Tensor:

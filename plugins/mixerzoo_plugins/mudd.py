@@ -172,7 +172,7 @@ class Mudd(Mixer[Config]):
         return ops.weighted_sum(state.outputs, state.weights[..., 0, :])
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        if call is not None or site.branch == "mlp" or state.weights is None:
+        if site.branch == "mlp" or state.weights is None:
             return None
         return MixingWeights(state.weights[..., 0, :], state.outputs)
 

@@ -65,7 +65,8 @@ class X0Lambda(Mixer):
         return state.x
 
     def last_token(self, state: State) -> State:
-        return State(state.x[:, -1:], None if state.embedding is None else state.embedding[:, -1:])
+        # The embedding is not kept for the last layer.
+        return State(state.x[:, -1:], None)
 
     def flops_per_token(self) -> int:
         return 3 * self.shape.hidden_size * self.shape.num_steps

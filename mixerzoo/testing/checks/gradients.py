@@ -10,12 +10,13 @@ from torch import Tensor
 
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
-from mixerzoo.model import Decoder, initialise_mixer, parameter_roles
+from mixerzoo.model import Decoder, parameter_roles
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
+from mixerzoo.testing.starts import starting_values
 
-#: Initialisations that are compared.
-_STARTS = 16
+#: Steps of descent from the initial values, and how far each moves an entry.
+_STEPS, _PACE = 4, 0.01
 #: Steps of the deepest decoder that 6.1 is held to.
 _DEEPEST = 66
 #: Seeds of weights and tokens that are tried where a gradient is zero: a hard gate may be shut for all tokens of some.
@@ -150,17 +151,43 @@ def decay_by_role(mixer: type[Mixer], case: Case) -> None:
     except MixerzooError as error:
         raise AssertionError(str(error)) from error
     decaying = {n: p for n, p in decoder.mixer.named_parameters() if roles[n].decay and p.numel()}
-    starts: dict[str, list[Tensor]] = {name: [] for name in decaying}
-    for number in range(_STARTS if decaying else 0):
-        initialise_mixer(decoder, case.seed + number)
-        for name, parameter in decaying.items():
-            starts[name].append(parameter.to(torch.float64, copy=True))
-    for name, values in starts.items():
+    for name, values in starting_values(decoder, decaying, case.seed).items():
         # Where the seed changes nothing the deviation is zero, and any mean but zero was chosen.
-        deviation, mean = torch.std_mean(torch.stack(values), dim=0)
-        excess = mean.abs() * _STARTS**0.5 - _CERTAIN * deviation
+        deviation, mean = torch.std_mean(values, dim=0)
+        excess = mean.abs() * len(values) ** 0.5 - _CERTAIN * deviation
         place = int(excess.argmax())
         assert float(excess.flatten()[place]) <= 0, (
             f"{name} decays, but starts at {float(mean.flatten()[place]):.3g} (entry {place} of {list(mean.shape)}, "
-            f"mean over {_STARTS} seeds): weight decay would pull it off; leave it out of parameter_roles"
+            f"mean over {len(values)} seeds): weight decay would pull it off; leave it out of parameter_roles"
         )
+
+
+@clause("6.6", large=())
+def every_parameter_starts(mixer: type[Mixer], case: Case) -> None:
+    """From the initial values on, every parameter of the mixer gets a gradient other than zero within four steps.
+
+    Sees: float64; initial values; six tokens, of more seeds where a gradient is zero.
+    Blind: entries of a parameter that get none where others do, and starts from which learning is slow.
+    """
+    case = replace(case, chunks=(6,))
+    roles = parameter_roles(case.decoder(mixer).mixer)
+    waiting: set[str] | None = None
+    for seed in range(case.seed, case.seed + _TRIES):
+        decoder = replace(case, seed=seed).decoder(mixer, perturbed=False)
+        steps, parameters = decoder.shape.num_steps, dict(decoder.named_parameters())
+        if waiting is None:
+            own = {f"model.mixer.{name}": role for name, role in roles.items()}
+            waiting = {n for n, role in own.items() if role.from_depth <= steps and parameters[n].numel()}
+        for _ in range(_STEPS):
+            if not waiting:
+                return
+            gradients = _gradients(decoder, replace(case, seed=seed))
+            waiting -= _moving(gradients)
+            with torch.no_grad():
+                for name, gradient in gradients.items():
+                    if gradient is not None:
+                        parameters[name].sub_(gradient.sign(), alpha=_PACE)
+    assert not waiting, (
+        f"{', '.join(sorted(waiting))} got no gradient in {_STEPS} steps from the initial values: where a product of "
+        "several parameters starts at zero, all but one must start elsewhere"
+    )

@@ -13,13 +13,14 @@ from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.errors import MixerzooError
 from mixerzoo.mixer import Mixer
 from mixerzoo.model import Decoder
-from mixerzoo.testing.against import Reference, trace
+from mixerzoo.testing.against import Drawn, Reference, trace
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.checks.accounting import assert_in_flight_bytes, assert_kv_bytes
 from mixerzoo.testing.checks.persistence import registered
 from mixerzoo.testing.checks.weights import shown_weights
 from mixerzoo.testing.observe import largest_state, observed
+from mixerzoo.testing.starts import assert_drawn, starting_values
 
 
 @clause("10.1", "deadly", needs=("begin",), large=("tall",))
@@ -139,19 +140,26 @@ def reference_checkpoints(mixer: type[Mixer], case: Case, reference: Reference) 
 @clause("10.4", needs=("initial",))
 @torch.no_grad()
 def reference_start(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """Parameters that start at known values start at those.
+    """Parameters that start at known values start at those; drawn ones have the known mean and standard deviation.
 
-    Sees: initial values.
-    Blind: those that the reference does not name.
+    Sees: initial values; of 16 seeds where they are drawn.
+    Blind: those that the reference does not name, and other moments of what is drawn.
     """
-    ours = case.decoder(mixer, perturbed=False).mixer
+    decoder = case.decoder(mixer, perturbed=False)
     assert reference.initial is not None
-    expected, parameters = reference.initial(ours), dict(ours.named_parameters())
+    expected, parameters = reference.initial(decoder.mixer), dict(decoder.mixer.named_parameters())
+    drawn = {}
     for name, value in expected.items():
         assert name in parameters, f"there is no parameter {name!r}, of which the reference knows the initial value"
+        if isinstance(value, Drawn):
+            drawn[name] = value
+            continue
         wanted = torch.as_tensor(value, dtype=torch.float64).expand_as(parameters[name])
         # Initial values are rounded to float32.
         assert_close(parameters[name], wanted, f"the initial {name}", tolerance=1e-6)
+    for name, values in starting_values(decoder, drawn, case.seed).items():
+        std = drawn[name].std
+        assert_drawn(values, drawn[name].mean, decoder.config.init_std if std is None else std, name)
 
 
 @clause("10.5", "once", needs=("cases",), named=True)

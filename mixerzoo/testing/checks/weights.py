@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixerzoo.mixer import AttentionInputs, Mixer, MixingWeights, Site
+from mixerzoo.mixer import AttentionInputs, Mixer, MixingWeights, Site, State
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
-from mixerzoo.testing.observe import Call, observed
+from mixerzoo.testing.observe import Call, Method, observed, wrapped
 
 
 @clause("4.7")
@@ -56,6 +56,54 @@ def mixing_weights(mixer: type[Mixer], case: Case) -> None:
             assert_close(given.weights[..., :cut, :], before[..., :cut, :], what)
         else:
             assert_close(given.weights, before, f"{where}: weights after a change of tokens")
+
+
+@clause("4.10")
+@torch.no_grad()
+def source_names(mixer: type[Mixer], case: Case) -> None:
+    """A source that is shown for inspection under a site's name has the output of that site in it, and none of a later.
+
+    Names are those of `MixingWeights`, one for each source, else those of `sources` where they are as many. A key or
+    value has the name of the attention that makes it, and in it what was written before.
+
+    Sees: float64; without a cache; noise on what one sublayer gives.
+    Blind: sources without names; whether what was written earlier belongs there.
+    """
+    decoder = case.decoder(mixer)
+    if decoder.plan.is_sequential:
+        case = replace(case, chunks=(1,))
+    tokens, sites = case.tokens(), decoder.shape.sites()
+    noisy = sites[case.pick % len(sites)]
+    plain = shown_weights(decoder.mixer, decoder, tokens)
+    if not plain:
+        return
+    noise = torch.randn(decoder.shape.hidden_size, generator=torch.Generator().manual_seed(case.seed))
+
+    def disturbed(name: str, method: Method) -> Method:
+        def write(state: State, site: Site, y: Tensor) -> State:
+            return method(state, site, y + noise if site == noisy else y)
+
+        return write if name == "write" else method
+
+    with wrapped(decoder.mixer, disturbed):
+        changed = shown_weights(decoder.mixer, decoder, tokens)
+    for where, (hook, given, site, _) in plain.items():
+        named = given.names or (() if site is None else decoder.mixer.sources(site))
+        assert not given.names or len(named) == len(given.sources), (
+            f"{where}: {len(named)} names for {len(given.sources)} sources"
+        )
+        if len(named) != len(given.sources) or (hook == "write" and site == noisy):
+            # What is written is shown as it was before the noise.
+            continue
+        for name, before, after in zip(named, given.sources, changed[where].weights.sources, strict=True):
+            what = f"{where}: a source that is shown as {'the embedding' if name is None else name}"
+            assert name is None or name in sites, f"{what}, which is no site of the decoder"
+            # Of keys and values the site is where they are made, before it gives its output.
+            holds = -1 if name is None else name.number - (hook == "mix_kv")
+            if noisy.number > holds:
+                assert_close(after, before, f"{what}, after a change of what {noisy} gives")
+            elif noisy.number == holds:
+                assert not torch.equal(after, before), f"{what} does not change with what {noisy} gives"
 
 
 def _shown_at_all_or_none(mixer: Mixer, told: set[Site]) -> None:

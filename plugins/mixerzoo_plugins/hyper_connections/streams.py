@@ -72,15 +72,12 @@ class StreamMixer(Mixer[ConfigT]):
         return ops.stream_read(state, self._head_weights(state)) if self.has_head else state.sum(-2)
 
     def mixing_weights(self, state: Tensor, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        if call is not None:
-            return None
-        weights = self._connection(site).read_weights(state)
-        return MixingWeights(weights.to(state.dtype), state.unbind(-2))
+        return MixingWeights(self._connection(site).read_weights(state), state.unbind(-2))
 
     def final_weights(self, state: Tensor) -> MixingWeights | None:
         if not self.has_head:
             return None
-        return MixingWeights(self._head_weights(state).to(state.dtype), state.unbind(-2))
+        return MixingWeights(self._head_weights(state), state.unbind(-2))
 
     def flops_per_token(self) -> int:
         streams = self.num_streams * self.shape.hidden_size

@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import AttentionMixer, Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, Heads, Rotation, TokenMixer, Vectors
 
 CASES = (
@@ -164,14 +164,28 @@ def shown(mixer: Mixer) -> set[str]:
     return names
 
 
-def initial(mixer: Mixer) -> dict[str, float | Tensor]:
+def initial(mixer: Mixer) -> dict[str, float | Tensor | Drawn]:
     """What each part's parameters start at, where its reference says so."""
-    found: dict[str, float | Tensor] = {}
+    found: dict[str, float | Tensor | Drawn] = {}
     for part in itertools.chain(*parts_of(mixer)):
         if (tell := reference_of(part).initial) is not None:
             found |= {f"parts.{part.name}.{name}": value for name, value in tell(part).items()}
     return found
 
 
+REFUSED = tuple(
+    Case(SMALL, {"of": [{"name": name} for name in names]})
+    for names in (
+        (),
+        ("denseformer", "attn_res"),
+        ("depth_attention", "value_residual"),
+        ("lime", "lime"),
+        ("moda", "compose"),
+        ("fusedkv", "yoco"),
+        ("fusedkv", "lime"),
+    )
+)
 # The parts' peaks need not fall together, so no sum of their bytes is the composition's; a test measures these.
-REFERENCE = Reference(begin, flops_per_token=flops_per_token, sources=sources, initial=initial, plan=plan, shown=shown)
+REFERENCE = Reference(
+    begin, flops_per_token=flops_per_token, sources=sources, initial=initial, refused=REFUSED, plan=plan, shown=shown
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
-from golden_cases import assembled, golden, without
+from golden_cases import Golden, assembled, golden, naive_traces, without
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Case, Reference
+from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm, softmax, weighted_sum
 
 CASES = (
@@ -280,14 +281,14 @@ def shown(mixer: Mixer) -> tuple[str, ...]:
     return ("read",) if options["variant"] == "hc" or options["num_streams"] == 1 else ("read", "finish")
 
 
-def initial(mixer: Mixer) -> dict[str, float | Tensor]:
+def initial(mixer: Mixer) -> dict[str, float | Tensor | Drawn]:
     """HC: A_m one-hot, B = 1, A_r = I, W = 0. mHC: b_pre = logit(1/n), b_post = 0, b_res near the identity."""
     options = mixer.config.model_dump()
     n, alpha = options["num_streams"], options["alpha_init"]
-    values: dict[str, float | Tensor] = {}
+    values: dict[str, float | Tensor | Drawn] = {}
     for number in range(2 * mixer.shape.num_steps):
         if options["variant"] == "hc":
-            own: dict[str, float | Tensor] = {
+            own: dict[str, float | Tensor | Drawn] = {
                 "pre": torch.eye(n)[number % n],
                 "post": 1.0,
                 "mix": torch.eye(n).flatten(),
@@ -296,7 +297,7 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
                 own |= {"projection": 0.0, "scale_mix": alpha, "scale_post": alpha}
         else:
             pre = 1 / n if n > 1 else 0.99
-            own = {"norm": 1.0, "pre": math.log(pre / (1 - pre)), "post": 0.0}
+            own = {"norm": 1.0, "projection": Drawn(), "pre": math.log(pre / (1 - pre)), "post": 0.0}
             own |= {"scale_pre": alpha, "scale_post": alpha}
             if options["variant"] == "mhc" and n > 1:
                 near = torch.full((n, n), 0.01 / (n - 1)).fill_diagonal_(0.99)
@@ -308,7 +309,40 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return values if options["variant"] == "hc" or n == 1 else {**values, "head": 0.0}
 
 
-CHECKPOINTS = assembled("mhc", without(golden("mhc_n2"), "mhc_num_streams", "mhc_sinkhorn_iters"))
+def with_streams(n: int) -> Golden:
+    """The golden has two streams. Weights of another number are drawn, and the logits are this reference's."""
+    like = golden("mhc_n2")
+    generator = torch.Generator().manual_seed(n)
+    size = like.config["hidden_size"]
+    shapes = {
+        "pre_logits": (n,),
+        "post_logits": (n,),
+        "residual_logits": (n, n),
+        "reduce_logits": (n,),
+        "mhc_input_norm.weight": (n * size,),
+        "mhc_dynamic_projection.weight": (2 * n + n * n, n * size),
+    }
+    tensors = dict(like.tensors)
+    for name in sorted(tensors):
+        for ending, shape in shapes.items():
+            if name.endswith(ending):
+                tensors[name] = torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
+    config = {**like.config, "mhc_num_streams": n, "residual_baseline_num_streams": n}
+    tokens = like.tokens[:1, :3]
+    case = replace(like, name=f"mhc_n{n}", config=config, tensors=tensors, expected={"input_ids": tokens})
+    begun = begin_checkpoint(config, {name: tensor.double() for name, tensor in tensors.items()})
+    logits = torch.stack([trace.logits for trace in naive_traces(case, "pre_rope", begun)])
+    return replace(case, expected={"input_ids": tokens, "logits.pre_rope": logits})
+
+
+CHECKPOINTS = assembled(
+    "mhc",
+    without(golden("mhc_n2"), "mhc_num_streams", "mhc_sinkhorn_iters"),
+    with_streams(1),
+    without(with_streams(4), "mhc_num_streams", "residual_baseline_num_streams"),
+)
+#: One stream is right, but for mHC-lite.
+SINGLE = tuple(Case(SMALL, {"variant": variant, "num_streams": 1}) for variant in ("hc", "mhc"))
 REFERENCE = Reference(
-    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, refused=REFUSED, shown=shown
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, SINGLE, REFUSED, shown=shown
 )

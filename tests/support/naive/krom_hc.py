@@ -14,7 +14,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer
-from mixerzoo.testing import Case, Reference
+from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, softmax
 from naive.hyper_connections import MHC, Matrix, in_flight_bytes, sources
 
@@ -91,14 +91,19 @@ def shown(mixer: Mixer) -> tuple[str, ...]:
     return "read", "finish"
 
 
-def initial(mixer: Mixer) -> dict[str, float | Tensor]:
+def initial(mixer: Mixer) -> dict[str, float | Tensor | Drawn]:
     """b_pre = logit(1/n), b_post = 0, every factor near the identity."""
     options = mixer.config.model_dump()
     n, alpha = options["num_streams"], options["alpha_init"]
     near = torch.tensor([[0.0, -8.0]] * round(math.log2(n)))
-    values: dict[str, float | Tensor] = {"head": 0.0}
+    values: dict[str, float | Tensor | Drawn] = {"head": 0.0}
     for number in range(2 * mixer.shape.num_steps):
-        own: dict[str, float | Tensor] = {"norm": 1.0, "pre": -math.log(n - 1), "post": 0.0}
+        own: dict[str, float | Tensor | Drawn] = {
+            "norm": 1.0,
+            "projection": Drawn(),
+            "pre": -math.log(n - 1),
+            "post": 0.0,
+        }
         own |= {"scale_pre": alpha, "scale_post": alpha}
         if number > 0:
             own |= {"mix": near, "scale_mix": alpha}

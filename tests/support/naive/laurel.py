@@ -7,6 +7,7 @@ where α = β = 1 without rw, the second term is there with lr and the third wit
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Case, Reference
+from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, softmax
 
 VARIANTS = ("rw", "lr", "pa", "rw+lr", "rw+pa", "lr+pa", "rw+lr+pa")
@@ -140,17 +141,24 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(None if before < 0 else sites[before] for before in reversed(left_by))
 
 
-def initial(mixer: Mixer) -> dict[str, float]:
-    """α = β = 1 (bounded: 1/2), B = 0, γ = 0."""
-    options, values = mixer.config.model_dump(), {}
+def initial(mixer: Mixer) -> dict[str, float | Drawn]:
+    """α = β = 1 (bounded: 1/2), B = 0, γ = 0; A keeps variance, as do both maps of previous low_rank."""
+    options = mixer.config.model_dump()
+    values: dict[str, float | Drawn] = {}
+    narrow, wide = Drawn(1 / math.sqrt(mixer.shape.hidden_size)), Drawn(1 / math.sqrt(options["rank"]))
     sublayers = range(2 * mixer.shape.num_steps)
     if "rw" in options["variant"]:
         values |= {f"weights.{i}": 1.0 if options["bound"] == "none" else 0.0 for i in sublayers}
     if "lr" in options["variant"]:
-        values |= {f"low_rank.{i}.b": 0.0 for i in sublayers}
+        values |= {f"low_rank.{i}.b": 0.0 for i in sublayers} | {f"low_rank.{i}.a": narrow for i in sublayers}
     if "pa" in options["variant"]:
         values |= {f"gamma.{i}": 0.0 for i in sublayers}
+        if options["previous"] == "low_rank":
+            values |= {f"previous_map.{i}.a": narrow for i in sublayers}
+            values |= {f"previous_map.{i}.b": wide for i in sublayers}
     return values
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)
+#: More activations than there are.
+LONG = (Case(SMALL, {"variant": "pa", "num_previous": 99}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, cases=LONG, refused=REFUSED)

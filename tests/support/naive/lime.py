@@ -7,6 +7,7 @@ The sources are what the layers project, before head norm and RoPE; never a mix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, weighted_sum
 
 CASES = (
@@ -75,15 +76,16 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(Site(step, mixer.shape.order[step], "attention") for step in range(site.step + 1))
 
 
-def initial(mixer: Mixer) -> dict[str, Tensor]:
-    """1 from a layer's own heads each to itself, 0 from all others."""
-    if mixer.config.model_dump()["initial"] == "uniform":
-        return {}
-    heads = mixer.shape.num_kv_heads
-    return {
-        f"routers.{step}": torch.cat([torch.zeros(heads, step * heads), torch.eye(heads)], dim=1)
-        for step in range(1, mixer.shape.num_steps)
-    }
+def initial(mixer: Mixer) -> dict[str, Tensor | Drawn]:
+    """1 from a layer's own heads each to itself; from all others 0, or uniform of variance one over their number."""
+    heads, found = mixer.shape.num_kv_heads, {}
+    for step in range(1, mixer.shape.num_steps):
+        start = torch.cat([torch.zeros(heads, step * heads), torch.eye(heads)], dim=1)
+        spread = torch.zeros_like(start)
+        spread[:, : step * heads] = math.sqrt(1 / start.size(1))
+        uniform = mixer.config.model_dump()["initial"] == "uniform"
+        found[f"routers.{step}"] = Drawn(spread, start) if uniform else start
+    return found
 
 
 def plan(mixer: Mixer) -> dict[str, bool]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, Heads, Rotation, TokenMixer, rms_norm
 
 CASES = (
@@ -109,8 +109,8 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return tuple(Site(step, order[step], branch) for step in range(site.step) for branch in branches)
 
 
-def initial(mixer: Mixer) -> dict[str, float]:
-    return {name: 1.0 for name in mixer.state_dict() if name.endswith("key_gain")}
+def initial(mixer: Mixer) -> dict[str, float | Drawn]:
+    return {name: 1.0 if name.endswith("key_gain") else Drawn() for name in mixer.state_dict()}
 
 
 def plan(mixer: Mixer) -> dict[str, bool]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, Vectors, rms_norm, weighted_sum
 
 CASES = (
@@ -135,10 +135,11 @@ def shown(mixer: Mixer) -> tuple[str, ...]:
     return ("read", "finish") if mixer.shape.num_steps > 1 else ("finish",)
 
 
-def initial(mixer: Mixer) -> dict[str, float | Tensor]:
-    """The present block with weight 1 in every sum, all others with 0."""
-    found: dict[str, float | Tensor] = {}
+def initial(mixer: Mixer) -> dict[str, float | Tensor | Drawn]:
+    """The present block with weight 1 in every sum, all others with 0; of the MLP the first matrix is drawn."""
+    found: dict[str, float | Tensor | Drawn] = {}
     for i in range(1, mixer.shape.num_steps + 1):
+        found[f"mixes.{i}.w1"] = Drawn()
         found[f"mixes.{i}.w2"] = 0.0
         found[f"mixes.{i}.bias"] = torch.eye(i + 1)[-1]
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.value_residual import in_flight_bytes, sources
 
@@ -77,4 +77,9 @@ def shown(mixer: Mixer) -> tuple[str, ...]:
     return ("mix_kv",) if mixer.shape.num_steps > 1 else ()
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, plan=plan, shown=shown)
+def initial(mixer: Mixer) -> dict[str, Drawn]:
+    """Gates are projections as any."""
+    return {name: Drawn() for name in mixer.state_dict()}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from case import LOOPED, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Case, Reference
+from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import in_flight_bytes
 
@@ -88,14 +88,16 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return ()
 
 
-def initial(mixer: Mixer) -> dict[str, float]:
-    """α = β = 1; the gate's bias as the option says."""
+def initial(mixer: Mixer) -> dict[str, float | Drawn]:
+    """α = β = 1; gates as projections, their bias as the option says."""
     options = mixer.config.model_dump()
+    sublayers = range(2 * mixer.shape.num_steps)
     if options["gate"] == "none":
-        return {f"{name}.{i}": 1.0 for name in ("alpha", "beta") for i in range(2 * mixer.shape.num_steps)}
-    if options["gate_bias"] is None:
-        return {}
-    return {f"gates.{i}.bias": options["gate_bias"] for i in range(2 * mixer.shape.num_steps)}
+        return {f"{name}.{i}": 1.0 for name in ("alpha", "beta") for i in sublayers}
+    found: dict[str, float | Drawn] = {f"gates.{i}.weight": Drawn() for i in sublayers}
+    if options["gate_bias"] is not None:
+        found |= {f"gates.{i}.bias": options["gate_bias"] for i in sublayers}
+    return found
 
 
 REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)

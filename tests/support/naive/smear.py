@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
 from mixerzoo import Mixer
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import in_flight_bytes, sources
 
@@ -53,8 +54,9 @@ def flops_per_token(mixer: Mixer) -> int:
     return 2 * channels + 2 * mixer.shape.hidden_size
 
 
-def initial(mixer: Mixer) -> dict[str, float]:
-    return {"scale": 0.0}
+def initial(mixer: Mixer) -> dict[str, float | Drawn]:
+    """λ = 0, w uniform from 0 to 0.02."""
+    return {"scale": 0.0, "gate": Drawn(0.02 / math.sqrt(12), 0.01)}
 
 
 REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)

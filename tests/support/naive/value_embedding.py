@@ -13,7 +13,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Case, Reference
+from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm
 
 CASES = (
@@ -96,11 +96,11 @@ def sources(mixer: Mixer, site: Site) -> tuple[Site | None, ...]:
     return ()
 
 
-def initial(mixer: Mixer) -> dict[str, float]:
-    options, found = mixer.config.model_dump(), {}
+def initial(mixer: Mixer) -> dict[str, float | Drawn]:
+    options = mixer.config.model_dump()
+    found: dict[str, float | Drawn] = {}
     for step in steps_with_table(mixer):
-        if options["initial"] == "zero":
-            found[f"tables.{step}"] = 0.0
+        found[f"tables.{step}"] = 0.0 if options["initial"] == "zero" else Drawn()
         if options["gate"]:
             found[f"gates.{step}"] = 0.0
     return found

@@ -21,6 +21,8 @@ from mixerzoo import (
 )
 from mixerzoo_plugins.attn_res import AttnRes
 from mixerzoo_plugins.denseformer import DenseFormer
+from mixerzoo_plugins.depth_attention import DepthAttention
+from mixerzoo_plugins.mudd import Mudd
 from wrong.basis import Projected, Scaled, Stream, caught_by
 from wrong.modes import Weakened
 
@@ -137,6 +139,42 @@ class ShowsTheLatest(AttnRes):
     def mixing_weights(self, state: Any, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
         shown = super().mixing_weights(state, site, call)
         return shown and MixingWeights(shown.weights[..., -16:], shown.sources[-16:])
+
+
+@caught_by("source_names")
+class NamesAreTooFew(AttnRes):
+    """Leaves the embedding out of the names."""
+
+    def mixing_weights(self, state: Any, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
+        shown = super().mixing_weights(state, site, call)
+        return shown and shown._replace(names=shown.names[1:])
+
+
+@caught_by("source_names")
+class NamesAreOfOtherSublayers(Mudd):
+    """Calls what the head reads by the attentions of the layers that gave it."""
+
+    def final_weights(self, state: Any) -> MixingWeights | None:
+        shown = super().final_weights(state)
+        return shown and shown._replace(names=(None, *self.shape.sites()[::2]))
+
+
+@caught_by("source_names")
+class NamesAreTurnedRound(DenseFormer):
+    """Names its sources from the latest to the embedding, and weighs them from the embedding on."""
+
+    def sources(self, site: Site) -> tuple[Site | None, ...]:
+        return super().sources(site)[::-1]
+
+
+@caught_by("source_names")
+class NamesValuesByTheNextLayer(DepthAttention):
+    """Calls values by the layers after those that made them."""
+
+    def sources(self, site: Site) -> tuple[Site | None, ...]:
+        order = self.shape.order
+        later = [min(read.step + 1, site.step) for read in super().sources(site) if read is not None]
+        return tuple(Site(step, order[step], "attention") for step in later)
 
 
 # Options.

@@ -24,10 +24,14 @@ from mixerzoo_plugins.attn_res import AttnRes
 from mixerzoo_plugins.dca import Dca
 from mixerzoo_plugins.denseformer import DenseFormer
 from mixerzoo_plugins.depth_attention import DepthAttention
+from mixerzoo_plugins.lime import Lime
 from mixerzoo_plugins.residual import Residual
+from mixerzoo_plugins.satformer import SATFormer
 from naive import attn_res as naive_attn_res
 from naive import denseformer as naive_denseformer
 from naive import depth_attention as naive_depth_attention
+from naive import lime as naive_lime
+from naive import satformer as naive_satformer
 from wrong.basis import caught_by
 
 
@@ -144,6 +148,24 @@ class StartsElsewhere(AttnRes):
         for name, parameter in self.named_parameters():
             if name.endswith("recency_bias"):
                 nn.init.zeros_(parameter)
+
+
+@caught_by("reference_start", naive_satformer.REFERENCE)
+class GatesStartWide(SATFormer):
+    """Draws its gates with twice the standard deviation of other projections."""
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        super().reset_parameters(generator, 2 * std)
+
+
+@caught_by("reference_start", naive_lime.REFERENCE)
+class RoutersStartPositive(Lime):
+    """Draws what reads other layers from 0 on, where the paper has it around 0."""
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        super().reset_parameters(generator, std)
+        for router in self.routers.values():
+            router.abs_()
 
 
 @caught_by("reference_cases", naive_depth_attention.REFERENCE)

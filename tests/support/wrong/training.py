@@ -51,6 +51,25 @@ class SaysItIsIdle(Scaled):
         return {"scale": ParameterRole(from_depth=3)}
 
 
+@caught_by("every_parameter_starts")
+class StartsAtADeadPoint(Residual):
+    """A low-rank map of the stream whose two matrices both start at zero: neither ever moves."""
+
+    card = replace(Residual.card, parameters="4·D", neutral_settings=(), neutral="")
+
+    def __init__(self, config: MixerConfig, shape: DecoderShape) -> None:
+        super().__init__(config, shape)
+        self.down = nn.Parameter(torch.empty(2, shape.hidden_size))
+        self.up = nn.Parameter(torch.empty(shape.hidden_size, 2))
+
+    def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        nn.init.zeros_(self.down)
+        nn.init.zeros_(self.up)
+
+    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+        return state + y + state @ self.down.T @ self.up.T
+
+
 @caught_by("gradients_are_derivatives")
 class DetachesSources(DenseFormer):
     """Saves memory at the price of gradients."""
