@@ -89,7 +89,7 @@ _CALLS: dict[str, tuple[str | None, ...]] = {
     "any": ("all",),
 }
 _NAMESPACES = ("torch", "math", "nn.init")
-_COMMUTATIVE = ("max", "min", "promote_types")
+_COMMUTATIVE = ("max", "min", "promote_types", "transpose")
 
 
 def replacements(node: ast.AST) -> Iterator[ast.AST]:

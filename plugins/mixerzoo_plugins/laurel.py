@@ -190,9 +190,6 @@ class Laurel(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         return state.x
 
-    def last_token(self, state: State) -> State:
-        return State(state.x[:, -1:], tuple(previous[:, -1:] for previous in state.previous))
-
     def flops_per_token(self) -> int:
         hidden, flops = self.shape.hidden_size, 0
         low_rank = 4 * hidden * self.config.rank

@@ -37,9 +37,6 @@ class Residual(Mixer):
     def finish(self, state: Tensor) -> Tensor:
         return state
 
-    def last_token(self, state: Tensor) -> Tensor:
-        return state[:, -1:]
-
 
 @hookimpl
 def mixerzoo_mixers() -> list[type[Mixer]]:

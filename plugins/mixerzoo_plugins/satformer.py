@@ -108,7 +108,7 @@ class SATFormer(AttentionMixer[Config]):
         x = call.x.v if isinstance(call.x, AttentionInputs) else call.x
         logits = F.linear(x, self.gates[str(call.site.step)])
         gate = logits.sigmoid() if self.config.gate == "sigmoid" else logits.relu()
-        return gate.transpose(1, 2).unsqueeze(-1).to(call.v.dtype)
+        return gate.transpose(1, 2).unsqueeze(-1)
 
 
 @hookimpl

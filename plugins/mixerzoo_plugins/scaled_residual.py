@@ -130,9 +130,6 @@ class ScaledResidual(Mixer[Config]):
     def finish(self, state: Tensor) -> Tensor:
         return state
 
-    def last_token(self, state: Tensor) -> Tensor:
-        return state[:, -1:]
-
     def flops_per_token(self) -> int:
         hidden, num_sites = self.shape.hidden_size, 2 * self.shape.num_steps
         if not self.has_gate:

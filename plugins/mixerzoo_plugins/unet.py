@@ -120,9 +120,6 @@ class UNet(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         return state.x
 
-    def last_token(self, state: State) -> State:
-        return State(state.x[:, -1:], tuple(held[:, -1:] for held in state.held))
-
     def flops_per_token(self) -> int:
         return 2 * self.shape.hidden_size * (len(self.skip_at) + (self.backout_depth is not None))
 

@@ -64,10 +64,6 @@ class X0Lambda(Mixer):
     def finish(self, state: State) -> Tensor:
         return state.x
 
-    def last_token(self, state: State) -> State:
-        # The embedding is not kept for the last layer.
-        return State(state.x[:, -1:], None)
-
     def flops_per_token(self) -> int:
         return 3 * self.shape.hidden_size * self.shape.num_steps
 
