@@ -161,6 +161,9 @@ def _calls(node: ast.Call) -> Iterator[ast.AST]:
         yield ast.Call(renamed, keep, node.keywords)
     plain = [i for i, argument in enumerate(arguments) if not isinstance(argument, ast.Starred)]
     for one, two in pairwise(plain) if name not in _COMMUTATIVE else ():
+        if name == "addcmul" and one == 1:
+            # The two factors.
+            continue
         swapped = list(arguments)
         swapped[one], swapped[two] = swapped[two], swapped[one]
         yield ast.Call(function, swapped, node.keywords)

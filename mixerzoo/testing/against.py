@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.errors import MixerError
-from mixerzoo.mixer import Mixer, Site
+from mixerzoo.mixer import Mixer, ParameterRole, Site
 from mixerzoo.model import Decoder
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.reference import Begin, Latent, Sizes, Trace, run
@@ -47,6 +47,7 @@ class Reference:
         plan: likewise, by name: fields that `Mixer.plan` must set so.
         shown: likewise, the calls at which it shows weights: of ``read`` and ``mix_kv`` (`Mixer.mixing_weights`),
             ``write`` (`Mixer.write_weights`) and ``finish`` (`Mixer.final_weights`).
+        roles: likewise, parameter name → what `Mixer.parameter_roles` must say of it; of all others nothing.
         initial: parameter name → its initial value, a number, numbers or a tensor, or how it is `Drawn`.
         checkpoints: directories in the layout of the method's reference implementation: ``config.json``,
             ``model.safetensors``, and ``expected.safetensors`` with ``input_ids`` [B, T] and float64
@@ -66,6 +67,7 @@ class Reference:
     refused: tuple[Case, ...] = ()
     plan: Callable[[Any], Mapping[str, Any]] | None = None
     shown: Callable[[Any], Collection[str]] | None = None
+    roles: Callable[[Any], Mapping[str, ParameterRole]] | None = None
 
 
 #: Mixer → its reference.

@@ -34,27 +34,36 @@ def starting_values(decoder: Decoder, names: Collection[str], seed: int) -> dict
     return {name: torch.stack(values) for name, values in starts.items()}
 
 
-def assert_drawn(values: Tensor, mean: float | Tensor, std: float | Tensor, name: str) -> None:
-    """Demand that initial values are drawn with a mean and a standard deviation, each entry by itself.
+def standardised(values: Tensor, mean: float | Tensor, std: float | Tensor, name: str) -> Tensor:
+    """Of initial values those that are drawn, less their mean and over their standard deviation, in one row.
 
     Args:
         values: of one parameter, from several seeds [seeds, …].
         mean: of each entry, for all or for each.
-        std: likewise; where it is 0 the mean is not departed from.
-        name: of the parameter.
+        std: likewise; where it is 0 the mean must not be departed from.
+        name: of the parameter, in words.
     """
     mean, std = (torch.as_tensor(each, dtype=torch.float64).expand_as(values) for each in (mean, std))
     drawn = std > 0
-    assert_close(values[~drawn], mean[~drawn], f"the initial {name}, where it is not drawn,", tolerance=1e-6)
-    standard = (values[drawn] - mean[drawn]) / std[drawn]
-    if not standard.numel():
+    assert_close(values[~drawn], mean[~drawn], f"the {name}, where it is not drawn,", tolerance=1e-6)
+    return (values[drawn] - mean[drawn]) / std[drawn]
+
+
+def assert_standard(values: Tensor, name: str) -> None:
+    """Demand that values have mean 0 and standard deviation 1, as far as so many can tell.
+
+    Args:
+        values: independent, from several seeds.
+        name: what they are, in words.
+    """
+    if not values.numel():
         return
     # Standard errors of normal entries; those of lighter tails are smaller.
-    off, spread = float(standard.mean()), float(standard.square().mean().sqrt())
-    error = standard.numel() ** -0.5
+    off, spread = float(values.mean()), float(values.square().mean().sqrt())
+    error = values.numel() ** -0.5
     assert abs(off) <= _CERTAIN * error, (
-        f"the initial {name} lies {off:.3g} standard deviations off the reference's mean, over {len(values)} seeds"
+        f"the {name} lies {off:.3g} standard deviations off the reference's mean, over {SEEDS} seeds"
     )
     assert abs(spread - 1) <= _CERTAIN * error / 2**0.5, (
-        f"the initial {name} spreads {spread:.3g} times as far as the reference says, over {len(values)} seeds"
+        f"the {name} spreads {spread:.3g} times as far as the reference says, over {SEEDS} seeds"
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixerzoo import LoopConfig
+from mixerzoo import LoopConfig, Mixer
 
 #: A key norm after RoPE makes logits depend on absolute positions, so wrong ones show.
 POST_ROPE: Mapping[str, Any] = {"k_norm": "post_rope"}
@@ -48,6 +48,18 @@ class ZooCase:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+
+def planned_reads(slots: Callable[..., tuple[Any, Any, Any]], mixer: Mixer) -> dict[str, tuple[Any, ...]]:
+    """The slots that each step reads, as fields of a `Plan`.
+
+    Args:
+        slots: given a step, the number of steps and options: whose keys and whose values the step attends to.
+        mixer: is built.
+    """
+    options, num_steps = mixer.config.model_dump(), mixer.shape.num_steps
+    steps = [slots(step, num_steps, **options) for step in range(num_steps)]
+    return {"k_reads": tuple((k,) for k, _, _ in steps), "v_reads": tuple((v,) for _, v, _ in steps)}
 
 
 #: Where one case will do: every layer reads the ones before it.

@@ -146,7 +146,7 @@ def test_without_a_reference_its_clauses_are_skipped_and_say_so() -> None:
     results = check_mixer(CORRECT[0], only=needing, reference=silent)
     assert [result.message for result in results] == [
         "",
-        "the reference gives no in_flight_bytes or flops_per_token or sources or plan",
+        "the reference gives no in_flight_bytes or flops_per_token or sources or plan or roles",
         "the reference gives no checkpoints",
         "the reference gives no initial",
         "the reference gives no cases",

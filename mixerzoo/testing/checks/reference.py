@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mixerzoo.checkpoints import load_checkpoint, load_config
 from mixerzoo.errors import MixerzooError
-from mixerzoo.mixer import Mixer
-from mixerzoo.model import Decoder
+from mixerzoo.mixer import Mixer, ParameterRole
+from mixerzoo.model import Decoder, parameter_roles
 from mixerzoo.testing.against import Drawn, Reference, trace
 from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
@@ -20,7 +20,7 @@ from mixerzoo.testing.checks.accounting import assert_in_flight_bytes, assert_kv
 from mixerzoo.testing.checks.persistence import registered
 from mixerzoo.testing.checks.weights import shown_weights
 from mixerzoo.testing.observe import largest_state, observed
-from mixerzoo.testing.starts import assert_drawn, starting_values
+from mixerzoo.testing.starts import assert_standard, standardised, starting_values
 
 
 @clause("10.1", "deadly", needs=("begin",), large=("tall",))
@@ -74,10 +74,13 @@ def _assert_logits(decoder: Decoder, case: Case, reference: Reference) -> None:
 
 
 @clause(
-    "10.2", "deadly", needs=("in_flight_bytes", "flops_per_token", "sources", "plan"), large=("rows", "deep", "wide")
+    "10.2",
+    "deadly",
+    needs=("in_flight_bytes", "flops_per_token", "sources", "plan", "roles"),
+    large=("rows", "deep", "wide"),
 )
 def reference_accounts(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """Bytes in flight, FLOPs, sources and fields of the plan are those that the reference says from the equations.
+    """Bytes in flight, FLOPs, sources, fields of the plan and roles are those that the reference says.
 
     Sees: built, not run.
     Blind: figures that the reference does not count.
@@ -106,6 +109,11 @@ def _assert_accounts(decoder: Decoder, reference: Reference) -> None:
         for field, wanted in reference.plan(ours).items():
             planned = getattr(decoder.plan, field)
             assert planned == wanted, f"plan().{field} is {planned!r}, the reference says {wanted!r}"
+    if reference.roles is not None:
+        expected_roles = reference.roles(ours)
+        for name, role in parameter_roles(ours).items():
+            wanted = expected_roles.get(name, ParameterRole())
+            assert role == wanted, f"the role of {name} is {role}, the reference says {wanted}"
 
 
 def _largest_state(decoder: Decoder) -> str:
@@ -145,7 +153,10 @@ def reference_start(mixer: type[Mixer], case: Case, reference: Reference) -> Non
     Sees: initial values; of 16 seeds where they are drawn.
     Blind: those that the reference does not name, and other moments of what is drawn.
     """
-    decoder = case.decoder(mixer, perturbed=False)
+    _assert_start(case.decoder(mixer, perturbed=False), case, reference)
+
+
+def _assert_start(decoder: Decoder, case: Case, reference: Reference) -> None:
     assert reference.initial is not None
     expected, parameters = reference.initial(decoder.mixer), dict(decoder.mixer.named_parameters())
     drawn = {}
@@ -157,22 +168,29 @@ def reference_start(mixer: type[Mixer], case: Case, reference: Reference) -> Non
         wanted = torch.as_tensor(value, dtype=torch.float64).expand_as(parameters[name])
         # Initial values are rounded to float32.
         assert_close(parameters[name], wanted, f"the initial {name}", tolerance=1e-6)
+    together = []
     for name, values in starting_values(decoder, drawn, case.seed).items():
-        std = drawn[name].std
-        assert_drawn(values, drawn[name].mean, decoder.config.init_std if std is None else std, name)
+        mean, std = drawn[name].mean, drawn[name].std
+        together.append(standardised(values, mean, decoder.config.init_std if std is None else std, f"initial {name}"))
+        assert_standard(together[-1], f"initial {name}")
+    if together:
+        # What is off a little in each shows in all of them.
+        assert_standard(torch.cat(together), f"initial {', '.join(drawn)}")
 
 
 @clause("10.5", "once", needs=("cases",), named=True)
 @torch.no_grad()
 def reference_cases(mixer: type[Mixer], case: Case, reference: Reference) -> None:
-    """On the cases that the author names, 10.1, 10.2, 4.1 and 4.2 hold.
+    """On the cases that the author names, 10.1, 10.2, 10.4, 4.1 and 4.2 hold.
 
-    Sees: as 10.1, 10.2, 4.1 and 4.2.
+    Sees: as 10.1, 10.2, 10.4, 4.1 and 4.2.
     Blind: cases that nobody names.
     """
     decoder = case.decoder(mixer)
     _assert_logits(decoder, case, reference)
     _assert_accounts(decoder, reference)
+    if reference.initial is not None:
+        _assert_start(case.decoder(mixer, perturbed=False), case, reference)
     assert_kv_bytes(decoder.to(torch.float32), case)
     assert_in_flight_bytes(decoder, case)
 

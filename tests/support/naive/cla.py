@@ -3,9 +3,12 @@ keys and values of the first of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, ZooCase, planned_reads
+from mixerzoo import Mixer
 from mixerzoo.testing import Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
@@ -25,4 +28,9 @@ def slots(step: int, num_steps: int, group: int = 2) -> tuple[int, int, int | No
     return first, first, None
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources)
+def plan(mixer: Mixer) -> dict[str, tuple[Any, ...]]:
+    """Whose keys and values each step attends to."""
+    return planned_reads(slots, mixer)
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, plan=plan)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
-from mixerzoo import AttentionMixer, Mixer, Site
+from mixerzoo import AttentionMixer, Mixer, ParameterRole, Site
 from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, Heads, Rotation, TokenMixer, Vectors
 
@@ -174,18 +174,42 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor | Drawn]:
 
 
 REFUSED = tuple(
-    Case(SMALL, {"of": [{"name": name} for name in names]})
-    for names in (
-        (),
-        ("denseformer", "attn_res"),
-        ("depth_attention", "value_residual"),
-        ("lime", "lime"),
-        ("moda", "compose"),
-        ("fusedkv", "yoco"),
-        ("fusedkv", "lime"),
+    Case(SMALL, {"of": parts})
+    for parts in (
+        [],
+        ["lime"],
+        [{"name": "denseformer"}, {"name": "attn_res"}],
+        [{"name": "depth_attention"}, {"name": "value_residual"}],
+        [{"name": "lime"}, {"name": "lime"}],
+        [{"name": "moda"}, {"name": "compose"}],
+        [{"name": "fusedkv"}, {"name": "yoco"}],
+        [{"name": "fusedkv"}, {"name": "lime"}],
     )
 )
+#: Whose plan has a size that hangs on an option.
+PLANNED = tuple(
+    Case(SMALL, {"of": [part]})
+    for part in ({"name": "cla", "group": 3}, {"name": "yoco", "self_layers": 3, "window": 2}, {"name": "svformer"})
+)
+
+
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """Each part's."""
+    told = [(part.name, reference_of(part).roles, part) for part in itertools.chain(*parts_of(mixer))]
+    return {
+        f"parts.{name}.{n}": role for name, tell, part in told if tell is not None for n, role in tell(part).items()
+    }
+
+
 # The parts' peaks need not fall together, so no sum of their bytes is the composition's; a test measures these.
 REFERENCE = Reference(
-    begin, flops_per_token=flops_per_token, sources=sources, initial=initial, refused=REFUSED, plan=plan, shown=shown
+    begin,
+    flops_per_token=flops_per_token,
+    sources=sources,
+    initial=initial,
+    cases=PLANNED,
+    roles=roles,
+    refused=REFUSED,
+    plan=plan,
+    shown=shown,
 )

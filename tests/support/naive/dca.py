@@ -24,9 +24,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Reference
+from mixerzoo.testing import Case, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, Vectors
 
 CASES = (
@@ -211,4 +211,6 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return start
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown)
+#: Inside the only block.
+ONE = (Case({**SMALL, "num_layers": 1}, {"dialect": "outputs"}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, cases=ONE, plan=plan, shown=shown)

@@ -96,4 +96,10 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial)
+def plan(mixer: Mixer) -> dict[str, Any]:
+    """Which slots each step reads; nothing is fused where one layer stores."""
+    reads = tuple(slots(step, mixer.shape.num_steps)[0] for step in range(mixer.shape.num_steps))
+    return {"k_reads": reads, "v_reads": reads, "hooks": frozenset({"fuse_kv"} if fusing(mixer) else ())}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from golden_cases import Golden, assembled, golden, naive_traces, without
-from mixerzoo import Mixer, Site
+from mixerzoo import Mixer, ParameterRole, Site
 from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm, softmax, weighted_sum
 
@@ -335,14 +335,22 @@ def with_streams(n: int) -> Golden:
     return replace(case, expected={"input_ids": tokens, "logits.pre_rope": logits})
 
 
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """What looks at the streams is a projection; the static part is exempt."""
+    return {name: ParameterRole(decay=True) for name in mixer.state_dict() if name.endswith("projection")}
+
+
 CHECKPOINTS = assembled(
     "mhc",
     without(golden("mhc_n2"), "mhc_num_streams", "mhc_sinkhorn_iters"),
     with_streams(1),
     without(with_streams(4), "mhc_num_streams", "residual_baseline_num_streams"),
 )
-#: One stream is right, but for mHC-lite.
-SINGLE = tuple(Case(SMALL, {"variant": variant, "num_streams": 1}) for variant in ("hc", "mhc"))
+#: The fewest and the most streams.
+BOUNDS = tuple(
+    Case(SMALL, {"variant": variant, "num_streams": n})
+    for variant, n in (("hc", 1), ("mhc", 1), ("mhc_lite", 2), ("mhc_lite", 5))
+)
 REFERENCE = Reference(
-    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, SINGLE, REFUSED, shown=shown
+    begin, in_flight_bytes, flops_per_token, sources, initial, CHECKPOINTS, BOUNDS, REFUSED, shown=shown, roles=roles
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
-from mixerzoo import Mixer
+from mixerzoo import Mixer, ParameterRole
 from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, softmax
 from naive.hyper_connections import MHC, Matrix, in_flight_bytes, sources
@@ -111,5 +111,12 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor | Drawn]:
     return values
 
 
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """As mHC."""
+    return {name: ParameterRole(decay=True) for name in mixer.state_dict() if name.endswith("projection")}
+
+
 REFUSED = (Case(SMALL, {"num_streams": 6}),)
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, shown=shown)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, shown=shown, roles=roles
+)

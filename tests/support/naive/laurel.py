@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
-from mixerzoo import Mixer, Site
+from mixerzoo import Mixer, ParameterRole, Site
 from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, softmax
 
@@ -159,6 +159,13 @@ def initial(mixer: Mixer) -> dict[str, float | Drawn]:
     return values
 
 
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """A and B are maps."""
+    return {name: ParameterRole(decay=True, matrix=True) for name in mixer.state_dict() if name.split(".")[-1] in "ab"}
+
+
 #: More activations than there are.
 LONG = (Case(SMALL, {"variant": "pa", "num_previous": 99}),)
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, cases=LONG, refused=REFUSED)
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, cases=LONG, refused=REFUSED, roles=roles
+)

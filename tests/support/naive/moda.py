@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
-from mixerzoo import Mixer, Site
+from mixerzoo import Mixer, ParameterRole, Site
 from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, Heads, Rotation, TokenMixer, rms_norm
 
@@ -118,4 +118,9 @@ def plan(mixer: Mixer) -> dict[str, bool]:
     return {"needs_own_kv": True}
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan)
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """Projections of keys and values; the gains are those of norms."""
+    return {n: ParameterRole(decay=True, matrix=True) for n in mixer.state_dict() if n.endswith("weight")}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, roles=roles)

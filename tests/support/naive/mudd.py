@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
-from mixerzoo import Mixer, Site
+from mixerzoo import Mixer, ParameterRole, Site
 from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, Vectors, rms_norm, weighted_sum
 
@@ -145,4 +145,9 @@ def initial(mixer: Mixer) -> dict[str, float | Tensor | Drawn]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown)
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """The MLP's two projections decay."""
+    return {name: ParameterRole(decay=True) for name in mixer.state_dict() if name[-2:] in ("w1", "w2")}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown, roles=roles)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, ZooCase
-from mixerzoo import Mixer
+from mixerzoo import Mixer, ParameterRole
 from mixerzoo.testing import Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.value_residual import in_flight_bytes, sources
@@ -82,4 +82,9 @@ def initial(mixer: Mixer) -> dict[str, Drawn]:
     return {name: Drawn() for name in mixer.state_dict()}
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown)
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """All are projections."""
+    return {name: ParameterRole(decay=True) for name in mixer.state_dict()}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan, shown=shown, roles=roles)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, SMALL, ZooCase
-from mixerzoo import Mixer, Site
+from mixerzoo import Mixer, ParameterRole, Site
 from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer
 from naive.residual import in_flight_bytes
@@ -100,4 +100,9 @@ def initial(mixer: Mixer) -> dict[str, float | Drawn]:
     return found
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED)
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """A gate's W is a projection; α, β and biases are none."""
+    return {name: ParameterRole(decay=True) for name in mixer.state_dict() if name.endswith("weight")}
+
+
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, roles=roles)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from case import LOOPED, POST_ROPE, SMALL, ZooCase
-from mixerzoo import Mixer, Site
+from mixerzoo import Mixer, ParameterRole, Site
 from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, rms_norm
 
@@ -111,4 +111,11 @@ def plan(mixer: Mixer) -> dict[str, bool]:
     return {"needs_own_kv": True}
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, plan=plan)
+def roles(mixer: Mixer) -> dict[str, ParameterRole]:
+    """Tables and projections."""
+    return {name: ParameterRole(decay=True) for name in mixer.state_dict()}
+
+
+REFERENCE = Reference(
+    begin, in_flight_bytes, flops_per_token, sources, initial, refused=REFUSED, plan=plan, roles=roles
+)

@@ -7,10 +7,12 @@ M : L − M = self_layers : cross_layers, rounded down.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 from hypothesis import strategies as st
 
-from case import LOOPED, POST_ROPE, SMALL, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase, planned_reads
+from mixerzoo import Mixer
 from mixerzoo.testing import Case, Reference
 from naive.residual import begin, flops_per_token, in_flight_bytes, sources
 
@@ -35,6 +37,13 @@ def slots(
     return middle, middle, None
 
 
+def plan(mixer: Mixer) -> dict[str, tuple[Any, ...]]:
+    """Whose keys and values each step attends to; of the slots that are written all but the last have the window."""
+    options, num_steps = mixer.config.model_dump(), mixer.shape.num_steps
+    windows = tuple(slots(step, num_steps, **options)[2] for step in range(num_steps))
+    return {**planned_reads(slots, mixer), "windows": windows}
+
+
 #: No self-decoder.
 REFUSED = (Case({**SMALL, "num_layers": 3}, {"self_layers": 1, "cross_layers": 3}),)
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, refused=REFUSED)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, refused=REFUSED, plan=plan)

@@ -13,6 +13,7 @@ from mixerzoo import (
     DecoderShape,
     MixerConfig,
     MixingWeights,
+    ParameterRole,
     Plan,
     ReferenceReading,
     Site,
@@ -27,11 +28,13 @@ from mixerzoo_plugins.depth_attention import DepthAttention
 from mixerzoo_plugins.lime import Lime
 from mixerzoo_plugins.residual import Residual
 from mixerzoo_plugins.satformer import SATFormer
+from mixerzoo_plugins.yoco import YOCO
 from naive import attn_res as naive_attn_res
 from naive import denseformer as naive_denseformer
 from naive import depth_attention as naive_depth_attention
 from naive import lime as naive_lime
 from naive import satformer as naive_satformer
+from naive import yoco as naive_yoco
 from wrong.basis import caught_by
 
 
@@ -117,6 +120,22 @@ class HoldsABitMore(DenseFormer):
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:
         return super().in_flight_bytes(dtype) + self.shape.hidden_size * dtype.itemsize
+
+
+@caught_by("reference_accounts", naive_satformer.REFERENCE)
+class LetsNothingDecay(SATFormer):
+    """Forgets the role of its projections, which it may have."""
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        return {}
+
+
+@caught_by("reference_accounts", naive_yoco.REFERENCE)
+class HasTheWindowAbove(YOCO):
+    """Lets the self-decoder see everything. Its plan is sound, and the reference is run by it."""
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), windows=(None,) * self.shape.num_steps)
 
 
 @caught_by("reference_accounts", naive_depth_attention.REFERENCE)
