@@ -79,7 +79,7 @@ def inference_job(model: Model, tokens: Tensor) -> Job:
 
     @torch.no_grad()
     def before() -> None:
-        if model.compile and pasts:
+        if model.is_whole and pasts:
             pasts[0].reset()
         else:
             pasts[:] = [model.new_past(tokens.size(0), length)]
@@ -91,12 +91,12 @@ def inference_job(model: Model, tokens: Tensor) -> Job:
     @torch.no_grad()
     def decode() -> None:
         for token in following:
-            if model.compile:
+            if model.is_whole:
                 torch.compiler.cudagraph_mark_step_begin()
             write(token, pasts[0])
 
     def after() -> None:
-        if not model.compile:
+        if not model.is_whole:
             pasts.clear()
 
     return Job({"prefill": prefill, "decode": decode}, before, after)

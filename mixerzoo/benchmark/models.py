@@ -27,11 +27,16 @@ class Model(ABC):
     Args:
         module: whose parameters it has.
         decoder: of ours, that does the same work.
-        compile: run all of it through ``torch.compile``.
+        form: of `FORMS`, in which it is compiled.
     """
 
-    def __init__(self, module: nn.Module, decoder: Decoder, compile: bool) -> None:
-        self.module, self.decoder, self.compile = module, decoder, compile
+    def __init__(self, module: nn.Module, decoder: Decoder, form: str) -> None:
+        self.module, self.decoder, self.form = module, decoder, form
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each phase is compiled as one graph."""
+        return self.form == "whole"
 
     @property
     def device(self) -> torch.device:
@@ -40,7 +45,7 @@ class Model(ABC):
 
     @abstractmethod
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of targets [B, T] given tokens [B, T], run eagerly."""
+        """Mean loss of targets [B, T] given tokens [B, T], not compiled as a whole."""
 
     @abstractmethod
     def compiled_loss(self) -> Any:
@@ -48,7 +53,7 @@ class Model(ABC):
 
     @abstractmethod
     def new_past(self, batch: int, length: int) -> Any:
-        """An empty cache for so many rows and tokens: of fixed storage where the model is compiled."""
+        """An empty cache for so many rows and tokens: of fixed storage where the model is compiled whole."""
 
     @abstractmethod
     def reader(self) -> Any:
@@ -59,8 +64,8 @@ class Model(ABC):
         """The same of one token [B, 1]."""
 
     def _compiled(self, function: Any, *, graph: bool = False) -> Any:
-        """A function or module through the compiler where that is wanted; ``graph``: as one CUDA graph on CUDA."""
-        if not self.compile:
+        """A function or module, as one graph where that is wanted; ``graph``: as one CUDA graph on CUDA."""
+        if not self.is_whole:
             return function
         mode = "reduce-overhead" if graph and self.device.type == "cuda" else None
         return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
@@ -71,20 +76,22 @@ class OurModel(Model):
 
     Args:
         decoder: the model.
-        compile: as in `Model`.
+        form: as in `Model`.
     """
 
-    def __init__(self, decoder: Decoder, compile: bool) -> None:
-        super().__init__(decoder, decoder, compile)
+    def __init__(self, decoder: Decoder, form: str) -> None:
+        super().__init__(decoder, decoder, form)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         return self.decoder.loss(tokens, targets)
 
     def compiled_loss(self) -> Any:
+        if self.form == "layers":
+            self.decoder.model.compile_training("layers")
         return self._compiled(self.decoder.loss)
 
     def new_past(self, batch: int, length: int) -> Any:
-        return self.decoder.new_cache(batch, max_length=length if self.compile else None)
+        return self.decoder.new_cache(batch, max_length=length if self.is_whole else None)
 
     def reader(self) -> Any:
         run = self._compiled(self.decoder)
@@ -99,15 +106,15 @@ class StockModel(Model):
 
     Args:
         decoder: with plain residual addition; it lends its parameters.
-        compile: as in `Model`.
+        form: as in `Model`; not by the layer.
     """
 
-    def __init__(self, decoder: Decoder, compile: bool) -> None:
+    def __init__(self, decoder: Decoder, form: str) -> None:
         self.stock = stock_model(decoder)
         self.name = f"transformers {type(self.stock).__name__.removesuffix('ForCausalLM')}"
         # From version 5.24 on it calls the past so.
         self._past = "cache" if "cache" in signature(self.stock.forward).parameters else "past_key_values"
-        super().__init__(self.stock, decoder, compile)
+        super().__init__(self.stock, decoder, form)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         # Targets are shifted already; without labels it computes no loss.
@@ -122,7 +129,7 @@ class StockModel(Model):
         from transformers import DynamicCache, StaticCache
 
         config = self.stock.config
-        if not self.compile:
+        if not self.is_whole:
             return DynamicCache(config=config)
         cache = StaticCache(config=config, max_cache_len=length)
         cache.early_initialization(
@@ -140,15 +147,16 @@ class StockModel(Model):
 
 
 def build_decoders(benchmark: Benchmark, dtype: torch.dtype) -> dict[str, Decoder]:
-    """The decoders of a benchmark by label. All have the baseline's parameters, and each its mixer's besides.
+    """The decoders of a benchmark by name. All have the baseline's parameters, and each its mixer's besides.
 
     Args:
         benchmark: what is timed.
         dtype: of the weights.
     """
     base = build(benchmark.baseline, device=benchmark.device, dtype=dtype)
-    others = {label: recipe for label, recipe in benchmark.recipes.items() if label != BASELINE}
-    return {BASELINE: base, **{label: _with_weights_of(base, recipe) for label, recipe in others.items()}}
+    variants = {benchmark.named(*key): benchmark.recipes[key[0]] for key in benchmark.variants}
+    del variants[BASELINE]
+    return {BASELINE: base, **{name: _with_weights_of(base, recipe) for name, recipe in variants.items()}}
 
 
 def _with_weights_of(base: Decoder, recipe: Recipe) -> Decoder:

@@ -21,6 +21,8 @@ from mixerzoo.yaml_text import one_line
 BASELINE = "residual"
 #: What is timed: a training step, reading a prompt, writing after it.
 PHASES = ("train", "prefill", "decode")
+#: What `torch.compile` runs: nothing, what repeats in the layers of a training step, or all of a phase as one graph.
+FORMS = ("off", "layers", "whole")
 #: Other projects whose own model can stand beside ours.
 PEERS = ("transformers",)
 #: Tokens of a row that one timing of decoding writes.
@@ -40,7 +42,7 @@ class Benchmark:
         device: where it runs.
         dtype: of the weights and of the arithmetic; of 16 bits, training keeps its weights in float32 and computes
             under autocast.
-        compile: run everything through ``torch.compile``.
+        compile: of `FORMS`; each mixer is timed in every one of them.
         batch: rows.
         tokens: of a row, trained on at once or read as a prompt.
         rounds: in each of which everything is timed once.
@@ -53,7 +55,7 @@ class Benchmark:
     phases: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
-    compile: bool
+    compile: tuple[str, ...]
     batch: int
     tokens: int
     rounds: int
@@ -62,6 +64,20 @@ class Benchmark:
     def baseline(self) -> Recipe:
         """With plain residual addition."""
         return self.recipes[BASELINE]
+
+    def named(self, label: str, form: str) -> str:
+        """What a model is called in a form; in the first form it has the mixer's label alone.
+
+        Args:
+            label: of the mixer.
+            form: of `FORMS`.
+        """
+        return label if form == self.compile[0] else f"{label}, {form}"
+
+    @property
+    def variants(self) -> tuple[tuple[str, str], ...]:
+        """Every label in every form, the baseline in the first form first."""
+        return tuple((label, form) for label in self.recipes for form in self.compile)
 
     @property
     def training_dtype(self) -> torch.dtype:
@@ -78,7 +94,7 @@ def read_benchmark(
     phases: Sequence[str] = PHASES,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
-    compile: bool = False,
+    compile: Sequence[str] = ("off",),
     batch: int = 2,
     tokens: int = 1024,
     rounds: int = 5,
@@ -93,7 +109,7 @@ def read_benchmark(
         phases: of `PHASES`.
         device: where it runs.
         dtype: of the weights and of the arithmetic.
-        compile: run everything through ``torch.compile``.
+        compile: of `FORMS`; the first is that of the baseline.
         batch: rows.
         tokens: of a row.
         rounds: in each of which everything is timed once.
@@ -102,9 +118,10 @@ def read_benchmark(
         RecipeError: names file, line and key of what is wrong.
         MixerError: a mixer cannot work on the decoder.
         BackendError: the device, the dtype or the attention cannot be had here.
-        BenchmarkError: an unknown phase or peer, a peer that has no such decoder, or a recipe that varies a key.
+        BenchmarkError: an unknown phase, form or peer, a form that a phase does not have, a peer that has no such
+            decoder, or a recipe that varies a key.
     """
-    _check(peers, phases, batch, tokens, rounds)
+    _check(peers, phases, compile, batch, tokens, rounds)
     where, exact = find_device(device), find_dtype(dtype)
     recipes, choices = _recipes(path, overrides, mixers)
     base = recipes[BASELINE]
@@ -121,16 +138,16 @@ def read_benchmark(
         tuple(name for name in PHASES if name in phases),
         where,
         exact,
-        compile,
+        tuple(dict.fromkeys(compile)),
         batch,
         tokens,
         rounds,
     )
 
 
-def _check(peers: Sequence[str], phases: Sequence[str], *counts: int) -> None:
+def _check(peers: Sequence[str], phases: Sequence[str], forms: Sequence[str], *counts: int) -> None:
     """Refuse what has no meaning on any machine."""
-    for kind, given, known in (("phase", phases, PHASES), ("peer", peers, PEERS)):
+    for kind, given, known in (("phase", phases, PHASES), ("form of compile", forms, FORMS), ("peer", peers, PEERS)):
         for name in given:
             if name not in known:
                 raise BenchmarkError(
@@ -138,6 +155,10 @@ def _check(peers: Sequence[str], phases: Sequence[str], *counts: int) -> None:
                 )
     if not phases:
         raise BenchmarkError(f"nothing is to be timed; choose of the phases {', '.join(PHASES)}")
+    if not forms:
+        raise BenchmarkError(f"compile has no form; choose of {', '.join(FORMS)}")
+    if "layers" in forms and set(phases) != {"train"}:
+        raise BenchmarkError("layers are compiled in training alone; time the phase train alone, or take off or whole")
     if min(counts) < 1:
         raise BenchmarkError(f"batch, tokens and rounds must be at least 1, got {', '.join(map(str, counts))}")
 

@@ -60,7 +60,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = lambda _: N
         "decoded_tokens": DECODED,
         "rounds": benchmark.rounds,
         "dtype": str(benchmark.dtype).removeprefix("torch."),
-        "compile": benchmark.compile,
+        "compile": list(benchmark.compile),
         "attention_backend": benchmark.baseline.model.attention_backend,
         "ceilings": {
             "flops_per_second": ceilings.flops_per_second,
@@ -75,7 +75,8 @@ def _model(benchmark: Benchmark, measured: Measured, base: Measured, ceilings: C
     wanted = set(benchmark.phases)
     return {
         "label": measured.label,
-        "mixer": benchmark.choices.get(measured.label),
+        "mixer": None if measured.mixer is None else benchmark.choices[measured.mixer],
+        "compile": measured.form,
         "parameters": measured.parameters,
         "logits_difference": measured.logits_difference,
         "kept_bytes": measured.kept_bytes,

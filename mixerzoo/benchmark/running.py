@@ -31,6 +31,8 @@ class Measured:
 
     Attributes:
         label: what it is called.
+        form: of `FORMS`, in which it is compiled.
+        mixer: label of its mixer; None of a peer.
         parameters: of all of it.
         logits_difference: of a peer from ours; None of ours.
         kept_bytes: by autograd, between forward and backward; None: not trained, or why is among the failures.
@@ -42,6 +44,8 @@ class Measured:
     """
 
     label: str
+    form: str
+    mixer: str | None
     parameters: int
     logits_difference: float | None = None
     kept_bytes: int | None = None
@@ -139,18 +143,23 @@ def _inference(
 
 
 def _models(benchmark: Benchmark, dtype: torch.dtype, found: dict[str, Measured]) -> dict[str, Model]:
-    """The models by label, the baseline first and peers after it; those that are new are put among the found."""
+    """The models by name, the baseline first and peers after it; those that are new are put among the found."""
     decoders = build_decoders(benchmark, dtype)
     base = decoders.pop(BASELINE)
-    models: dict[str, Model] = {BASELINE: OurModel(base, benchmark.compile)}
-    peers = [StockModel(base, benchmark.compile) for _ in benchmark.peers]
-    differences = {peer.name: compare_logits(base, peer) for peer in peers}
-    models |= {peer.name: peer for peer in peers}
-    models |= {label: OurModel(decoder, benchmark.compile) for label, decoder in decoders.items()}
-    for label, model in models.items():
-        measured = found.setdefault(label, Measured(label, sum(each.numel() for each in model.module.parameters())))
-        if label in differences:
-            measured.logits_difference = max(differences[label], measured.logits_difference or 0.0)
+    ours = {benchmark.named(label, form): (label, form) for label, form in benchmark.variants}
+    models: dict[str, Model] = {BASELINE: OurModel(base, benchmark.compile[0])}
+    # What is compiled by the layer is ours; a peer is then run as it is.
+    forms = [form for form in benchmark.compile if form != "layers"] or ["off"]
+    peers = [StockModel(base, form) for _ in benchmark.peers for form in forms]
+    names = {peer: peer.name if peer.form == forms[0] else f"{peer.name}, {peer.form}" for peer in peers}
+    differences = {names[peer]: compare_logits(base, peer) for peer in peers}
+    models |= {names[peer]: peer for peer in peers}
+    models |= {name: OurModel(decoder, ours[name][1]) for name, decoder in decoders.items()}
+    for name, model in models.items():
+        mixer, size = ours.get(name, (None, ""))[0], sum(each.numel() for each in model.module.parameters())
+        measured = found.setdefault(name, Measured(name, model.form, mixer, size))
+        if name in differences:
+            measured.logits_difference = max(differences[name], measured.logits_difference or 0.0)
     return models
 
 

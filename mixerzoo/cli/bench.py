@@ -55,7 +55,13 @@ _Phases = Annotated[str, typer.Option("--phases", help="What is timed, of these,
 _Dtype = Annotated[
     str, typer.Option("--dtype", help="E.g. bfloat16: training is then under autocast, with weights in float32.")
 ]
-_Compile = Annotated[bool, typer.Option("--compile", help="Run everything through torch.compile.")]
+_Compile = Annotated[
+    str,
+    typer.Option(
+        "--compile",
+        help="What torch.compile runs: off, layers (of training), whole; with commas between, to time several.",
+    ),
+]
 _Batch = Annotated[int, typer.Option("--batch", min=1, max=2**16, help="Rows.")]
 _Tokens = Annotated[int, typer.Option("--tokens", min=1, max=2**24, help="Of a row: trained on, or read as a prompt.")]
 _Rounds = Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="In each of which everything is timed once.")]
@@ -79,7 +85,7 @@ def command(
     phases: _Phases = "train,prefill,decode",
     device: DeviceOption = None,
     dtype: _Dtype = "float32",
-    compile: _Compile = False,
+    compile: _Compile = "off",
     batch: _Batch = 2,
     tokens: _Tokens = 1024,
     rounds: _Rounds = 5,
@@ -117,7 +123,7 @@ def command(
         phases=_names(phases),
         device=where,
         dtype=dtype,
-        compile=compile,
+        compile=_names(compile),
         batch=batch,
         tokens=tokens,
         rounds=rounds,
@@ -165,7 +171,7 @@ def _print(found: dict[str, Any]) -> None:
     flops, nbytes = (found["ceilings"][key] for key in ("flops_per_second", "bytes_per_second"))
     printer.print(
         f"{found['recipe']}: {found['batch']} × {found['tokens']:,} tokens, {found['dtype']}, "
-        f"{'compiled' if found['compile'] else 'eager'}, {found['rounds']} rounds, on {hardware}",
+        f"compile {', '.join(found['compile'])}, {found['rounds']} rounds, on {hardware}",
         f"At best {flops / 1e12:,.3g} TFLOP/s and {nbytes / 1e9:,.4g} GB/s, as measured. "
         f"PyTorch {versions['torch']}, transformers {versions['transformers']}.",
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mixerzoo.cli import app
 from mixerzoo.errors import BackendError, BenchmarkError, CheckpointError, RecipeError
 from mixerzoo.exchange import stock_format
 from mixerzoo.model import flops_per_token, forward_flops
+from mixerzoo.model.decoder import Backbone
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -110,7 +112,7 @@ def test_decoders_share_their_weights_and_compute_what_they_do_alone():
 def test_the_peer_is_the_same_model_on_the_same_weights(overrides, name):
     decoder = build_decoders(small("residual", *overrides), torch.float64)["residual"]
     random = torch.get_rng_state()
-    peer = StockModel(decoder, compile=False)
+    peer = StockModel(decoder, "off")
     assert torch.equal(torch.get_rng_state(), random)
     assert peer.name == name
     assert {id(each) for each in peer.module.parameters()} == {id(each) for each in decoder.parameters()}
@@ -118,7 +120,7 @@ def test_the_peer_is_the_same_model_on_the_same_weights(overrides, name):
     tokens, targets = torch.arange(24).view(2, 12), torch.arange(1, 25).view(2, 12)
     torch.testing.assert_close(
         peer.loss(tokens, targets).double(),
-        OurModel(decoder, compile=False).loss(tokens, targets).double(),
+        OurModel(decoder, "off").loss(tokens, targets).double(),
         rtol=1e-6,
         atol=0,
     )
@@ -232,7 +234,7 @@ def test_a_model_without_memory_for_its_cache_fails_alone(monkeypatch):
     monkeypatch.setattr(OurModel, "new_past", short_of_memory)
     # What is compiled has one cache for all rounds; here it runs eagerly.
     monkeypatch.setattr(OurModel, "_compiled", lambda self, function, graph=False: function)
-    models = run_benchmark(small("yoco", phases=["decode"], compile=True))["models"]
+    models = run_benchmark(small("yoco", phases=["decode"], compile=["whole"]))["models"]
     assert [list(model["phases"]) for model in models] == [["decode"], []]
     assert [model["failures"] for model in models] == [{}, {"prefill": "OutOfMemoryError: none left"}]
 
@@ -348,9 +350,64 @@ def test_ratios_are_taken_within_a_round():
     assert ratio([3.0], [2.0]) == (1.5, (1.5, 1.5))
 
 
+def test_several_forms_are_timed_in_the_same_rounds(monkeypatch):
+    asked = []
+    monkeypatch.setattr(OurModel, "_compiled", lambda self, function, graph=False: asked.append(self.form) or function)
+    monkeypatch.setattr(Backbone, "compile_training", lambda self, mode: asked.append(mode))
+    forms = ["off", "layers", "whole"]
+    found = run_benchmark(small("residual, yoco", phases=["train"], compile=forms))
+    assert found["compile"] == forms
+    labels = [model["label"] for model in found["models"]]
+    assert labels[0] == found["baseline"] == "residual"
+    assert sorted(labels) == [
+        f"{mixer}{form}" for mixer in ("residual", "yoco") for form in ("", ", layers", ", whole")
+    ]
+    for model in found["models"]:
+        assert not model["failures"]
+        assert model["compile"] == (model["label"].partition(", ")[2] or "off")
+        assert model["mixer"] == {"name": model["label"].partition(", ")[0]}
+    # By the layer it is asked for by both.
+    assert Counter(asked) == {"off": 2, "layers": 4, "whole": 2}
+
+
+def test_a_peer_has_the_forms_that_it_can_have():
+    plan = small(peers=["transformers"], phases=["train"], compile=["layers"])
+    names = {name: model.form for name, model in running._models(plan, plan.training_dtype, {}).items()}
+    assert names["residual"] == "layers"
+    assert names["transformers Qwen3"] == "off"
+    plan = small(peers=["transformers"], compile=["whole", "off"])
+    names = {name: model.form for name, model in running._models(plan, plan.training_dtype, {}).items()}
+    assert (names["transformers Qwen3"], names["transformers Qwen3, off"]) == ("whole", "off")
+    assert (names["yoco"], names["yoco, off"]) == ("whole", "off")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("layer", "there is no form of compile 'layer' (did you mean 'layers'?)"),
+        (",", "compile has no form; choose of off, layers, whole"),
+        ("layers", "layers are compiled in training alone; time the phase train alone"),
+    ],
+)
+def test_forms_that_cannot_be_are_refused(given, words):
+    result = invoke("--compile", given)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_step_that_is_compiled_by_the_layer_is_measured():
+    found = run_benchmark(small("depth_attention", phases=["train"], compile=["off", "layers"]))
+    assert not [model["failures"] for model in found["models"] if model["failures"]]
+    first = {model["label"]: model["phases"]["train"]["first_call_seconds"] for model in found["models"]}
+    assert first["residual, layers"] > first["residual"]
+    assert first["depth_attention, layers"] > first["depth_attention"]
+
+
 @pytest.mark.slow
 def test_compiled_decoders_and_the_compiled_peer_are_measured():
-    found = run_benchmark(small("depth_attention", peers=["transformers"], compile=True))
+    found = run_benchmark(small("depth_attention", peers=["transformers"], compile=["whole"]))
     for model in found["models"]:
         assert not model["failures"]
         assert list(model["phases"]) == ["train", "train_with_optimizer", "prefill", "decode"]
