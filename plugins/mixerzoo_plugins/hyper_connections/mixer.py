@@ -130,7 +130,7 @@ class HyperConnections(StreamMixer[Config]):
         # With one stream its matrix and its weight in the head are 1, whatever their logits.
         idle = ("residual_logits", "alpha_res", head) if options["num_streams"] == 1 else ()
         unused = frozenset(name for name in names if name.endswith(idle)) if idle else frozenset()
-        return ReferenceReading(options, {name: own for name, own in names.items() if name not in unused}, unused)
+        return ReferenceReading(options, names, unused)
 
 
 def _refuse(config: Config) -> None:

@@ -343,7 +343,7 @@ def roles(mixer: Mixer) -> dict[str, ParameterRole]:
 CHECKPOINTS = assembled(
     "mhc",
     without(golden("mhc_n2"), "mhc_num_streams", "mhc_sinkhorn_iters"),
-    with_streams(1),
+    without(with_streams(1), "baseline_mode"),
     without(with_streams(4), "mhc_num_streams", "residual_baseline_num_streams"),
 )
 #: The fewest and the most streams.

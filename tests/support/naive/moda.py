@@ -113,9 +113,10 @@ def initial(mixer: Mixer) -> dict[str, float | Drawn]:
     return {name: 1.0 if name.endswith("key_gain") else Drawn() for name in mixer.state_dict()}
 
 
-def plan(mixer: Mixer) -> dict[str, bool]:
-    """It needs each layer's own keys and values."""
-    return {"needs_own_kv": True}
+def plan(mixer: Mixer) -> dict[str, object]:
+    """It needs each layer's own keys and values, and one layer has none before it to attend to."""
+    hooks = {"mix_kv", "depth_kv"} if mixer.shape.num_steps > 1 else {"mix_kv"}
+    return {"needs_own_kv": True, "hooks": frozenset(hooks)}
 
 
 def roles(mixer: Mixer) -> dict[str, ParameterRole]:
