@@ -85,7 +85,7 @@ class Verdict:
 
 
 #: Methods that forwards do not call: the only checks that call them.
-_ACCOUNTING = ("reference_accounts", "in_flight_bytes", "flops", "sources")
+_ACCOUNTING = ("reference_accounts", "reference_cases", "in_flight_bytes", "flops", "sources")
 _SEEN_BY: dict[str, tuple[str, ...]] = {
     "in_flight_bytes": _ACCOUNTING,
     "flops_per_token": _ACCOUNTING,
