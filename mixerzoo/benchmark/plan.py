@@ -130,7 +130,7 @@ def read_benchmark(
         build(recipe, device="meta")
     if peers:
         stock_format(build(base, device="meta"))
-    return Benchmark(
+    benchmark = Benchmark(
         str(path),
         recipes,
         choices,
@@ -143,6 +143,11 @@ def read_benchmark(
         tokens,
         rounds,
     )
+    names = [benchmark.named(*variant) for variant in benchmark.variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise BenchmarkError(f"two models would be called {name!r}; give a mixer another label")
+    return benchmark
 
 
 def _check(peers: Sequence[str], phases: Sequence[str], forms: Sequence[str], *counts: int) -> None:

@@ -44,7 +44,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = lambda _: N
     measured, ceilings = measure(benchmark, say)
     base = measured[0]
     return {
-        "format": 1,
+        "format": 2,
         "recipe": benchmark.source,
         "model": benchmark.baseline.model.model_dump(mode="json"),
         "date": began.isoformat(timespec="seconds"),

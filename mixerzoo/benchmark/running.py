@@ -19,7 +19,7 @@ from mixerzoo.errors import BenchmarkError, MixerzooError
 
 #: Compiled graphs of one function beyond which the compiler gives up; every model here shares its functions.
 _MANY_GRAPHS = 512
-#: What failures call the count of what autograd keeps. It is eager, and may take more memory than what is timed.
+#: What failures call the count of what autograd keeps. It may take more memory than what is timed.
 KEPT = "kept"
 #: Parts whose peak of memory says something.
 _WITH_PEAK = ("train", "prefill")
@@ -151,7 +151,7 @@ def _models(benchmark: Benchmark, dtype: torch.dtype, found: dict[str, Measured]
     # What is compiled by the layer is ours; a peer is then run as it is.
     forms = [form for form in benchmark.compile if form != "layers"] or ["off"]
     peers = [StockModel(base, form) for _ in benchmark.peers for form in forms]
-    names = {peer: peer.name if peer.form == forms[0] else f"{peer.name}, {peer.form}" for peer in peers}
+    names = {peer: benchmark.named(peer.name, peer.form) for peer in peers}
     differences = {names[peer]: compare_logits(base, peer) for peer in peers}
     models |= {names[peer]: peer for peer in peers}
     models |= {name: OurModel(decoder, ours[name][1]) for name, decoder in decoders.items()}

@@ -229,7 +229,7 @@ class _Gathered:
     """Sums of the weights at one place over tokens and heads, in float64."""
 
     def __init__(self, place: _Place, first: MixingWeights) -> None:
-        self.place, self.names, self.num_sources = place, first.names, first.weights.shape[-1]
+        self.place, self.first, self.num_sources = place, first, first.weights.shape[-1]
         self.count = 0
         self.sum = torch.zeros(self.num_sources, dtype=torch.float64)
         self.squares = self.sum.clone()
@@ -252,8 +252,8 @@ class _Gathered:
         mean = self.sum / self.count
         spread = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
         site = self.place.site
-        known = self.names or (() if site is None else mixer.sources(site))
-        names = [_named(source) for source in known] if len(known) == self.num_sources else None
+        known = self.first.named(() if site is None else mixer.sources(site))
+        names = None if known is None else [_named(source) for source in known]
         return SiteWeights(
             step=mixer.shape.num_steps if site is None else site.step,
             layer=None if site is None else site.layer,

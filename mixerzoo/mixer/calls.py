@@ -90,14 +90,25 @@ class MixingWeights(NamedTuple):
     Attributes:
         weights: [N], or [B, T, N], or for heads [B, G, T, N]; Σ_i weights_i · sources_i is what the site gets.
         sources: N tensors, [B, T, D] each, or heads [B, G, T, d].
-        names: whose outputs they are, None the embedding; empty: as `Mixer.sources` says of the site.
+        names: whose outputs they are, None the embedding, and of keys and values the attention that they are of; empty:
+            as `Mixer.sources` says of the site, where those are as many. None: they have no names.
         channels: [N, D], for heads [N, d]: what is added to the weights of each channel; None: nothing.
     """
 
     weights: Tensor
     sources: tuple[Tensor, ...]
-    names: tuple[Site | None, ...] = ()
+    names: tuple[Site | None, ...] | None = ()
     channels: Tensor | None = None
+
+    def named(self, sources: tuple[Site | None, ...]) -> tuple[Site | None, ...] | None:
+        """One name for each source, or None where they have none.
+
+        Args:
+            sources: as `Mixer.sources` says of the site.
+        """
+        if self.names or self.names is None:
+            return self.names
+        return sources if len(sources) == len(self.sources) else None
 
     def parts(self) -> tuple[Tensor, ...]:
         """Every source as it is weighed; the site gets their sum."""

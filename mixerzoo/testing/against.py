@@ -19,7 +19,7 @@ from mixerzoo.testing.reference import Begin, Latent, Sizes, Trace, run
 
 @dataclass(frozen=True)
 class Drawn:
-    """Initial values that are drawn from the seed, each entry by itself.
+    """Initial values that are drawn from the seed, each entry by itself, of this parameter and of all others.
 
     Attributes:
         std: standard deviation of each entry, for all or for each; where it is 0 the mean is not departed from. None:

@@ -300,16 +300,19 @@ def _refuse_both(part: Mixer) -> None:
 
 
 def _naming(part: Mixer, site: Site, given: MixingWeights | None) -> MixingWeights | None:
-    """Weights with the names of the part that shows them, as those of the whole are the names of all parts."""
-    return given if given is None or given.names else given._replace(names=part.sources(site))
+    """Weights with the names that the part itself would give them, as `sources` of the whole are those of all parts."""
+    return given and given._replace(names=given.named(part.sources(site)))
 
 
 def _kv_bytes(part: Mixer) -> str:
-    """The formula of a part's card, with the values of its options for their names."""
-    formula = part.card.kv_bytes
+    """The formula of a part's card, with the values of its options for their names; in words where one is no number."""
+    formula, words = part.card.kv_bytes, ""
     for name, value in part.config:
-        formula = re.sub(rf"\b{name}\b", str(value), formula)
-    return formula
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            formula = re.sub(rf"\b{name}\b", str(value), formula)
+        elif re.search(rf"\b{name}\b", formula):
+            words = f" with the options of {part.name}"
+    return formula + words
 
 
 def _owner(words: str, names: Sequence[str]) -> str | None:

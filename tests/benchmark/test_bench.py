@@ -374,11 +374,16 @@ def test_a_peer_has_the_forms_that_it_can_have():
     plan = small(peers=["transformers"], phases=["train"], compile=["layers"])
     names = {name: model.form for name, model in running._models(plan, plan.training_dtype, {}).items()}
     assert names["residual"] == "layers"
-    assert names["transformers Qwen3"] == "off"
+    assert names["transformers Qwen3, off"] == "off"
     plan = small(peers=["transformers"], compile=["whole", "off"])
     names = {name: model.form for name, model in running._models(plan, plan.training_dtype, {}).items()}
     assert (names["transformers Qwen3"], names["transformers Qwen3, off"]) == ("whole", "off")
     assert (names["yoco"], names["yoco, off"]) == ("whole", "off")
+
+
+def test_labels_that_would_be_those_of_another_form_are_refused():
+    with pytest.raises(BenchmarkError, match="two models would be called 'yoco, layers'"):
+        small("[yoco, {'yoco, layers': lime}]", phases=["train"], compile=["off", "layers"])
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 
 import zoo
-from mixerzoo import MixerError, RecipeError, load_recipe
-from mixerzoo.testing import Case, rerun
+from mixerzoo import Context, MixerError, RecipeError, load_recipe
+from mixerzoo.testing import CHECKS, Case, rerun, run_check
 
 STREAMS = [name for name in zoo.REGISTERED if zoo.mixer_class(name).card.family in ("streams", "depth-weighted")]
 
@@ -41,6 +42,35 @@ def test_the_card_of_a_composition_has_the_cache_that_a_part_plans(part: str) ->
     planned, plain = composed(*of), composed({"name": "denseformer"})
     assert planned.mixer.card.kv_bytes != plain.mixer.card.kv_bytes == zoo.mixer_class("compose").card.kv_bytes
     rerun("kv_bytes", zoo.mixer_class("compose"), Case(dict(zoo.MODEL), {"of": of}))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        # It shows the stream beside its sources.
+        [{"name": "delta_attn_res"}, {"name": "depth_attention"}],
+        # Streams have no names; there are as many as the other part has sources.
+        [{"name": "hyper_connections", "num_streams": 2}, {"name": "value_residual"}],
+        # Values do not have the latest output in them.
+        [{"name": "ladder"}, {"name": "value_residual"}],
+    ],
+    ids=str,
+)
+def test_sources_of_a_part_have_the_names_that_it_gives_them(of: list[dict[str, Any]]) -> None:
+    result = run_check(CHECKS["source_names"], zoo.mixer_class("compose"), overrides={"of": st.just(of)})
+    assert result.ok, result.message
+    assert result.ran
+
+
+def test_streams_have_no_names_in_a_composition() -> None:
+    decoder = composed({"name": "hyper_connections", "num_streams": 2}, {"name": "value_residual"})
+    site = decoder.shape.sites()[2]
+    assert len(decoder.mixer.sources(site)) == 2
+    state = decoder.mixer.start(
+        torch.zeros(1, 1, decoder.shape.hidden_size, dtype=torch.float64), Context(zoo.some_tokens(1, 1))
+    )
+    shown = decoder.mixer.mixing_weights(state, site)
+    assert shown.named(decoder.mixer.sources(site)) is None
 
 
 @torch.no_grad()

@@ -15,12 +15,13 @@ from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import assert_close, clause
 from mixerzoo.testing.starts import starting_values
 
-#: Steps of descent from the initial values, and how far each moves an entry.
+#: Steps of descent from the initial values, and how far each moves an entry, as a share of the parameter's largest one,
+#: or of 1 where all are zero.
 _STEPS, _PACE = 4, 0.01
 #: Steps of the deepest decoder that 6.1 is held to.
 _DEEPEST = 66
 #: Seeds of weights and tokens that are tried where a gradient is zero: a hard gate may be shut for all tokens of some.
-_TRIES = 8
+TRIES = 8
 #: Standard errors from which on a mean over them is not zero by chance: by Student's t, 1e-8 of the random weights.
 _CERTAIN = 12.0
 
@@ -54,7 +55,7 @@ def every_parameter_learns(mixer: type[Mixer], case: Case) -> None:
     zero = {
         n for n, g in gradients.items() if g is not None and g.numel() and not g.any() and depths.get(n, 1) <= steps
     }
-    for seed in range(case.seed + 1, case.seed + _TRIES):
+    for seed in range(case.seed + 1, case.seed + TRIES):
         if zero <= moving:
             break
         other = replace(case, seed=seed)
@@ -172,7 +173,7 @@ def every_parameter_starts(mixer: type[Mixer], case: Case) -> None:
     case = replace(case, chunks=(6,))
     roles = parameter_roles(case.decoder(mixer).mixer)
     waiting: set[str] | None = None
-    for seed in range(case.seed, case.seed + _TRIES):
+    for seed in range(case.seed, case.seed + TRIES):
         decoder = replace(case, seed=seed).decoder(mixer, perturbed=False)
         steps, parameters = decoder.shape.num_steps, dict(decoder.named_parameters())
         if waiting is None:
@@ -183,11 +184,18 @@ def every_parameter_starts(mixer: type[Mixer], case: Case) -> None:
                 return
             gradients = _gradients(decoder, replace(case, seed=seed))
             waiting -= _moving(gradients)
-            with torch.no_grad():
-                for name, gradient in gradients.items():
-                    if gradient is not None:
-                        parameters[name].sub_(gradient.sign(), alpha=_PACE)
+            _descend(parameters, gradients)
     assert not waiting, (
         f"{', '.join(sorted(waiting))} got no gradient in {_STEPS} steps from the initial values: where a product of "
         "several parameters starts at zero, all but one must start elsewhere"
     )
+
+
+@torch.no_grad()
+def _descend(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> None:
+    """A small step down, in place."""
+    for name, gradient in gradients.items():
+        if gradient is not None and gradient.numel():
+            assert gradient.isfinite().all(), f"near the initial values the gradient of {name} is not finite"
+            pace = _PACE * (float(parameters[name].abs().max()) or 1.0)
+            parameters[name].sub_(gradient.sign(), alpha=pace)

@@ -110,8 +110,10 @@ def _assert_accounts(decoder: Decoder, reference: Reference) -> None:
             planned = getattr(decoder.plan, field)
             assert planned == wanted, f"plan().{field} is {planned!r}, the reference says {wanted!r}"
     if reference.roles is not None:
-        expected_roles = reference.roles(ours)
-        for name, role in parameter_roles(ours).items():
+        expected_roles, roles = reference.roles(ours), parameter_roles(ours)
+        for name in expected_roles:
+            assert name in roles, f"there is no parameter {name!r}, of which the reference knows the role"
+        for name, role in roles.items():
             wanted = expected_roles.get(name, ParameterRole())
             assert role == wanted, f"the role of {name} is {role}, the reference says {wanted}"
 

@@ -168,13 +168,13 @@ class NamesAreTurnedRound(DenseFormer):
 
 
 @caught_by("source_names")
-class NamesValuesByTheNextLayer(DepthAttention):
-    """Calls values by the layers after those that made them."""
+class NamesValuesByTheLayerBefore(DepthAttention):
+    """Calls values by the layers before those that made them."""
 
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         order = self.shape.order
-        later = [min(read.step + 1, site.step) for read in super().sources(site) if read is not None]
-        return tuple(Site(step, order[step], "attention") for step in later)
+        earlier = [max(read.step - 1, 0) for read in super().sources(site) if read is not None]
+        return tuple(Site(step, order[step], "attention") for step in earlier)
 
 
 # Options.
