@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ class Benchmark:
     def baseline(self) -> Recipe:
         """With plain residual addition."""
         return self.recipes[BASELINE]
+
+    def __post_init__(self) -> None:
+        for name, count in Counter(self.named(*variant) for variant in self.variants).items():
+            if count > 1:
+                raise BenchmarkError(f"two models would be called {name!r}; give a mixer another label")
 
     def named(self, label: str, form: str) -> str:
         """What a model is called in a form; in the first form it has the mixer's label alone.
@@ -130,7 +136,7 @@ def read_benchmark(
         build(recipe, device="meta")
     if peers:
         stock_format(build(base, device="meta"))
-    benchmark = Benchmark(
+    return Benchmark(
         str(path),
         recipes,
         choices,
@@ -143,11 +149,6 @@ def read_benchmark(
         tokens,
         rounds,
     )
-    names = [benchmark.named(*variant) for variant in benchmark.variants]
-    for name in names:
-        if names.count(name) > 1:
-            raise BenchmarkError(f"two models would be called {name!r}; give a mixer another label")
-    return benchmark
 
 
 def _check(peers: Sequence[str], phases: Sequence[str], forms: Sequence[str], *counts: int) -> None:
