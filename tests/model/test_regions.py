@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from case import LATENT
-from mixerzoo import Decoder
+from mixerzoo import Decoder, MixerError
 from mixerzoo.model import regions
 from zoo import ZooCase, assert_close, some_tokens
 
@@ -62,6 +62,13 @@ def test_what_is_compiled_with_the_layers() -> None:
         if regions.Regions((decoder := zoo.shared(case)).plan, decoder.mixer).takes_mixer
     }
     assert found == WITH_MIXER
+
+
+def test_tokens_that_go_one_by_one_are_not_compiled_by_the_layer() -> None:
+    decoder = zoo.make(next(case for case in zoo.ADHOC_CASES if case.mixer == "rewriting"))
+    assert decoder.plan.is_sequential
+    with pytest.raises(MixerError, match=r"slot in turn.*set train\.compile to off"):
+        decoder.model.compile_training("layers")
 
 
 @zoo.parametrized(zoo.PLAIN_CASES, CHOSEN)
