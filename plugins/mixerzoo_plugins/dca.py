@@ -208,7 +208,7 @@ class Dca(Mixer[Config]):
         """What is weighed after ``done`` blocks; the sum of the old ones has the name of the latest of them."""
         assert isinstance(grn, GRN)
         blocks = self.shape.sites()[1 : 2 * done : 2]
-        names = (None, *blocks[len(blocks) + 1 - len(state.sources) :])
+        names = (None, *blocks[1 - len(state.sources) :])
         return MixingWeights(grn.weights(state.stream, state.sources), state.sources, names, grn.bias)
 
     def in_flight_bytes(self, dtype: torch.dtype) -> int:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import zoo
 from mixerzoo import Context, MixerError, RecipeError, load_recipe
+from mixerzoo.mixer import check_choice
 from mixerzoo.testing import CHECKS, Case, rerun, run_check
 
 STREAMS = [name for name in zoo.REGISTERED if zoo.mixer_class(name).card.family in ("streams", "depth-weighted")]
@@ -192,3 +193,9 @@ def test_wrong_recipes(override: str, message: str) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "small" / "compose.yaml"
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe, [override])
+
+
+def test_choices_that_are_made_in_python_are_looked_at_as_well() -> None:
+    choice, config = check_choice({"name": "value_residual"}), zoo.mixer_class("compose").Config
+    with pytest.raises(ValueError, match="'value_residual' is listed twice"):
+        config(of=[choice, choice])

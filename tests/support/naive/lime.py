@@ -14,9 +14,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from case import LOOPED, POST_ROPE, ZooCase
+from case import LOOPED, POST_ROPE, SMALL, ZooCase
 from mixerzoo import Mixer, Site
-from mixerzoo.testing import Drawn, Reference
+from mixerzoo.testing import Case, Drawn, Reference
 from mixerzoo.testing.reference import Begin, TokenMixer, weighted_sum
 
 CASES = (
@@ -93,4 +93,6 @@ def plan(mixer: Mixer) -> dict[str, bool]:
     return {"needs_own_kv": True}
 
 
-REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, plan=plan)
+#: So many routers that their spread can be told.
+DEEP = (Case({**SMALL, "num_layers": 8}, {"initial": "uniform"}),)
+REFERENCE = Reference(begin, in_flight_bytes, flops_per_token, sources, initial, cases=DEEP, plan=plan)
