@@ -118,16 +118,8 @@ class Backbone(Stack):
 
         Args:
             mode: ``layers`` compiles what repeats once for all layers; ``whole`` all of it as one graph, which takes
-                longer with each layer; ``off`` nothing.
-
-        Raises:
-            MixerError: there is nothing that could be compiled by the layer, as tokens go one by one.
+                longer with each layer; ``off`` nothing. Raises as `Regions` does.
         """
-        if mode == "layers" and self._is_sequential:
-            raise MixerError(
-                f"mixer {self.mixer.name!r} lets steps write one slot in turn, so that tokens go one by one through a "
-                "cache, where layers are not compiled; set train.compile to off"
-            )
         self._regions = Regions(self.plan, self.mixer) if mode == "layers" else None
         self._whole = torch.compile(self._forward, fullgraph=True) if mode == "whole" else None
 

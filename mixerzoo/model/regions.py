@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from mixerzoo.errors import MixerError
 from mixerzoo.mixer import AttentionInputs, Context, Mixer, Plan, Site, State
 from mixerzoo.model.attention import Attention
 from mixerzoo.model.layer import Layer
@@ -29,9 +30,17 @@ class Regions:
     Args:
         plan: of its steps.
         mixer: that joins them.
+
+    Raises:
+        MixerError: tokens go one by one, so that nothing could be compiled.
     """
 
     def __init__(self, plan: Plan, mixer: Mixer) -> None:
+        if plan.is_sequential:
+            raise MixerError(
+                f"mixer {mixer.name!r} lets steps write one slot in turn, so that tokens go one by one through a "
+                "cache, where layers are not compiled; set train.compile to off"
+            )
         self.plan = plan
         self.first = _first_alike(plan)
         #: Whether the mixer's own calls are compiled with the layers.

@@ -51,9 +51,9 @@ def test_the_naive_decoder_uses_torch_alone() -> None:
 def test_references_compute_nothing_with_the_library(path: Path) -> None:
     found = imported(path)
     of_library = {name: names for name, names in found.items() if name.partition(".")[0].startswith("mixerzoo")}
-    # Types, to say what a mixer is asked for.
-    assert of_library.pop("mixerzoo", set()) <= {"AttentionMixer", "Mixer", "Site"}
-    assert of_library.pop("mixerzoo.testing", set()) <= {"Case", "Reference"}
+    # Types, to say what a mixer is asked for, and what it must say.
+    assert of_library.pop("mixerzoo", set()) <= {"AttentionMixer", "Mixer", "ParameterRole", "Site"}
+    assert of_library.pop("mixerzoo.testing", set()) <= {"Case", "Drawn", "Reference"}
     assert of_library.keys() <= {"mixerzoo.testing.reference"}
     assert not found.keys() & {"transformers", "zoo"}
 
