@@ -244,7 +244,7 @@ ratio      to residual in the same round, median over rounds
 + AdamW    the ratio with the optimiser's step, which is not in the ms
 of floor   what the arithmetic or the memory would take at the device's best
 first      the first time, with compilation; of decoding, of 16 tokens
-kept       by autograd from forward to backward, not compiled whole, no parameters
+kept       by autograd from forward to backward, parameters left out
 peak       of all tensors, beyond what was there before"""
 
 #: Phase → the head of its table, and the unit of its times.
