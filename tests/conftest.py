@@ -1,8 +1,9 @@
-"""What holds for every test: one thread, poisoned memory, no network, reproducible examples."""
+"""What holds for every test: one thread, poisoned memory, no network, reproducible examples, signals that arrive."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,9 @@ from hypothesis import settings
 from mixerzoo.ops import forms
 
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has them ignore it, and some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Uninitialised memory is filled with NaN (integers: the largest), so that reading it shows.
 torch.use_deterministic_algorithms(True)

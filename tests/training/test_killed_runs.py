@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import runs
+from mixerzoo.ops.forms import forced_form
 from mixerzoo.training.run import train
 from mixerzoo.training.trainer import complete_checkpoints
 from runs import fingerprint, tiny_recipe
@@ -90,8 +91,10 @@ def test_killed_and_resumed_gives_the_same_bits(moment, finished, tmp_path):
     script = (
         "import sys\nsys.path.insert(0, sys.argv[2])\nimport torch\ntorch.set_num_threads(1)\n"
         "from pathlib import Path\nfrom mixerzoo import train\nfrom mixerzoo.training.trainer import MixerZooTrainer\n"
+        "from mixerzoo.ops.forms import forced\n"
         f"from runs import tiny_recipe\n{KILL}{MOMENTS[moment]}\n"
-        "train(tiny_recipe('train.keep_checkpoints=1'), Path(sys.argv[1]))\n"
+        f"with forced({forced_form()!r}):\n"
+        "    train(tiny_recipe('train.keep_checkpoints=1'), Path(sys.argv[1]))\n"
     )
     died = subprocess.run(
         [sys.executable, "-c", script, str(directory), str(Path(str(runs.__file__)).parent)],
