@@ -35,6 +35,13 @@ def operations(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forms_by_size() -> Iterator[None]:
+    """For a test of what sizes choose: ``--form`` asks for nothing."""
+    with forms.forced(None):
+        yield
+
+
 settings.register_profile("fast", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))

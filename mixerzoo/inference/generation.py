@@ -19,7 +19,7 @@ from mixerzoo.inference.prompt import (
     text_format,
     texts_of,
 )
-from mixerzoo.inference.sampling import Ends, Sampling, check_sampling, end_ids
+from mixerzoo.inference.sampling import Ends, Sampling, end_ids
 from mixerzoo.inference.steps import Steps
 from mixerzoo.model import Decoder, KVCache
 
@@ -100,7 +100,6 @@ def stream(
         CacheError: the tokens do not fit in the given cache, or it grows and the steps are to be compiled.
     """
     _check_decoder_and_cache(decoder, cache)
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
     run = Steps(decoder, max_new_tokens, Sampling(temperature, top_k, top_p), generator, compile, prefill_chunk)
     if isinstance(tokens, str):
         form = text_format(tokenizer)
@@ -215,7 +214,6 @@ def generate(
         MixerzooError, CacheError: as in `stream`.
     """
     _check_decoder_and_cache(decoder, cache)
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
     texts = texts_of(tokens)
     form = None if tokenizer is None and texts is None else text_format(tokenizer)
     prompts: list[list[int]] = []
@@ -227,7 +225,8 @@ def generate(
         prompts = [form.encode_prompt(text) for text in texts]
         ids, padding = padded_ids(decoder, prompts)
     ends = end_ids(form.end_ids if form is not None and end_of_text is None else end_of_text, decoder.shape.vocab_size)
-    run = Steps(decoder, max_new_tokens, Sampling(temperature, top_k, top_p), generator, compile, prefill_chunk)
+    sampling = Sampling(temperature, top_k, top_p)
+    run = Steps(decoder, max_new_tokens, sampling, generator, compile, prefill_chunk, waits=bool(ends))
     whole = _until_all_end(ids, run.after(ids, padding, cache), ends)
     if form is None or texts is None:
         return whole

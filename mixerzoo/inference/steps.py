@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from mixerzoo.errors import CacheError, MixerzooError
-from mixerzoo.inference.sampling import Sampling, are_finite, check_generator, choose, refuse_not_finite
+from mixerzoo.inference.sampling import Sampling, are_finite, check_generator, check_sampling, choose, refuse_not_finite
 from mixerzoo.model import Decoder, KVCache
+from mixerzoo.model.backends import MOST_MASK_BYTES
 
-#: Bytes by which a mixer's state may exceed that of a residual stream while a prompt goes through.
-_MOST_IN_FLIGHT = 2**29
+#: Bytes by which a mixer's state may exceed that of a residual stream while a prompt goes through, so that it takes at
+#: most half a GiB with the masks of a prompt in parts.
+_MOST_IN_FLIGHT = 2**29 - MOST_MASK_BYTES
 #: Tokens of a prompt, all rows together, that are never cut into parts unless asked for.
 _FEW = 1024
 #: Fixed caches have a multiple of this length, so that prompts of about a length are served by one graph.
@@ -41,6 +43,7 @@ class Steps:
         generator: source of randomness on the decoder's device; None: a fresh one, seeded with 0.
         compile: whether the steps after the prompt are one graph.
         prefill_chunk: tokens of the prompt at a time; None: `default_chunk`.
+        waits: look at each token's logits before the next step, which waits for the device; else after the last one.
     """
 
     decoder: Decoder
@@ -49,8 +52,10 @@ class Steps:
     generator: torch.Generator | None = None
     compile: bool = False
     prefill_chunk: int | None = None
+    waits: bool = True
 
     def __post_init__(self) -> None:
+        check_sampling(self.max_new_tokens, *self.sampling)
         check_chunk(self.prefill_chunk)
         check_generator(self.generator, self.decoder.lm_head.weight.device, self.sampling.temperature)
 
@@ -81,6 +86,7 @@ class Steps:
         with torch.inference_mode():
             logits = self._prefilled(tokens, left_padding, cache)
             chosen = choose(logits, self.sampling, generator)
+            all_finite = torch.ones((), dtype=torch.bool, device=logits.device)
         yield chosen
         for _ in range(self.max_new_tokens - 1):
             with torch.inference_mode():
@@ -88,11 +94,15 @@ class Steps:
                     noise = self.sampling.noise(tuple(logits.shape), generator)
                     step = _compiled(tokens.device.type)
                     chosen, finite = step(self.decoder, chosen[:, None], cache, left_padding, self.sampling, noise)
-                    refuse_not_finite(finite)
                 else:
                     logits = self.decoder(chosen[:, None], cache, left_padding=left_padding, last_only=True)[:, -1]
-                    chosen = choose(logits, self.sampling, generator)
+                    noise = self.sampling.noise(tuple(logits.shape), generator)
+                    chosen, finite = self.sampling.pick(logits, noise), are_finite(logits)
+                if self.waits:
+                    refuse_not_finite(finite)
+                all_finite = all_finite & finite
             yield chosen
+        refuse_not_finite(all_finite)
 
     def _prefilled(self, tokens: Tensor, left_padding: Tensor | None, cache: KVCache) -> Tensor:
         """Logits [B, V] after the prompt."""
@@ -146,7 +156,8 @@ def default_chunk(decoder: Decoder, batch_size: int, num_tokens: int) -> int:
         num_tokens: T.
 
     Returns:
-        As many as keep the state within 0.5 GiB of a residual stream of the same tokens; T where all do.
+        As many as keep the state, with attention's masks, within 0.5 GiB of a residual stream of the same tokens; T
+        where all do.
     """
     if num_tokens == 1 or batch_size * num_tokens <= _FEW:
         return num_tokens

@@ -13,7 +13,7 @@ from mixerzoo.model.devices import DTYPES, default_device, find_device, find_dty
 from mixerzoo.model.initial import initialise_mixer, materialize
 from mixerzoo.model.latent_attention import LatentAttention
 from mixerzoo.model.layer import Layer
-from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy
+from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy, target_scores
 from mixerzoo.model.norm import RMSNorm, compute_dtype
 from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
 from mixerzoo.model.recompute import EveryNth, Recompute, recomputes
@@ -68,5 +68,6 @@ __all__ = [
     "recomputes",
     "remix",
     "roles_within",
+    "target_scores",
     "unfit",
 ]

@@ -6,7 +6,7 @@ Shapes: B batch, H query heads, G key/value heads, T query tokens, S key tokens,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixerzoo.errors import BackendError
-from mixerzoo.model.flash import flash
+from mixerzoo.model.flash import flash, has_kernel
 from mixerzoo.model.fused_flex import fused_flex
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 BackendName: TypeAlias = Literal["sdpa", "eager", "flex", "flash", "xformers"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+#: Pairs of query and key, all rows together, whose visibility is there at a time where no gradients are wanted.
+MOST_PAIRS = 2**24
+#: What they take: PyTorch adds a mask to the scores as a copy in their dtype.
+MOST_MASK_BYTES = 5 * MOST_PAIRS
 
 
 class Visibility(NamedTuple):
@@ -36,8 +41,8 @@ class Visibility(NamedTuple):
         window: how many most recent positions are visible, or None for all.
         padding: int64 [B], number of padding tokens on the left of each row, or None.
         documents: int64 [B, any] document of the token at each position from 0, or None.
-        square: T = S and both count from the same position, so plain causal attention is the whole rule
-            when nothing else is set.
+        last: the queries are the last T of the keys, so plain causal attention is the whole rule when nothing else
+            is set.
     """
 
     queries: Tensor
@@ -45,12 +50,17 @@ class Visibility(NamedTuple):
     window: int | None
     padding: Tensor | None
     documents: Tensor | None
-    square: bool
+    last: bool
+
+    @property
+    def square(self) -> bool:
+        """Queries and keys are the same tokens."""
+        return self.last and self.queries.size(0) == self.keys.size(0)
 
     @property
     def causal_only(self) -> bool:
-        """Plain causal attention of a square [T, T] says it all."""
-        return self.square and self.window is None and self.padding is None and self.documents is None
+        """Plain causal attention of the last T of S tokens says it all."""
+        return self.last and self.window is None and self.padding is None and self.documents is None
 
     def visible(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether batch row ``row`` lets query number ``query`` see key number ``key`` (broadcast)."""
@@ -79,6 +89,20 @@ class Visibility(NamedTuple):
         # Where rows do not differ, `visible` leaves their dimensions out.
         return self.visible(row, query, key).expand(row.size(0), 1, query.size(0), key.size(0))
 
+    def parts(self, size: int) -> Iterator[tuple[slice, slice, Visibility]]:
+        """Some queries of the last tokens at a time, the keys that any of them may see, and who sees whom.
+
+        Args:
+            size: queries at a time.
+        """
+        num_queries, num_keys = self.queries.size(0), self.keys.size(0)
+        earlier = num_keys - num_queries
+        for start in range(0, num_queries, size):
+            stop = min(start + size, num_queries)
+            first = 0 if self.window is None else max(0, earlier + start + 1 - self.window)
+            queries, keys = slice(start, stop), slice(first, earlier + stop)
+            yield queries, keys, self._replace(queries=self.queries[queries], keys=self.keys[keys])
+
 
 class AttentionMask(NamedTuple):
     """A `Visibility` in the form that a backend reads, built once per forward and shared by all layers.
@@ -87,11 +111,21 @@ class AttentionMask(NamedTuple):
         visibility: the rule.
         dense: bool [B or 1, 1, T, S], or None where the rule is plain causal or hides nothing.
         blocks: flex attention's form, which lets it skip blocks that are hidden whole.
+        causal: each query sees the keys up to its own, and no dense form says so.
+        at_a_time: queries of which a backend is given the dense form at a time, where that of all is too large.
     """
 
     visibility: Visibility
     dense: Tensor | None = None
     blocks: BlockMask | None = None
+    causal: bool = False
+    at_a_time: int | None = None
+
+    def parts(self) -> Iterator[tuple[slice, slice, AttentionMask]]:
+        """Queries, the keys that any of them may see, and their mask, ``at_a_time`` of them at a time."""
+        assert self.at_a_time is not None
+        for queries, keys, rule in self.visibility.parts(self.at_a_time):
+            yield queries, keys, AttentionMask(rule, rule.dense())
 
 
 Backend: TypeAlias = Callable[[Tensor, Tensor, Tensor, AttentionMask, float], Tensor]
@@ -113,9 +147,30 @@ def make_mask(visibility: Visibility, backend: BackendName, hides_nothing: bool)
         return AttentionMask(visibility)
     if backend == "flex":
         return AttentionMask(visibility, blocks=_blocks(visibility))
-    if visibility.causal_only and backend != "eager":
-        return AttentionMask(visibility)
+    if visibility.causal_only and visibility.square and backend != "eager":
+        return AttentionMask(visibility, causal=True)
+    num_queries, num_keys = visibility.queries.size(0), visibility.keys.size(0)
+    pairs_of_a_query = (visibility.batch_size or 1) * num_keys
+    # With gradients one mask is kept for all layers, and a compiled step has few queries.
+    apart = visibility.last and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if apart and num_queries * pairs_of_a_query > MOST_PAIRS:
+        some = max(1, MOST_PAIRS // pairs_of_a_query)
+        return AttentionMask(visibility, causal=visibility.causal_only, at_a_time=some)
     return AttentionMask(visibility, visibility.dense())
+
+
+def in_parts(backend: BackendName, q: Tensor, mask: AttentionMask) -> bool:
+    """Whether queries go some at a time, since a mask of all would be too large.
+
+    Args:
+        backend: who attends.
+        q: queries [B, H, T, d].
+        mask: who sees whom.
+    """
+    if mask.at_a_time is None:
+        return False
+    # There, PyTorch's flash attention needs no mask for the last of longer sequences.
+    return not (backend == "sdpa" and mask.causal and has_kernel(q))
 
 
 def _check_flash(visibility: Visibility, hides_nothing: bool) -> None:
@@ -126,7 +181,7 @@ def _check_flash(visibility: Visibility, hides_nothing: bool) -> None:
         "documents": visibility.documents,
     }
     found = [name for name, part in parts.items() if part is not None]
-    if torch.compiler.is_compiling() and not (visibility.square or hides_nothing):
+    if torch.compiler.is_compiling() and not (visibility.last or hides_nothing):
         found.append("a cache of fixed length in a compiled step")
     if found:
         raise BackendError(
@@ -166,7 +221,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -
     """Weights [B, H, T, S] of eager attention, in float32, or float64 for float64 inputs; arguments as there."""
     scores = (q @ k.repeat_interleave(q.size(1) // k.size(1), dim=1).transpose(-1, -2)) * scale
     dense = mask.dense
-    if dense is None and (mask.blocks is not None or mask.visibility.causal_only):
+    if dense is None and (mask.blocks is not None or mask.at_a_time is not None or mask.causal):
         dense = mask.visibility.dense()
     if dense is not None:
         scores = scores.masked_fill(~dense, float("-inf"))
@@ -176,15 +231,25 @@ def attention_weights(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     """PyTorch's `scaled_dot_product_attention`; arguments as in `eager_attention`."""
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask.dense,
-        is_causal=mask.dense is None and mask.visibility.causal_only,
-        scale=scale,
-        enable_gqa=q.size(1) != k.size(1),
-    )
+    from torch.nn.attention.bias import causal_lower_right
+
+    num_queries, group = q.size(2), q.size(1) // k.size(1)
+    if num_queries == 1 and group > 1:
+        # The heads of a group are queries of the same keys, which no kernel then reads twice.
+        out = F.scaled_dot_product_attention(
+            q.reshape(*k.shape[:2], group, -1), k, v, attn_mask=mask.dense, scale=scale
+        )
+        return out.reshape(*q.shape[:3], -1)
+    if q.is_cuda and group > 1 and (mask.dense is not None or not has_kernel(q)):
+        # Of grouped heads, PyTorch would keep all scores: its flash attention knows no masks and no other dtypes, and
+        # its memory-efficient attention no groups.
+        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    options: dict[str, Any] = {"attn_mask": mask.dense}
+    if mask.causal and mask.visibility.square:
+        options = {"is_causal": True}
+    elif mask.causal:
+        options = {"attn_mask": causal_lower_right(num_queries, k.size(2))}
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.size(1) != k.size(1), **options)
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
@@ -231,7 +296,7 @@ def xformers_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, sca
 
     q = q.view(batch, num_kv_heads, group, num_queries, head_dim).permute(0, 3, 1, 2, 4)
     bias: Any = None
-    if mask.visibility.causal_only:
+    if mask.causal:
         bias = LowerTriangularMask()
     elif mask.dense is not None:
         # The kernels want rows that start at multiples of 8 elements.

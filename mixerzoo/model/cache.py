@@ -82,6 +82,8 @@ class KVCache:
         self.block_size = block_size
         # A fixed cache counts in a tensor, so that a compiled decoding step is one graph for all lengths.
         self._length: int | Tensor = 0
+        #: What that tensor holds, if it was looked at since a compiled step: a look waits for the device.
+        self._known: int | None = 0
         if max_length is not None:
             self._length = static(torch.zeros, (), dtype=torch.long, device=self.device)
         self._keys = {slot: self._empty(slot, *plan.k_size(shape)) for slot in plan.k_slots}
@@ -106,7 +108,11 @@ class KVCache:
     @property
     def length(self) -> int:
         """Tokens per sequence that have been advanced over."""
-        return int(self._length)
+        if not isinstance(self._length, Tensor) or torch.compiler.is_compiling():
+            return int(self._length)
+        if self._known is None:
+            self._known = int(self._length)
+        return self._known
 
     def positions(self, num_new: int) -> Tensor:
         """Absolute positions int64 [T] of the next ``num_new`` tokens.
@@ -183,10 +189,16 @@ class KVCache:
         self._count(num_new)
 
     def _count(self, num_new: int) -> None:
-        if isinstance(self._length, Tensor):
-            self._length.add_(num_new)
-        else:
+        if not isinstance(self._length, Tensor):
             self._length += num_new
+        elif torch.compiler.is_compiling():
+            # A number would make a graph for every length.
+            self._length.add_(num_new)
+            self._known = None
+        else:
+            known, self._known = self.length, None
+            self._length.add_(num_new)
+            self._known = known + num_new
 
     # Used by those who decode.
 
@@ -260,6 +272,7 @@ class KVCache:
         """Forget everything; fixed storage stays allocated."""
         if isinstance(self._length, Tensor):
             self._length.zero_()
+            self._known = 0
         else:
             self._length = 0
         self._oldest, self._arrived = {}, {}

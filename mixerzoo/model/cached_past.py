@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mixerzoo.mixer import DepthEntries, Plan
@@ -10,6 +11,7 @@ from mixerzoo.model.backends import (
     BackendName,
     attention_weights,
     backend_function,
+    in_parts,
 )
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.past import KeysAndValues, Past
@@ -38,11 +40,27 @@ class CachedPast(Past):
         return KeysAndValues(*self.cache.append(slot, k, v))
 
     def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
-        mask = self.masks[self.plan.window(step)]
-        if depth is not None:
-            causal = mask.dense is None and mask.visibility.causal_only
-            return attention_with_depth(q, k, v, mask.dense, scale, *depth.each(), causal=causal)
-        return backend_function(self.backend)(q, k, v, mask, scale)
+        mask, entries = self.masks[self.plan.window(step)], None if depth is None else depth.each()
+        if not in_parts(self.backend, q, mask):
+            return self._attend(q, k, v, mask, scale, entries)
+        parts = []
+        for queries, keys, each in mask.parts():
+            own = None if entries is None else tuple(tuple(x[:, :, queries] for x in xs) for xs in entries)
+            parts.append(self._attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], each, scale, own))
+        return torch.cat(parts, dim=2)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: AttentionMask,
+        scale: float,
+        entries: tuple[tuple[Tensor, ...], ...] | None,
+    ) -> Tensor:
+        if entries is None:
+            return backend_function(self.backend)(q, k, v, mask, scale)
+        return attention_with_depth(q, k, v, mask.dense, scale, *entries, causal=mask.causal)
 
     def weigh(self, step: int, q: Tensor, k: Tensor, scale: float) -> Tensor:
         return attention_weights(q, k, self.masks[self.plan.window(step)], scale)

@@ -223,7 +223,7 @@ class Backbone(Stack):
         # The positions of keys stay those of the beginning.
         past = run.past
         masks = {
-            window: self._mask(mask.visibility._replace(queries=mask.visibility.queries[-1:], square=False), past.cache)
+            window: self._mask(mask.visibility._replace(queries=mask.visibility.queries[-1:]), past.cache)
             for window, mask in past.masks.items()
         }
         rotary = Rotary(run.rotary.cos[:, :, -1:], run.rotary.sin[:, :, -1:])
@@ -237,12 +237,12 @@ class Backbone(Stack):
         documents: Tensor | None,
     ) -> dict[int | None, AttentionMask]:
         """A mask for each window of the plan, of queries at absolute positions [T]."""
-        compiled = torch.compiler.is_compiling()
+        # Compiled, a step over a cache sees all that it has room for.
+        last = cache is None or not torch.compiler.is_compiling()
         masks: dict[int | None, AttentionMask] = {}
         for window in {self.plan.window(step): None for step in range(len(self.plan.order))}:
-            square = cache is None or (not compiled and cache.length == 0 and window is None)
             keys = queries if cache is None else cache.key_positions(window, queries.size(0))
-            masks[window] = self._mask(Visibility(queries, keys, window, left_padding, documents, square), cache)
+            masks[window] = self._mask(Visibility(queries, keys, window, left_padding, documents, last), cache)
         return masks
 
     def _mask(self, rule: Visibility, cache: KVCache | None) -> AttentionMask:

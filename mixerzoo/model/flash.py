@@ -31,9 +31,8 @@ def flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.bias import causal_lower_right
 
-    kind = q.device.type
-    short = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
-    if kind != "cuda" or short not in DTYPES:
+    kind, short = q.device.type, attended_dtype(q)
+    if not has_kernel(q):
         raise BackendError(
             f"the attention backend 'flash' computes in bfloat16 or float16 on CUDA, not in {short} on {kind}; "
             "set model.attention_backend to 'sdpa'"
@@ -46,6 +45,17 @@ def flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1).to(short) for x in (k, v))
         bias = causal_lower_right(num_new, length)
         return F.scaled_dot_product_attention(q.to(short), k, v, attn_mask=bias, scale=scale)
+
+
+def attended_dtype(q: Tensor) -> torch.dtype:
+    """In which PyTorch attends with queries ``q``: under autocast, in its dtype."""
+    kind = q.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+
+
+def has_kernel(q: Tensor) -> bool:
+    """Whether PyTorch's flash attention takes queries ``q``, by their device and dtype."""
+    return q.is_cuda and attended_dtype(q) in DTYPES
 
 
 @functools.cache

@@ -45,15 +45,30 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         As `targets`.
     """
-    with torch.no_grad():
-        dtype, counted = _compute_dtype(hidden), targets != IGNORED
-        rows, wanted = hidden.reshape(-1, hidden.size(-1)).to(dtype), torch.where(counted, targets, 0).reshape(-1)
-        weight = weight.to(dtype)
-        losses = [
-            _log_probabilities(rows[part], weight).gather(1, wanted[part, None]).neg_()[:, 0]
-            for part in _parts(len(wanted), len(weight))
-        ]
-        return torch.cat(losses).view(targets.shape).masked_fill_(~counted, 0)
+    counted = targets != IGNORED
+    return target_scores(hidden, weight, torch.where(counted, targets, 0))[0].masked_fill_(~counted, 0)
+
+
+@torch.no_grad()
+def target_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """As `token_losses`, all of which count, and whether each target is the most likely token, the first of equal ones.
+
+    Args:
+        hidden: [..., D].
+        weight: of the head, [V, D].
+        targets: int64 [...].
+
+    Returns:
+        As `targets`, in float32 or wider, and as booleans.
+    """
+    dtype = _compute_dtype(hidden)
+    rows, wanted, weight = hidden.reshape(-1, hidden.size(-1)).to(dtype), targets.reshape(-1), weight.to(dtype)
+    losses, likeliest = [], []
+    for part in list(_parts(len(wanted), len(weight))) or [slice(0)]:
+        logits = _logits(rows[part], weight)
+        likeliest.append(logits.argmax(-1) == wanted[part])
+        losses.append(_log_probabilities(logits).gather(1, wanted[part, None]).neg_()[:, 0])
+    return torch.cat(losses).view(targets.shape), torch.cat(likeliest).view(targets.shape)
 
 
 def linear_cross_entropy(
@@ -76,12 +91,12 @@ def linear_cross_entropy(
     rows, wanted = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
     counted = wanted != ignore_index
     dtype = _compute_dtype(hidden)
-    share = counted.to(torch.promote_types(dtype, torch.float32))
-    if reduction == "mean":
-        share = share / counted.sum()
     run = _op_loss if torch.compiler.is_compiling() else _ChunkedLoss.apply
-    loss: Tensor = run(rows, weight, torch.where(counted, wanted, 0), share, dtype)
-    return loss
+    exact = torch.promote_types(dtype, torch.float32)
+    total: Tensor = run(rows, weight, torch.where(counted, wanted, 0), counted.to(exact), dtype)
+    # Divided here and not in the gradients by the logits: a share of one among many tokens is 0 in float16, and the
+    # scale of a loss that is to prevent that comes later.
+    return total / counted.sum() if reduction == "mean" else total
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -96,38 +111,52 @@ def _parts(num_tokens: int, vocab_size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, num_tokens, size))
 
 
-def _log_probabilities(rows: Tensor, weight: Tensor) -> Tensor:
+def _logits(rows: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
-        logits = rows @ weight.t()
+        return rows @ weight.t()
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
     return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _sum_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype, needs: tuple[bool, bool]
+    hidden: Tensor, weight: Tensor, targets: Tensor, counted: Tensor, dtype: torch.dtype, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The losses of all tokens, each times its share, and the gradients by hidden [N, D] and weight [V, D]."""
-    rows, head, exact = hidden.to(dtype), weight.to(dtype), share.dtype
-    losses = torch.empty_like(share)
+    """The losses of all tokens that count, and the gradients by hidden [N, D] and weight [V, D]; counted: [N]."""
+    rows, head, exact = hidden.to(dtype), weight.to(dtype), counted.dtype
+    losses = torch.empty_like(counted)
     of_hidden = torch.empty_like(hidden) if needs[0] else None
     # Summed up in the precision of the loss, whatever that of the products is.
     of_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs[1] else None
     for part in _parts(len(targets), len(weight)):
-        scores = _log_probabilities(rows[part], head)
+        scores = _log_probabilities(_logits(rows[part], head))
         losses[part] = scores.gather(1, targets[part, None])[:, 0]
         if not any(needs):
             continue
         # By the logits: the probabilities, but for 1 less at the target.
         scores.exp_().scatter_add_(1, targets[part, None], scores.new_full((len(scores), 1), -1.0))
-        by_logits = scores.mul_(share[part, None]).to(dtype)
+        by_logits = scores.mul_(counted[part, None]).to(dtype)
         with torch.autocast(rows.device.type, enabled=False):
             if of_hidden is not None:
                 of_hidden[part] = by_logits @ head
             if of_weight is not None and of_weight.dtype == dtype:
                 of_weight.addmm_(by_logits.t(), rows[part])
+            elif of_weight is not None and dtype == torch.float16:
+                smaller, factor = _summable(rows[part])
+                of_weight += (by_logits.t() @ smaller).to(exact).mul_(factor)
             elif of_weight is not None:
                 of_weight += by_logits.t() @ rows[part]
     of_weight = None if of_weight is None else of_weight.to(weight.dtype)
-    return losses.mul_(share).sum().neg_(), of_hidden, of_weight
+    return losses.mul_(counted).sum().neg_(), of_hidden, of_weight
+
+
+def _summable(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [N, D] that float16 can hold sums of, with weights from −1 to 1, and by what those are to be multiplied."""
+    largest = rows.abs().amax().float() * len(rows)
+    # A power of two, so that nothing is rounded but what is tiny beside the largest.
+    factor = torch.exp2((largest / torch.finfo(rows.dtype).max).log2().ceil().clamp(0, 15))
+    return rows / factor.to(rows.dtype), factor
 
 
 def _times(found: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
@@ -141,9 +170,11 @@ class _ChunkedLoss(torch.autograd.Function):
     """The loss; its gradients are those of the forward, times what comes back."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counted: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        loss, of_hidden, of_weight = _sum_and_gradients(hidden, weight, targets, share, dtype, needs)
+        loss, of_hidden, of_weight = _sum_and_gradients(hidden, weight, targets, counted, dtype, needs)
         ctx.gradients = of_hidden, of_weight
         return loss
 
@@ -160,19 +191,19 @@ class _ChunkedLoss(torch.autograd.Function):
 
 @torch.library.custom_op("mixerzoo::linear_cross_entropy", mutates_args=())
 def _op(
-    hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype, graph: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, counted: Tensor, dtype: torch.dtype, graph: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One node of a compiled graph; without a graph of gradients these are empty."""
-    loss, *found = _sum_and_gradients(hidden, weight, targets, share, dtype, (graph, graph))
+    loss, *found = _sum_and_gradients(hidden, weight, targets, counted, dtype, (graph, graph))
     of_hidden, of_weight = (hidden.new_empty(0) if each is None else each for each in found)
     return loss, of_hidden, of_weight
 
 
 @_op.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype, graph: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, counted: Tensor, dtype: torch.dtype, graph: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss = share.new_empty(())
+    loss = counted.new_empty(())
     none = hidden.new_empty(0)
     return loss, torch.empty_like(hidden) if graph else none, torch.empty_like(weight) if graph else none
 
@@ -190,7 +221,7 @@ def _op_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor, Tensor, 
 _op.register_autograd(_op_backward, setup_context=_op_keep)
 
 
-def _op_loss(hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor, dtype: torch.dtype) -> Tensor:
+def _op_loss(hidden: Tensor, weight: Tensor, targets: Tensor, counted: Tensor, dtype: torch.dtype) -> Tensor:
     graph = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss: Tensor = _op(hidden, weight, targets, share, dtype, graph)[0]
+    loss: Tensor = _op(hidden, weight, targets, counted, dtype, graph)[0]
     return loss

@@ -32,13 +32,17 @@ class Tiling:
         sources: sources that a program loads at once. One after another, each would wait for the memory, and for the
             sum over the width, of the one before.
         elements: of a source in a program's tile, if the width allows so few: the rows of a program are full.
-        warps: of a program.
+        warps: of a program with so many elements; a wider one has as many more, and where that is too many, fewer
+            sources, so that no thread holds more than its registers do.
     """
 
     sources: int
     elements: int
     warps: int
 
+
+#: Of a program at most: more threads have too few registers each.
+MOST_WARPS = 16
 
 #: By kernel.
 TILINGS = {
@@ -225,18 +229,22 @@ class _Launch:
         """Launch a kernel: on ``programs`` programs, or one for each tile."""
         # The first argument is a table of the sources.
         count = arguments[0].numel() // 2
+        wider = max(1, self.tile_size // tiling.elements)
+        warps = min(MOST_WARPS, tiling.warps * wider)
+        # So many threads have half as many registers each.
+        sources = max(1, tiling.sources * MOST_WARPS // (2 * tiling.warps * wider))
         # Triton launches on the current device.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             kernel[(programs or self.blocks(tiling),)](
                 *arguments,
                 **options,
-                SOURCES=min(tiling.sources, triton.next_power_of_2(count)),
+                SOURCES=min(sources, tiling.sources, triton.next_power_of_2(count)),
                 ROWS=self.tile_rows(tiling),
                 SIZE=self.tile_size,
                 WIDE=TRITON_DTYPES[self.wide],
                 NARROW=TRITON_DTYPES[self.narrow],
                 EXACT=TRITON_DTYPES[self.exact],
-                num_warps=tiling.warps,
+                num_warps=warps,
             )
 
 

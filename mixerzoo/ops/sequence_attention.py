@@ -19,6 +19,8 @@ from mixerzoo.ops import forms
 CHUNK = 128
 #: Widest heads that the kernel on CUDA takes.
 WIDEST = 256
+#: Oldest devices that it runs on.
+OLDEST = (8, 0)
 
 Engine: TypeAlias = Literal["cpu", "flash", "chunks"]
 
@@ -50,7 +52,9 @@ class Sequence(NamedTuple):
         if self.q.device.type == "cpu":
             return "cpu"
         fits = self.visible is None and self.q.size(-1) % 8 == 0 and self.q.size(-1) <= WIDEST
-        return "flash" if self.q.is_cuda and self.q.dtype in (torch.float16, torch.bfloat16) and fits else "chunks"
+        if not (fits and self.q.is_cuda and self.q.dtype in (torch.float16, torch.bfloat16)):
+            return "chunks"
+        return "flash" if torch.cuda.get_device_capability(self.q.device) >= OLDEST else "chunks"
 
     @property
     def bias(self) -> Tensor | None:

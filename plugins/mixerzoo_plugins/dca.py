@@ -79,7 +79,8 @@ class GRN(nn.Module):
 
     def forward(self, stream: Tensor, sources: Sequence[Tensor]) -> Tensor:
         """Mix the sources, the last of which (streams) or the plain sum of which (outputs) is the stream."""
-        channels = self.bias - self.bias.new_tensor(self.neutral).unsqueeze(-1)
+        # No tensor of these numbers: it would be copied to the device at every mix.
+        channels = self.bias - 1 if not self.streams else torch.cat([self.bias[:-1], self.bias[-1:] - 1])
         # What neutral weights give is taken from the stream, so that they give it back bit for bit.
         return stream + ops.weighted_sum(sources, self.weights(stream, sources), channels)
 

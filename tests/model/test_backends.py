@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zoo
 from case import LATENT
@@ -20,6 +21,7 @@ from mixerzoo import Decoder, ModelConfig
 from mixerzoo.errors import BackendError
 from mixerzoo.model import available, backends, check_backend, flash, fused_flex
 from mixerzoo.model.backends import Visibility, eager_attention, make_mask
+from mixerzoo.ops import sequence_attention
 from zoo import ZooCase, assert_close, some_tokens
 
 
@@ -143,7 +145,7 @@ def test_flash_is_refused_on_the_cpu_and_in_long_dtypes(monkeypatch: pytest.Monk
 )
 def test_flash_has_no_masks(rule: dict[str, Any], what: str) -> None:
     tokens = torch.arange(4)
-    plain = Visibility(tokens, tokens, None, None, None, True)
+    plain = Visibility(tokens, tokens, None, None, None, last=True)
     assert make_mask(plain, "flash", hides_nothing=False).dense is None
     with pytest.raises(BackendError, match=f"nothing of {what}; set"):
         make_mask(plain._replace(**rule), "flash", hides_nothing=False)
@@ -188,8 +190,7 @@ def flex(num_new: int, length: int, window: int | None = None) -> None:
     """Compare a fused call with attention written out."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, h, t, 8, generator=generator) for h, t in ((4, num_new), (2, length), (2, length)))
-    square = num_new == length
-    rule = Visibility(torch.arange(length - num_new, length), torch.arange(length), window, None, None, square)
+    rule = Visibility(torch.arange(length - num_new, length), torch.arange(length), window, None, None, last=True)
     mask = make_mask(rule, "flex", hides_nothing=False)
     parts = (rule.window, True, True)
     found = fused_flex.fused_flex(q, k, v, mask.blocks, parts, scale=0.5, enable_gqa=True)
@@ -222,3 +223,105 @@ def test_every_backend_has_a_function() -> None:
     decoder.model._backend = "flash"
     with pytest.raises(BackendError, match="'flash' computes in"):
         decoder(some_tokens(1, 3))
+
+
+# Masks of long prompts.
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("most_pairs", [1, 40])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ZooCase("residual"),
+        ZooCase("residual", {}, WINDOWED),
+        ZooCase("residual", {}, LATENT),
+        ZooCase("depth_attention", {}, LATENT),
+        ZooCase("moda"),
+        ZooCase("yoco"),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_large_masks_are_made_for_some_queries_at_a_time(
+    case: ZooCase, most_pairs: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, tokens = zoo.make(case, attention_backend=backend), some_tokens(2, 9)
+    padding = torch.tensor([0, 3])
+
+    def read(**rule: Any) -> list[Tensor]:
+        return [decoder(tokens, **rule), *in_two(decoder, tokens, **rule)]
+
+    expected = [read(), read(left_padding=padding)]
+    made: list[int] = []
+    dense = Visibility.dense
+    monkeypatch.setattr(backends, "MOST_PAIRS", most_pairs)
+    monkeypatch.setattr(Visibility, "dense", lambda rule: made.append(len(rule.queries)) or dense(rule))
+    for ours, theirs in zip([read(), read(left_padding=padding)], expected, strict=True):
+        for each, other in zip(ours, theirs, strict=True):
+            assert_close(each, other)
+    # Latents that Depth-Attention weighs keep the weights of all queries in any case.
+    at_once = 2 * most_pairs // 9 or 1
+    assert made
+    assert max(made) <= at_once or case == ZooCase("depth_attention", {}, LATENT)
+
+
+def in_two(decoder: Decoder, tokens: Tensor, **rule: Any) -> list[Tensor]:
+    """Logits of tokens that come in two parts."""
+    cache = decoder.new_cache(len(tokens))
+    return [decoder(part, cache, **rule) for part in tokens.split(5, dim=1)]
+
+
+def test_training_has_one_mask_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "MOST_PAIRS", 1)
+    tokens = torch.arange(4)
+    rule = Visibility(tokens, tokens, 2, None, None, last=True)
+    assert make_mask(rule, "sdpa", hides_nothing=False).at_a_time is None
+    with torch.no_grad():
+        assert make_mask(rule, "sdpa", hides_nothing=False).at_a_time == 1
+
+
+# What PyTorch has no kernel for on CUDA.
+
+
+@pytest.mark.parametrize("num_queries", [1, 4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_no_groups_where_no_fused_kernel_takes_them(
+    num_queries: int, dtype: torch.dtype, hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        calls.append({"heads": (q.size(1), k.size(1)), **options})
+        return torch.empty_like(q)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch.nn.attention.bias, "causal_lower_right", lambda *sizes: sizes)
+    with FakeTensorMode():
+        q, k = (torch.empty(2, h, t, 8, device="cuda", dtype=dtype) for h, t in ((4, num_queries), (2, 6)))
+        rule = Visibility(torch.arange(6 - num_queries, 6), torch.arange(6), None, None, None, last=True)
+        mask = backends.AttentionMask(rule, rule.dense() if hidden else None, causal=not hidden and num_queries > 1)
+        assert backends.sdpa_attention(q, k, k, mask, 1.0).shape == q.shape
+    [call] = calls
+    if num_queries == 1:
+        assert call["heads"] == (2, 2)
+    elif hidden or dtype == torch.float32:
+        assert call["heads"] == (4, 4)
+        assert not call["enable_gqa"]
+    else:
+        assert call["heads"] == (4, 2)
+        assert call["enable_gqa"]
+        # Flash attention has a causal form for the last tokens of longer sequences.
+        assert call.get("is_causal", False) == (num_queries == 6)
+        assert call.get("attn_mask") == ((4, 6) if num_queries == 4 else None)
+
+
+@pytest.mark.parametrize(("capability", "engine"), [((9, 0), "flash"), ((8, 0), "flash"), ((7, 5), "chunks")])
+def test_flash_attention_runs_on_devices_that_have_it(
+    capability: tuple[int, int], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode():
+        heads = torch.empty(1, 2, 4, 8, device="cuda", dtype=torch.bfloat16)
+        assert sequence_attention.sequence_of(heads, heads, heads, None, True, 1.0).engine == engine

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import zoo
 from caches import HEAD_DIM, HEADS, feed, new_cache, numbered, shape, vectors, windowed
+from case import DEPTH
 from mixerzoo import Plan, Tail
 from mixerzoo.errors import CacheError
 
@@ -283,6 +284,29 @@ def test_fixed_storage_is_allocated_at_once_and_stays() -> None:
         assert cache._keys[0].data_ptr() == unwindowed
     cache.reset()
     assert cache.nbytes == cache.allocated_nbytes == (6 + 4) * per_token
+
+
+def test_the_length_of_fixed_storage_is_looked_at_once_and_after_compiled_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = zoo.make(DEPTH)
+    cache = decoder.new_cache(1, 16)
+    looks: list[int] = []
+    monkeypatch.setattr(Tensor, "__int__", lambda tensor: looks.append(tensor is cache._length) or tensor.item())
+    compiled = torch.compile(decoder, fullgraph=True, dynamic=False, backend="eager")
+    token = torch.zeros(1, 1, dtype=torch.long)
+    with torch.no_grad():
+        for step, length, expected in (
+            (decoder, 1, 0), (decoder, 2, 0), (compiled, 3, 1), (compiled, 4, 1), (decoder, 5, 0), (compiled, 6, 1),
+        ):  # fmt: skip
+            step(token, cache)
+            looks.clear()
+            assert cache.length == length == cache._length.item()
+            assert sum(looks) == expected
+    cache.crop(4)
+    twin = cache.copy()
+    cache.reset()
+    assert (cache.length, twin.length) == (0, 4)
 
 
 def test_a_window_never_takes_more_than_fixed_storage() -> None:

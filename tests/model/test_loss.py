@@ -76,6 +76,44 @@ def test_under_autocast_the_product_alone_is_short() -> None:
         assert linear_cross_entropy(exact, weight.detach().double(), targets).dtype == torch.float64
 
 
+def test_no_gradient_is_too_small_for_float16() -> None:
+    generator, num_tokens, vocab_size = torch.Generator().manual_seed(0), 8192, 4096
+    hidden = torch.randn(num_tokens, 8, generator=generator).requires_grad_()
+    weight = (torch.randn(vocab_size, 8, generator=generator) * 0.02).requires_grad_()
+    targets = torch.randint(vocab_size, (num_tokens,), generator=generator)
+    expected = torch.autograd.grad(of_logits(hidden, weight, targets), [hidden, weight])
+    with torch.autocast("cpu", torch.float16):
+        scaled = linear_cross_entropy(hidden, weight, targets) * 2.0**16
+    for ours, theirs in zip(torch.autograd.grad(scaled, [hidden, weight]), expected, strict=True):
+        assert (ours / 2**16 - theirs).norm() <= 1e-3 * theirs.norm()
+
+
+def test_no_gradient_is_too_large_for_float16() -> None:
+    generator, num_tokens, vocab_size = torch.Generator().manual_seed(0), 65_536, 64
+    hidden = torch.randn(num_tokens, 4, generator=generator)
+    hidden[:, 0] = 40.0
+    weight = (torch.randn(vocab_size, 4, generator=generator) * 0.02).requires_grad_()
+    targets = torch.randint(vocab_size, (num_tokens,), generator=generator)
+    targets[::4] = 7
+    [expected] = torch.autograd.grad(of_logits(hidden, weight, targets), [weight])
+    with torch.autocast("cpu", torch.float16):
+        scaled = linear_cross_entropy(hidden, weight, targets) * 2.0**16
+    [found] = torch.autograd.grad(scaled, [weight])
+    assert (found / 2**16 - expected).norm() <= 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", [(N,), (0,), (1, N)])
+def test_scores_of_targets(shape: tuple[int, ...]) -> None:
+    hidden, weight, targets = operands(torch.float32)
+    hidden, targets = hidden[: shape[-1]].view(*shape, D), targets[: shape[-1]].view(shape).clamp(min=0)
+    logits = F.linear(hidden, weight)
+    targets = torch.where(targets % 2 == 0, logits.argmax(-1), targets)
+    losses, likeliest = loss.target_scores(hidden, weight, targets)
+    assert likeliest.equal(logits.argmax(-1) == targets)
+    expected = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(shape)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_what_counts() -> None:
     hidden, weight, targets = operands(torch.float64)
     assert linear_cross_entropy(hidden, weight, torch.full_like(targets, loss.IGNORED)).isnan()

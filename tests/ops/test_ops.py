@@ -241,6 +241,7 @@ def test_attention_without_a_kernel_is_the_equation(name: str, **drawn: Any) -> 
         assert_same(operation(name, **drawn), "fused")
 
 
+@pytest.mark.usefixtures("forms_by_size")
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options", [{"block_size": 3}, {"block_size": 7}, {"dialect": "snapshot", "block_size": 4}], ids=str
@@ -295,6 +296,7 @@ def test_transforms_of_functions_see_the_equation(name: str) -> None:
     zoo.assert_close(found, expected, 1e-10)
 
 
+@pytest.mark.usefixtures("forms_by_size")
 @every_operation
 def test_shapes_on_the_meta_device(name: str) -> None:
     function, leaves = operation(name, 3, 4, 6, [torch.float32, torch.bfloat16])
@@ -385,6 +387,7 @@ def kept(case: ZooCase) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+@pytest.mark.usefixtures("forms_by_size")
 def test_small_sources_are_mixed_by_the_equation_and_large_ones_keep_little() -> None:
     policy = forms.Policy(few=1, compiled=False)
     for elements, expected in ((forms.SMALLEST - 1, "naive"), (forms.SMALLEST, "fused")):

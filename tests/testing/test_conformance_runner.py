@@ -261,6 +261,7 @@ def test_the_likely_cause_comes_first_and_alone_has_a_snippet() -> None:
     assert failures_text(results[:1]) == ""
 
 
+@pytest.mark.usefixtures("forms_by_size")
 def test_varied_cases_have_each_choice_and_larger_numbers_and_reach_what_large_tensors_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

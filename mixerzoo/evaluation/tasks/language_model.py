@@ -22,7 +22,7 @@ from mixerzoo.data import TextFormat, TextTokenizer
 from mixerzoo.errors import DataError
 from mixerzoo.evaluation.tasks.writing import Generation, Writing
 from mixerzoo.inference import stream
-from mixerzoo.model import Decoder
+from mixerzoo.model import Decoder, target_scores
 
 logger = logging.getLogger(__name__)
 
@@ -178,13 +178,10 @@ class DecoderLM(TemplateLM):
         targets = torch.cat([tokens[len(tokens) - n :] for tokens, n in zip(whole, lengths, strict=True)])
         with torch.autocast(self._place.type, self._autocast, enabled=self._autocast is not None):
             hidden: Tensor = self._decoder.model(inputs)
-            logits: Tensor = self._decoder.lm_head(hidden[rows.to(self._place), columns.to(self._place)])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = targets.to(self._place)
-        taken = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0].double()
-        greedy = logits.argmax(-1) == targets
-        for part, right in zip(torch.split(taken, lengths), torch.split(greedy, lengths), strict=True):
-            likelihood = float(part.sum())
+            read = hidden[rows.to(self._place), columns.to(self._place)]
+            losses, likeliest = target_scores(read, self._decoder.lm_head.weight, targets.to(self._place))
+        for part, right in zip(torch.split(losses.double(), lengths), torch.split(likeliest, lengths), strict=True):
+            likelihood = -float(part.sum())
             if math.isnan(likelihood):
                 raise DataError(
                     "the decoder's logits are not numbers, so nothing can be scored; a wider --dtype may help"
