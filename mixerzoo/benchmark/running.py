@@ -16,6 +16,7 @@ from mixerzoo.benchmark.memory import kept_bytes, measured_peak
 from mixerzoo.benchmark.models import Model, OurModel, StockModel, build_decoders, compare_logits
 from mixerzoo.benchmark.plan import BASELINE, DECODED, Benchmark
 from mixerzoo.errors import BenchmarkError, MixerzooError
+from mixerzoo.process import is_out_of_memory
 
 #: Compiled graphs of one function beyond which the compiler gives up; every model here shares its functions.
 _MANY_GRAPHS = 512
@@ -73,17 +74,19 @@ def measure(benchmark: Benchmark, say: Callable[[str], None]) -> tuple[list[Meas
     jobs: list[tuple[Measured, Job]] = []
     found: dict[str, Measured] = {}
     with torch._dynamo.config.patch(recompile_limit=_MANY_GRAPHS, accumulated_recompile_limit=_MANY_GRAPHS):
-        if "train" in benchmark.phases:
-            jobs += _training(benchmark, found, say)
-        if {"prefill", "decode"} & set(benchmark.phases):
+        for phases, prepare in ((("train",), _training), (("prefill", "decode"), _inference)):
+            if not set(phases) & set(benchmark.phases):
+                continue
             try:
-                jobs += _inference(benchmark, found, say)
-            except (MemoryError, torch.OutOfMemoryError) as error:
+                jobs += prepare(benchmark, found, say)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if not jobs:
                     raise BenchmarkError(f"the decoders do not fit: {_in_words(error)}") from error
                 # Training figures stay: they are of other weights, which this device has no room beside.
                 for measured in found.values():
-                    measured.failures |= {part: _in_words(error) for part in ("prefill", "decode")}
+                    measured.failures |= {part: _in_words(error) for part in phases}
         say("measuring the device")
         ceilings = measure_ceilings(benchmark.device, benchmark.dtype)
         for number in range(benchmark.rounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from mixerzoo.model.backends import MOST_MASK_BYTES
 _MOST_IN_FLIGHT = 2**29 - MOST_MASK_BYTES
 #: Tokens of a prompt, all rows together, that are never cut into parts unless asked for.
 _FEW = 1024
-#: Fixed caches have a multiple of this length, so that prompts of about a length are served by one graph.
-_BLOCK = 256
+#: Fixed caches have this length, or it doubled some times, so that a text that grows takes few graphs.
+_SHORTEST = 256
+#: A cache that is so many times as long as needed is not used: a compiled step reads all of it.
+_TOO_LONG = 4
 #: Graphs of a step that one process may have: one for each decoder, batch size, length and way of sampling.
 _MOST_GRAPHS = 256
 
@@ -127,12 +130,21 @@ class Steps:
             return
         cache = _idle.pop(self.decoder, None)
         if cache is None or not _serves(cache, self.decoder, batch_size, needed):
-            cache = self.decoder.new_cache(batch_size, -(-needed // _BLOCK) * _BLOCK)
+            cache = self.decoder.new_cache(batch_size, fixed_length(needed))
         cache.reset()
         try:
             yield cache
         finally:
             _idle[self.decoder] = cache
+
+
+def fixed_length(needed: int) -> int:
+    """Tokens of a cache that compiled steps make for themselves.
+
+    Args:
+        needed: tokens that are to fit in.
+    """
+    return _SHORTEST << max(0, math.ceil(math.log2(needed / _SHORTEST)))
 
 
 def check_chunk(prefill_chunk: int | None) -> None:
@@ -185,7 +197,8 @@ def _serves(cache: KVCache, decoder: Decoder, batch_size: int, needed: int) -> b
     weight = decoder.lm_head.weight
     assert cache.max_length is not None
     kept = (cache.plan, cache.batch_size, cache.dtype, cache.device)
-    return kept == (decoder.plan, batch_size, weight.dtype, weight.device) and needed <= cache.max_length
+    fits = needed <= cache.max_length <= _TOO_LONG * fixed_length(needed)
+    return fits and kept == (decoder.plan, batch_size, weight.dtype, weight.device)
 
 
 def _step(

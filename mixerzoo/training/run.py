@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from mixerzoo.checkpoints import CARD_FILE, load_config, save_checkpoint, weights_fingerprint
@@ -19,7 +18,7 @@ from mixerzoo.errors import DataError, RecipeError, RunError
 from mixerzoo.files import check_files, to_json, write_text
 from mixerzoo.inference import accounting
 from mixerzoo.model import Decoder, is_sharded
-from mixerzoo.process import errors_alone, launch, notices, recipe_decides
+from mixerzoo.process import errors_alone, is_out_of_memory, launch, notices, recipe_decides
 from mixerzoo.recipe import Recipe, build, check_data, idle_groups, to_recipe, weights_dtype
 from mixerzoo.runs import (
     BATCH,
@@ -136,11 +135,9 @@ def memory_in_words() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On the CPU torch has no error of its own for it.
-        text = str(error)
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-        if not short:
+        if not is_out_of_memory(error):
             raise
+        text = str(error)
         reason = text.splitlines()[0] if text else "the system gives no more"
         raise RunError(
             f"out of memory: {reason}\nlower train.batch_size (train.accumulation makes up for it), "

@@ -21,6 +21,7 @@ from mixerzoo import (
     ParameterRole,
     Site,
     hookimpl,
+    ops,
 )
 
 
@@ -178,9 +179,7 @@ class Laurel(Mixer[Config]):
             x = x + self.low_rank[number](state.x, scaled)
         if self.num_previous:
             gamma = scaled(self.gamma[number])
-            weighed = gamma[0] * activations[0]
-            for weight, activation in zip(gamma[1:], activations[1:], strict=True):
-                weighed = torch.addcmul(weighed, weight, activation)
+            weighed = ops.weighted_sum(activations, gamma)
             # The map is linear: one of the sum is the sum of all.
             x = x + (self.previous_map[number](weighed) if self.maps_previous else weighed)
         x = x + y if alpha is None else torch.addcmul(x, alpha, y)

@@ -212,25 +212,30 @@ def test_a_model_without_memory_for_its_cache_fails_alone(monkeypatch):
     assert [model["failures"] for model in models] == [{}, {"prefill": "OutOfMemoryError: none left"}]
 
 
-def test_figures_of_training_stay_where_a_second_set_of_weights_does_not_fit(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [(torch.OutOfMemoryError, "none left"), (RuntimeError, "DefaultCPUAllocator: can't allocate memory")],
+)
+def test_figures_of_training_stay_where_a_second_set_of_weights_does_not_fit(kind, words, monkeypatch):
     building = running.build_decoders
     calls = iter([building])
 
     def once(benchmark, dtype):
         build = next(calls, None)
         if build is None:
-            raise torch.OutOfMemoryError("none left")
+            raise kind(words)
         return build(benchmark, dtype)
 
     monkeypatch.setattr(running, "build_decoders", once)
     models = run_benchmark(small("yoco"))["models"]
     assert [list(model["phases"]) for model in models] == [["train", "train_with_optimizer"]] * 2
     assert all(
-        model["failures"] == dict.fromkeys(("prefill", "decode"), "OutOfMemoryError: none left") for model in models
+        model["failures"] == dict.fromkeys(("prefill", "decode"), f"{kind.__name__}: {words}") for model in models
     )
-    result = invoke("--mixers", "yoco", "--phases", "prefill")
-    assert result.exit_code == 2
-    assert "the decoders do not fit: OutOfMemoryError: none left" in result.stderr
+    for phase in ("prefill", "train"):
+        result = invoke("--mixers", "yoco", "--phases", phase)
+        assert result.exit_code == 2
+        assert f"the decoders do not fit: {kind.__name__}: {words}" in result.stderr
 
 
 def test_a_prompt_that_fails_is_told_where_writing_alone_is_timed(monkeypatch):

@@ -13,6 +13,7 @@ from torch import Tensor
 import zoo
 from case import DEPTH
 from mixerzoo import Decoder, ModelConfig, generate, load_registry, stream
+from mixerzoo.benchmark.memory import measured_peak
 from mixerzoo.errors import CacheError, MixerzooError
 from mixerzoo.inference import steps
 from mixerzoo.inference.sampling import Sampling, choose
@@ -68,7 +69,7 @@ def test_the_same_tokens_of_one_graph(case: ZooCase, options: dict[str, Any]) ->
 
 @pytest.mark.usefixtures("light")
 def test_a_cache_is_used_again_where_it_is_long_enough_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_BLOCK", 16)
+    monkeypatch.setattr(steps, "_SHORTEST", 16)
     decoder, prompt = zoo.make(DEPTH, num_layers=2), some_tokens(1, 4)
     generate(decoder, prompt, max_new_tokens=3, compile=True)
     cache = steps._idle[decoder]
@@ -80,10 +81,31 @@ def test_a_cache_is_used_again_where_it_is_long_enough_and_free(monkeypatch: pyt
     generate(decoder, some_tokens(1, 9), max_new_tokens=3, compile=True)
     used = steps._idle[decoder]
     assert addresses == [data.data_ptr() for data in (cache._length, *cache._keys.values(), *cache._values.values())]
-    assert used.max_length == cache.max_length == steps._BLOCK
-    longer = generate(decoder, prompt, max_new_tokens=steps._BLOCK, compile=True)
-    assert longer.size(1) == 4 + steps._BLOCK
-    assert steps._idle[decoder].max_length == 2 * steps._BLOCK
+    assert used.max_length == cache.max_length == steps._SHORTEST
+    longer = generate(decoder, prompt, max_new_tokens=steps._SHORTEST, compile=True)
+    assert longer.size(1) == 4 + steps._SHORTEST
+    assert steps._idle[decoder].max_length == 2 * steps._SHORTEST
+    generate(decoder, prompt, max_new_tokens=5 * steps._SHORTEST, compile=True)
+    assert steps._idle[decoder].max_length == 8 * steps._SHORTEST
+    # A step reads all of it, so one much too long is given up.
+    generate(decoder, some_tokens(1, 9), max_new_tokens=9, compile=True)
+    assert steps._idle[decoder].max_length == 8 * steps._SHORTEST
+    generate(decoder, prompt, max_new_tokens=3, compile=True)
+    assert steps._idle[decoder].max_length == steps._SHORTEST
+
+
+@pytest.mark.parametrize(("needed", "length"), [(1, 256), (256, 256), (257, 512), (2048, 2048), (2049, 4096)])
+def test_lengths_double(needed: int, length: int) -> None:
+    assert steps.fixed_length(needed) == length
+
+
+@pytest.mark.usefixtures("light")
+@zoo.parametrized(zoo.PLAIN_CASES, {case.mixer: case for case in zoo.PLAIN_CASES}.values())
+def test_every_mixer_writes_the_same_compiled(case: ZooCase) -> None:
+    decoder, prompt = zoo.make(case), some_tokens(2, 5)
+    options = {"max_new_tokens": 4, "left_padding": torch.tensor([0, 2])}
+    assert torch.equal(generate(decoder, prompt, compile=True, **options), generate(decoder, prompt, **options))
+    assert graphs() == 1
 
 
 @pytest.mark.usefixtures("light")
@@ -193,3 +215,31 @@ def test_the_default_bounds_what_is_in_flight(mixer: str) -> None:
     assert state + backends.MOST_MASK_BYTES <= 2**29 or chunk == length
     assert chunk == length if mixer == "residual" else 1024 < chunk < length
     assert steps.default_chunk(decoder, 2, length) == (length if mixer == "residual" else chunk // 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [("attn_res", {"block_size": 2}), ("laurel", {"variant": "pa"}), ("hyper_connections", {}), ("moda", {})],
+)
+def test_long_prompts_take_little_more_than_with_residual(
+    mixer: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A 32nd of 128K tokens and of the sizes of the test before, so that bounds by the square of it say the same.
+    part = 32
+    monkeypatch.setattr(steps, "_MOST_IN_FLIGHT", steps._MOST_IN_FLIGHT // part**2)
+    monkeypatch.setattr(backends, "MOST_PAIRS", backends.MOST_PAIRS // part**2)
+    monkeypatch.setattr(steps, "_FEW", 0)
+    sizes = {"hidden_size": 80, "intermediate_size": 304, "num_heads": 4, "num_kv_heads": 1, "head_dim": 20}
+    prompt, peaks = torch.zeros(1, 128 * 1024 // part, dtype=torch.long), {}
+    for name, given in (("residual", {}), (mixer, options)):
+        kind = load_registry().get(name).mixer
+        config = ModelConfig(**sizes, num_layers=2, vocab_size=8)
+        decoder = Decoder(config, kind, kind.Config.model_validate(given)).bfloat16()
+        for parameter in decoder.parameters():
+            parameter.fill_(0.01)
+        run = steps.Steps(decoder, 1, Sampling(0.0, None, None))
+        with measured_peak(torch.device("cpu")) as found:
+            list(run.after(prompt))
+        peaks[name] = found.bytes
+    assert peaks[mixer] <= peaks["residual"] + 2**29 / part**2
