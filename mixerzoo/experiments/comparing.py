@@ -23,7 +23,7 @@ from mixerzoo.experiments.tuning import Tuning, choose
 from mixerzoo.experiments.writing import write_reports
 from mixerzoo.model import default_device
 from mixerzoo.recipe import Recipe, tokens_of_run
-from mixerzoo.training import Reporter, check_trackers
+from mixerzoo.training import Reporter, check_trainable
 
 #: Steps by which the speed of a mixer is measured.
 SPEED_STEPS = 40
@@ -59,20 +59,21 @@ def compare(
         RunError: the directory is in the way, in use, or holds a comparison of another recipe, other data, other
             threads or another kind of device; or the disk is full.
         DataError: the text is missing or too little.
-        MixerzooError: what the statistics need, or a tracker, is not installed.
+        MixerzooError: what the statistics need, a tracker or an optimiser is not installed, or an attention backend
+            cannot train here.
         OSError: a file cannot be written.
     """
     check_installed()
+    device = devices[0] if devices else default_device()
     for recipe in comparison.variants.values():
-        check_trackers(recipe)
+        check_trainable(recipe, device)
     place = ComparisonDirectory(Path(directory).resolve())
     place.check(comparison)
     reporter = reporter or Reporter()
     texts = _Texts(reporter)
     fingerprints = {texts.name(recipe): texts.of(recipe).fingerprint for recipe in comparison.variants.values()}
     with place.claimed(comparison):
-        device = kind_of(devices[0] if devices else default_device())
-        chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs), device)
+        chosen = place.begin(comparison, fingerprints, threads, default_threads(jobs), kind_of(device))
         work = _Work(comparison, place, Workers(jobs, chosen, devices, command), watcher, texts)
         work.begin()
         try:

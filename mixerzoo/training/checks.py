@@ -32,13 +32,27 @@ def check_possible(recipe: Recipe) -> list[str]:
     Raises:
         RunError, BackendError, RecipeError, MixerError: it cannot run on this machine.
     """
-    check_trackers(recipe)
     check_parallel(recipe)
-    precision = recipe.train.precision
-    check_precision(precision)
-    check_optimizer_installed(recipe)
-    check_backend(recipe.model.attention_backend, default_device(), training=True, dtype=compute_dtype(precision))
+    check_precision(recipe.train.precision)
+    check_trainable(recipe, default_device())
     return [*idle_gpus(), *check_size(recipe)]
+
+
+def check_trainable(recipe: Recipe, device: str) -> None:
+    """Refuse what is not installed here, and attention that has no training on a device.
+
+    Args:
+        recipe: of a run.
+        device: ``cpu`` or ``cuda``, with or without a number.
+
+    Raises:
+        RunError: a tracker or an optimiser is not installed.
+        BackendError: the attention backend cannot train there.
+    """
+    check_trackers(recipe)
+    check_optimizer_installed(recipe)
+    dtype = compute_dtype(recipe.train.precision)
+    check_backend(recipe.model.attention_backend, device, training=True, dtype=dtype)
 
 
 def check_apart(recipe: Recipe, directory: Path, file: str | os.PathLike[str] | None = None) -> None:

@@ -368,3 +368,13 @@ def test_the_table_of_runs(done):
     assert [(row["label"], row["seed"], row["status"]) for row in rows] == [
         (label, str(seed), "finished") for label in ("residual", "again") for seed in range(3)
     ]
+
+
+@pytest.mark.parametrize("backend", ["xformers", "flash", "flex"])
+def test_attention_that_cannot_train_here_is_refused_before_anything_is_written(backend, tmp_path):
+    out = tmp_path / "out"
+    result = compare(out, "--mixers", "residual", "--seeds", "2", f"model.attention_backend={backend}")
+    assert result.exit_code == 2
+    assert f"'{backend}'" in result.stderr
+    assert "sdpa" in result.stderr
+    assert not out.exists()
