@@ -211,7 +211,7 @@ def generate(
         of texts a list. Greedily, each is what it would be alone.
 
     Raises:
-        MixerzooError, CacheError: as in `stream`.
+        MixerzooError, CacheError: as in `stream`; logits that are not finite, where no token ends a row, in the end.
     """
     _check_decoder_and_cache(decoder, cache)
     texts = texts_of(tokens)

@@ -197,7 +197,7 @@ def _serves(cache: KVCache, decoder: Decoder, batch_size: int, needed: int) -> b
     weight = decoder.lm_head.weight
     assert cache.max_length is not None
     kept = (cache.plan, cache.batch_size, cache.dtype, cache.device)
-    fits = needed <= cache.max_length <= _TOO_LONG * fixed_length(needed)
+    fits = needed <= cache.max_length <= max(_SHORTEST, _TOO_LONG * needed)
     return fits and kept == (decoder.plan, batch_size, weight.dtype, weight.device)
 
 

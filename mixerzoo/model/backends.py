@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixerzoo.errors import BackendError
-from mixerzoo.model.flash import flash, has_kernel
+from mixerzoo.model.flash import attended_dtype, flash, takes
 from mixerzoo.model.fused_flex import fused_flex
 
 if TYPE_CHECKING:
@@ -159,18 +159,35 @@ def make_mask(visibility: Visibility, backend: BackendName, hides_nothing: bool)
     return AttentionMask(visibility, visibility.dense())
 
 
-def in_parts(backend: BackendName, q: Tensor, mask: AttentionMask) -> bool:
-    """Whether queries go some at a time, since a mask of all would be too large.
+def needs_mask(backend: BackendName, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> bool:
+    """Whether a backend must be given who sees whom, where `AttentionMask.at_a_time` says how much of it at a time.
 
     Args:
         backend: who attends.
         q: queries [B, H, T, d].
+        k: keys [B, G, S, d].
+        v: values [B, G, S, e].
         mask: who sees whom.
     """
-    if mask.at_a_time is None:
-        return False
-    # There, PyTorch's flash attention needs no mask for the last of longer sequences.
-    return not (backend == "sdpa" and mask.causal and has_kernel(q))
+    # Flash attention knows the rule of the last of longer sequences.
+    return not (backend == "sdpa" and mask.causal and takes(q, k, v))
+
+
+def ungrouped(q: Tensor, k: Tensor, v: Tensor, masked: bool) -> tuple[Tensor, Tensor]:
+    """Keys and values of every query head where PyTorch's attention would keep all scores of grouped ones.
+
+    On CUDA its flash attention knows no masks and no long dtypes, and its memory-efficient attention no groups.
+
+    Args:
+        q: queries [B, H, T, d].
+        k: keys [B, G, S, d].
+        v: values [B, G, S, e].
+        masked: a mask says who sees whom.
+    """
+    group = q.size(1) // k.size(1)
+    if not q.is_cuda or group == 1 or not (masked or not takes(q, k, v)):
+        return k, v
+    return k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
 
 
 def _check_flash(visibility: Visibility, hides_nothing: bool) -> None:
@@ -240,14 +257,13 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: 
             q.reshape(*k.shape[:2], group, -1), k, v, attn_mask=mask.dense, scale=scale
         )
         return out.reshape(*q.shape[:3], -1)
-    if q.is_cuda and group > 1 and (mask.dense is not None or not has_kernel(q)):
-        # Of grouped heads, PyTorch would keep all scores: its flash attention knows no masks and no other dtypes, and
-        # its memory-efficient attention no groups.
-        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    k, v = ungrouped(q, k, v, masked=mask.dense is not None)
     options: dict[str, Any] = {"attn_mask": mask.dense}
     if mask.causal and mask.visibility.square:
         options = {"is_causal": True}
     elif mask.causal:
+        # Chosen by dtypes before autocast changes them.
+        q, k, v = (x.to(attended_dtype(q)) for x in (q, k, v))
         options = {"attn_mask": causal_lower_right(num_queries, k.size(2))}
     return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.size(1) != k.size(1), **options)
 

@@ -110,7 +110,9 @@ class KVCache:
         """Tokens per sequence that have been advanced over."""
         if not isinstance(self._length, Tensor) or torch.compiler.is_compiling():
             return int(self._length)
-        if self._known is None:
+        # A graph that is being captured would have the number for ever, and to look at it there is an error.
+        captures = self._length.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self._known is None or captures:
             self._known = int(self._length)
         return self._known
 

@@ -11,7 +11,8 @@ from mixerzoo.model.backends import (
     BackendName,
     attention_weights,
     backend_function,
-    in_parts,
+    needs_mask,
+    ungrouped,
 )
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.past import KeysAndValues, Past
@@ -41,8 +42,11 @@ class CachedPast(Past):
 
     def attend(self, step: int, q: Tensor, k: Tensor, v: Tensor, scale: float, depth: DepthEntries | None) -> Tensor:
         mask, entries = self.masks[self.plan.window(step)], None if depth is None else depth.each()
-        if not in_parts(self.backend, q, mask):
+        if mask.at_a_time is None or (entries is None and not needs_mask(self.backend, q, k, v, mask)):
             return self._attend(q, k, v, mask, scale, entries)
+        if self.backend == "sdpa" and entries is None:
+            # Once for all parts.
+            k, v = ungrouped(q, k, v, masked=True)
         parts = []
         for queries, keys, each in mask.parts():
             own = None if entries is None else tuple(tuple(x[:, :, queries] for x in xs) for xs in entries)

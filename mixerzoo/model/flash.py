@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixerzoo.errors import BackendError
+from mixerzoo.ops.sequence_attention import OLDEST, WIDEST
 
 #: Implementations that PyTorch can put in place of its own, the newest first, and the packages that have them.
 _NEWER = {"FA4": "flash_attn.cute.interface", "FA3": "flash_attn_interface"}
@@ -32,7 +33,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     from torch.nn.attention.bias import causal_lower_right
 
     kind, short = q.device.type, attended_dtype(q)
-    if not has_kernel(q):
+    if kind != "cuda" or short not in DTYPES:
         raise BackendError(
             f"the attention backend 'flash' computes in bfloat16 or float16 on CUDA, not in {short} on {kind}; "
             "set model.attention_backend to 'sdpa'"
@@ -53,9 +54,13 @@ def attended_dtype(q: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
 
 
-def has_kernel(q: Tensor) -> bool:
-    """Whether PyTorch's flash attention takes queries ``q``, by their device and dtype."""
-    return q.is_cuda and attended_dtype(q) in DTYPES
+def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether PyTorch's flash attention takes these queries, keys and values [B, heads, tokens, d]."""
+    alike = q.size(-1) == k.size(-1) == v.size(-1) and q.size(-1) <= WIDEST
+    if not (q.is_cuda and attended_dtype(q) in DTYPES and alike):
+        return False
+    # A compiler cannot ask the device.
+    return torch.compiler.is_compiling() or torch.cuda.get_device_capability(q.device) >= OLDEST
 
 
 @functools.cache

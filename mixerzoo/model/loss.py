@@ -51,7 +51,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def target_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """As `token_losses`, all of which count, and whether each target is the most likely token, the first of equal ones.
+    """As `token_losses`, all of which count, and whether each target is the most likely token.
 
     Args:
         hidden: [..., D].
@@ -123,7 +123,10 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 def _sum_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, counted: Tensor, dtype: torch.dtype, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The losses of all tokens that count, and the gradients by hidden [N, D] and weight [V, D]; counted: [N]."""
+    """The losses of all tokens that count, and the gradients by hidden [N, D] and weight [V, D].
+
+    float16 may not hold the latter before it is divided by the number of tokens, so it is then wider.
+    """
     rows, head, exact = hidden.to(dtype), weight.to(dtype), counted.dtype
     losses = torch.empty_like(counted)
     of_hidden = torch.empty_like(hidden) if needs[0] else None
@@ -147,7 +150,8 @@ def _sum_and_gradients(
                 of_weight += (by_logits.t() @ smaller).to(exact).mul_(factor)
             elif of_weight is not None:
                 of_weight += by_logits.t() @ rows[part]
-    of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+    if of_weight is not None and weight.dtype != torch.float16:
+        of_weight = of_weight.to(weight.dtype)
     return losses.mul_(counted).sum().neg_(), of_hidden, of_weight
 
 
@@ -175,7 +179,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         loss, of_hidden, of_weight = _sum_and_gradients(hidden, weight, targets, counted, dtype, needs)
-        ctx.gradients = of_hidden, of_weight
+        ctx.gradients, ctx.dtypes = (of_hidden, of_weight), (hidden.dtype, weight.dtype)
         return loss
 
     @staticmethod
@@ -184,7 +188,10 @@ class _ChunkedLoss(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradients of this loss were used before; compute the loss again")
         # In place: beside a head's gradient there is seldom room for another.
-        of_hidden, of_weight = (None if found is None else _times(found, grad, out=found) for found in ctx.gradients)
+        of_hidden, of_weight = (
+            None if found is None else _times(found, grad, out=found).to(dtype)
+            for found, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        )
         ctx.gradients = None
         return of_hidden, of_weight, None, None, None
 
@@ -205,16 +212,20 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = counted.new_empty(())
     none = hidden.new_empty(0)
-    return loss, torch.empty_like(hidden) if graph else none, torch.empty_like(weight) if graph else none
+    kept = counted.dtype if weight.dtype == torch.float16 else weight.dtype
+    return loss, torch.empty_like(hidden) if graph else none, torch.empty_like(weight, dtype=kept) if graph else none
 
 
 def _op_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
+    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
     ctx.save_for_backward(*output[1:])
 
 
 def _op_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor, Tensor, None, None, None, None]:
-    of_hidden, of_weight = (_times(found, grad) for found in ctx.saved_tensors)
+    of_hidden, of_weight = (
+        _times(found, grad).to(dtype) for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    )
     return of_hidden, of_weight, None, None, None, None
 
 

@@ -88,7 +88,7 @@ def test_a_cache_is_used_again_where_it_is_long_enough_and_free(monkeypatch: pyt
     generate(decoder, prompt, max_new_tokens=5 * steps._SHORTEST, compile=True)
     assert steps._idle[decoder].max_length == 8 * steps._SHORTEST
     # A step reads all of it, so one much too long is given up.
-    generate(decoder, some_tokens(1, 9), max_new_tokens=9, compile=True)
+    generate(decoder, some_tokens(1, 9), max_new_tokens=2 * steps._SHORTEST, compile=True)
     assert steps._idle[decoder].max_length == 8 * steps._SHORTEST
     generate(decoder, prompt, max_new_tokens=3, compile=True)
     assert steps._idle[decoder].max_length == steps._SHORTEST

@@ -266,6 +266,24 @@ def test_large_masks_are_made_for_some_queries_at_a_time(
     assert max(made) <= at_once or case == ZooCase("depth_attention", {}, LATENT)
 
 
+@torch.no_grad()
+def test_entries_of_depth_go_in_parts_wherever_attention_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, tokens = zoo.make(ZooCase("moda")), some_tokens(2, 9)
+    expected = in_two(decoder, tokens)
+    monkeypatch.setattr(backends, "MOST_PAIRS", 1)
+    monkeypatch.setattr(backends, "takes", lambda *heads: True)
+    for each, other in zip(in_two(decoder, tokens), expected, strict=True):
+        assert_close(each, other)
+
+
+def test_the_last_of_longer_sequences_in_one_call() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, t, 8, generator=generator) for h, t in ((4, 3), (2, 7), (2, 7)))
+    rule = Visibility(torch.arange(4, 7), torch.arange(7), None, None, None, last=True)
+    found = backends.sdpa_attention(q, k, v, backends.AttentionMask(rule, causal=True), 0.5)
+    assert_close(found, eager_attention(q, k, v, backends.AttentionMask(rule, rule.dense()), 0.5), 1e-5)
+
+
 def in_two(decoder: Decoder, tokens: Tensor, **rule: Any) -> list[Tensor]:
     """Logits of tokens that come in two parts."""
     cache = decoder.new_cache(len(tokens))
@@ -298,6 +316,7 @@ def test_no_groups_where_no_fused_kernel_takes_them(
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
     monkeypatch.setattr(torch.nn.attention.bias, "causal_lower_right", lambda *sizes: sizes)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():
         q, k = (torch.empty(2, h, t, 8, device="cuda", dtype=dtype) for h, t in ((4, num_queries), (2, 6)))
         rule = Visibility(torch.arange(6 - num_queries, 6), torch.arange(6), None, None, None, last=True)
@@ -325,3 +344,17 @@ def test_flash_attention_runs_on_devices_that_have_it(
     with FakeTensorMode():
         heads = torch.empty(1, 2, 4, 8, device="cuda", dtype=torch.bfloat16)
         assert sequence_attention.sequence_of(heads, heads, heads, None, True, 1.0).engine == engine
+
+
+@pytest.mark.parametrize(
+    ("width", "of_values", "capability", "taken"),
+    [(64, 64, (9, 0), True), (64, 48, (9, 0), False), (264, 264, (9, 0), False), (64, 64, (7, 5), False)],
+)
+def test_what_flash_attention_takes(
+    width: int, of_values: int, capability: tuple[int, int], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode():
+        q, k, v = (torch.empty(1, 2, 4, w, device="cuda", dtype=torch.float16) for w in (width, width, of_values))
+        assert flash.takes(q, k, v) == taken
+        assert not flash.takes(q.float(), k.float(), v.float())

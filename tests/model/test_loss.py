@@ -100,6 +100,12 @@ def test_no_gradient_is_too_large_for_float16() -> None:
         scaled = linear_cross_entropy(hidden, weight, targets) * 2.0**16
     [found] = torch.autograd.grad(scaled, [weight])
     assert (found / 2**16 - expected).norm() <= 1e-3 * expected.norm()
+    # Weights in float16, whose gradient can hold the mean of all tokens and not the sum.
+    for form in (linear_cross_entropy, compiled):
+        short = weight.detach().half().requires_grad_()
+        [found] = torch.autograd.grad(form(hidden.half(), short, targets), [short])
+        assert found.dtype == torch.float16
+        assert (found - expected).norm() <= 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("shape", [(N,), (0,), (1, N)])
