@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ def fixed_length(needed: int) -> int:
     Args:
         needed: tokens that are to fit in.
     """
-    return _SHORTEST << max(0, math.ceil(math.log2(needed / _SHORTEST)))
+    return _SHORTEST << ((needed - 1) // _SHORTEST).bit_length()
 
 
 def check_chunk(prefill_chunk: int | None) -> None:
