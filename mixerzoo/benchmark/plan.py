@@ -184,6 +184,8 @@ def _recipes(
     plain = check_choice({"name": BASELINE})
     assert isinstance(plain, MixerChoice)
     first = next(iter(mixed.values()))
+    if first.data.vocab_size is not None:
+        first = first.with_vocab_size(first.data.vocab_size)
     recipes = {BASELINE: first.model_copy(update={"mixer": plain})}
     choices = {BASELINE: {"name": BASELINE}}
     for contender in comparison.contenders:

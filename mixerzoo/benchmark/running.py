@@ -23,7 +23,7 @@ _MANY_GRAPHS = 512
 #: What failures call the count of what autograd keeps. It may take more memory than what is timed.
 KEPT = "kept"
 #: Parts whose peak of memory says something.
-_WITH_PEAK = ("train", "prefill")
+_WITH_PEAK = ("train", "prefill", "decode")
 
 
 @dataclass
@@ -208,7 +208,8 @@ def _guarded(measured: Measured, job: Job, run: Callable[[str, Callable[[], None
             except Exception as error:  # a mixer may fail in any way, memory may end; the report says so, exit code 1
                 measured.failures[name] = _in_words(error)
                 if measured.label == BASELINE and name != KEPT:
-                    raise BenchmarkError(f"{BASELINE}: {name}: {measured.failures[name]}") from error
+                    remedy = "; --phases times others without it" if is_out_of_memory(error) else ""
+                    raise BenchmarkError(f"{BASELINE}: {name}: {measured.failures[name]}{remedy}") from error
                 break
     finally:
         job.after()

@@ -218,7 +218,7 @@ def _times(title: str, unit: str, rows: Sequence[tuple[Mapping[str, Any], Mappin
 
 
 def _memory(found: dict[str, Any]) -> Table:
-    phases = [phase for phase in ("train", "prefill") if phase in found["models"][0]["phases"]]
+    phases = [phase for phase in ("train", "prefill", "decode") if phase in found["models"][0]["phases"]]
     training = "train" in phases
     listing = table("Memory, MiB", *(["kept", "ratio"] if training else []), *(f"peak, {phase}" for phase in phases))
     for column in listing.columns[1:]:

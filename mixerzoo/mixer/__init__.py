@@ -4,6 +4,7 @@ from mixerzoo.mixer.base import API_VERSION, AttentionMixer, AttentionState, Mix
 from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, DepthEntries, MixingWeights, State
 from mixerzoo.mixer.card import MixerCard, MixerConfig, Neutral, ParameterRole, ReferenceReading
 from mixerzoo.mixer.choice import MixerChoice, check_choice
+from mixerzoo.mixer.connection import Connection, ConnectionMixer
 from mixerzoo.mixer.followed import Followed, follow
 from mixerzoo.mixer.hookspecs import hookimpl
 from mixerzoo.mixer.liveness import held_sources
@@ -21,6 +22,8 @@ __all__ = [
     "AttentionMixer",
     "AttentionState",
     "Branch",
+    "Connection",
+    "ConnectionMixer",
     "Context",
     "DecoderShape",
     "DepthEntries",

@@ -21,6 +21,7 @@ from mixerzoo.model.backend_fit import check_fit
 from mixerzoo.model.backends import AttentionMask, BackendName, Visibility, make_mask
 from mixerzoo.model.cache import KVCache
 from mixerzoo.model.cached_past import CachedPast
+from mixerzoo.model.compiled import compiled
 from mixerzoo.model.config import ModelConfig
 from mixerzoo.model.inputs import check_inputs, check_targets
 from mixerzoo.model.latent_attention import LatentAttention
@@ -121,7 +122,7 @@ class Backbone(Stack):
                 longer with each layer; ``off`` nothing. Raises as `Regions` does.
         """
         self._regions = Regions(self.plan, self.mixer) if mode == "layers" else None
-        self._whole = torch.compile(self._forward, fullgraph=True) if mode == "whole" else None
+        self._whole = compiled(self._forward) if mode == "whole" else None
 
     def _forward(
         self,

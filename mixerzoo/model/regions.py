@@ -1,24 +1,27 @@
 """Training compiled by the layer: what repeats is compiled once, however many layers there are.
 
 A graph is served to every layer whose arguments look alike, for parameters are its inputs; a step's number is not, so
-compiled code is told the number of the first step that is like it. A mixer that asks where it is, or whose state grows,
-runs between the compiled parts.
+compiled code is told the number of the first step that is like it, and given a mixer's connections of the step in
+place of the mixer. A mixer that asks where it is, or whose state grows, runs between the compiled parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from mixerzoo.errors import MixerError
-from mixerzoo.mixer import AttentionInputs, Context, Mixer, Plan, Site, State
+from mixerzoo.mixer import AttentionInputs, Connection, ConnectionMixer, Context, Mixer, Plan, Site, State
 from mixerzoo.model.attention import Attention
+from mixerzoo.model.compiled import compiled
 from mixerzoo.model.layer import Layer
 from mixerzoo.model.past import HeadNorms, KeysAndValues, Past, Reads, Run, Turn
 from mixerzoo.model.rope import Rotary
+
+#: Forms that the state of a mixer may have between layers, each of which takes a graph.
+_MOST_FORMS = 4
 
 #: What of a training step is compiled.
 Compiled: TypeAlias = Literal["layers", "whole", "off"]
@@ -32,7 +35,7 @@ class Regions:
         mixer: that joins them.
 
     Raises:
-        MixerError: tokens go one by one, so that nothing could be compiled.
+        MixerError: tokens go one by one, so that nothing could be compiled, or the layers differ too much.
     """
 
     def __init__(self, plan: Plan, mixer: Mixer) -> None:
@@ -43,12 +46,18 @@ class Regions:
             )
         self.plan = plan
         self.first = _first_alike(plan)
+        kinds, most = len(set(self.first)), torch._dynamo.config.recompile_limit
+        if kinds > most:
+            raise MixerError(
+                f"the layers differ in {kinds} ways, in what they read, write and see, and at most {most} are compiled "
+                "each by itself; set train.compile to whole, or off"
+            )
         #: Whether the mixer's own calls are compiled with the layers.
         self.takes_mixer = not plan.hooks and treats_sites_alike(mixer)
-        self._layer = _compiled(_layer)
-        self._attention = _compiled(_attention)
-        self._heads = _compiled(_heads)
-        self._feed = _compiled(_feed)
+        self._layer = compiled(_layer, dynamic=False)
+        self._attention = compiled(_attention, dynamic=False)
+        self._heads = compiled(_heads, dynamic=False)
+        self._feed = compiled(_feed, dynamic=False)
 
     def step(
         self, layer: nn.Module, state: State, step: int, reads: Reads, run: Run[Past]
@@ -56,10 +65,13 @@ class Regions:
         """As `Layer.forward`."""
         assert isinstance(layer, Layer)
         first = self.first[step]
+        mixer, site = run.mixer, Site(step, self.plan.order[step], "attention")
         if self.takes_mixer:
+            if isinstance(mixer, ConnectionMixer):
+                here: Any = _Here(mixer.connection(site), mixer.connection(site._replace(branch="mlp")))
+                run = run._replace(mixer=here)
             found: tuple[State, KeysAndValues] = self._layer(layer, state, first, reads, run)
             return found
-        mixer, site = run.mixer, Site(step, self.plan.order[step], "attention")
         stream = mixer.read(state, site)
         turn = Turn(site, state, stream, reads, run)
         if not self.plan.hooks:
@@ -82,8 +94,20 @@ class Regions:
         return attention.attended(x, q, k, v, turn, attention if raw else _Done())
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=False)
+class _Here(NamedTuple):
+    """A mixer's part of one step, in place of the mixer, whose parameters of other steps would be part of the graph."""
+
+    attention: Connection
+    mlp: Connection
+
+    def read(self, state: State, site: Site) -> Tensor | AttentionInputs:
+        return self._at(site).read(state)
+
+    def write(self, state: State, site: Site, y: Tensor) -> State:
+        return self._at(site).write(state, y)
+
+    def _at(self, site: Site) -> Connection:
+        return self.attention if site.branch == "attention" else self.mlp
 
 
 def _layer(layer: Layer, state: State, step: int, reads: Reads, run: Run[Past]) -> tuple[State, KeysAndValues]:
@@ -163,19 +187,28 @@ class _Anywhere:
 
 
 def treats_sites_alike(mixer: Mixer) -> bool:
-    """Whether `read` and `write` do the same at every site, and leave the shape of the state as it is.
+    """Whether `read` and `write` do the same at every site but for parameters, on states of few forms.
 
     Args:
-        mixer: is called once, with zeros.
+        mixer: is called for one token, with zeros.
     """
     like = next(mixer.parameters(), torch.zeros(()))
-    x, tail, nowhere = like.new_zeros(1, 1, mixer.shape.hidden_size), mixer.plan().tail, _Anywhere()
+    x, tail = like.new_zeros(1, 1, mixer.shape.hidden_size), mixer.plan().tail
     earlier = () if tail is None else (like.new_zeros(1, 1, tail.width),) * tail.length
     with torch.no_grad():
         state = mixer.start(x, Context(torch.zeros(1, 1, dtype=torch.long, device=x.device), earlier))
+        if isinstance(mixer, ConnectionMixer):
+            forms = {str(_form(state))}
+            for site in mixer.shape.sites():
+                mixer.read(state, site)
+                state = mixer.write(state, site, x)
+                if site.branch == "mlp":
+                    forms.add(str(_form(state)))
+            return len(forms) <= _MOST_FORMS
+        nowhere: Any = _Anywhere()
         try:
-            mixer.read(state, nowhere)  # type: ignore[arg-type]
-            after = mixer.write(state, nowhere, x)  # type: ignore[arg-type]
+            mixer.read(state, nowhere)
+            after = mixer.write(state, nowhere, x)
         except _Asked:
             return False
     return _form(state) == _form(after)

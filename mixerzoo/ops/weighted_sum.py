@@ -60,10 +60,10 @@ def _each(weights: Tensor, channels: Tensor | None, dtype: torch.dtype) -> Itera
 
 @torch.library.custom_op("mixerzoo::weighted_sum", mutates_args=(), tags=forms.TAGS)
 def _op(sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool) -> Tensor:
-    if kernel and weights.ndim != 2:
+    if kernel:
         from mixerzoo.ops import kernels
 
-        return kernels.weighted_sum(sources, weights, channels)
+        return kernels.weighted_sum(sources, *_apart(weights, channels))
     return naive(sources, weights, channels).contiguous()
 
 
@@ -78,14 +78,15 @@ def _backward_op(
 ) -> list[Tensor]:
     """Gradients of the sources, then that of the weights and of the channels' weights if there are any."""
     exact = forms.exact_dtype(grad)
-    if kernel and weights.ndim != 2:
+    if kernel:
         from mixerzoo.ops import kernels
 
-        found = kernels.weighted_sum_backward(grad, sources, weights, channels)
-        if channels is None:
+        of_rows, per_channel = _apart(weights, channels)
+        found = kernels.weighted_sum_backward(grad, sources, of_rows, per_channel)
+        if per_channel is None:
             return found
-        of_channels = [_summed(grad * source, exact) for source in sources]
-        return [*found, torch.stack(of_channels).to(channels.dtype)]
+        of_channels = torch.stack([_summed(grad * source, exact) for source in sources]).to(per_channel.dtype)
+        return [*(found[:-1] if channels is None else found), of_channels]
     dtype = forms.common_dtype(sources)
     summed = {1: tuple(range(grad.ndim)), 2: tuple(range(grad.ndim - 1))}.get(weights.ndim, (-1,))
     of_sources, of_weights, of_channels = [], [], []
@@ -99,6 +100,11 @@ def _backward_op(
             of_channels.append(_summed(product, exact))
     found = [*of_sources, torch.stack(of_weights, dim=-1 if weights.ndim > 2 else 0).to(weights.dtype)]
     return found if channels is None else [*found, torch.stack(of_channels).to(channels.dtype)]
+
+
+def _apart(weights: Tensor, channels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weights [N] or [..., N], and those of channels [N, D] if there are any, whose sum a kernel takes."""
+    return (weights.new_zeros(len(weights)), weights) if weights.ndim == 2 else (weights, channels)
 
 
 def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:

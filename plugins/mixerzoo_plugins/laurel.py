@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mixerzoo import (
+    ConnectionMixer,
     Context,
     DecoderShape,
     Mixer,
@@ -91,7 +92,55 @@ class LowRank(nn.Module):
         return F.linear(scaled(F.linear(x, self.a)), self.b)
 
 
-class Laurel(Mixer[Config]):
+class Connection(NamedTuple):
+    """The residual branch of one sublayer.
+
+    Attributes:
+        weights: [2], α and β or what they are made of; None without rw.
+        bound: of them, as the option.
+        low_rank: B·A of the stream; None without lr.
+        gamma: [as many activations as are read]; None without pa.
+        previous_map: of what pa reads; None for the identity.
+        num_kept: how many of the activations so far, the present one included, a later sublayer reads.
+    """
+
+    weights: Tensor | None
+    bound: str
+    low_rank: LowRank | None
+    gamma: Tensor | None
+    previous_map: LowRank | None
+    num_kept: int
+
+    def read(self, state: State) -> Tensor:
+        return state.x
+
+    def write(self, state: State, y: Tensor) -> State:
+        activations = (state.x, *state.previous)
+        alpha, beta = (None, None) if self.weights is None else self._bounded(self.weights).to(state.x.dtype)
+
+        def scaled(part: Tensor) -> Tensor:
+            # Each part by itself, and where it is narrow: scaled in the end, their sum would be kept for β's gradient.
+            return part if beta is None else beta * part
+
+        x = scaled(state.x)
+        if self.low_rank is not None:
+            x = x + self.low_rank(state.x, scaled)
+        if self.gamma is not None:
+            weighed = ops.weighted_sum(activations, scaled(self.gamma))
+            # The map is linear: one of the sum is the sum of all.
+            x = x + (weighed if self.previous_map is None else self.previous_map(weighed))
+        x = x + y if alpha is None else torch.addcmul(x, alpha, y)
+        return State(x, activations[: self.num_kept])
+
+    def _bounded(self, weights: Tensor) -> Tensor:
+        """α and β [2]."""
+        if self.bound == "none":
+            return weights
+        exact = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        return exact.softmax(-1) if self.bound == "softmax" else exact.sigmoid()
+
+
+class Laurel(ConnectionMixer[Config]):
     """The residual branch becomes a learned linear function of the stream and of its past along depth.
 
     x_i is the stream before sublayer i, f_i the sublayer.
@@ -144,15 +193,13 @@ class Laurel(Mixer[Config]):
                 nn.init.constant_(weights, 1.0 if self.config.bound == "none" else 0.0)
         if self.has_low_rank:
             for low_rank in self.low_rank:
-                assert isinstance(low_rank, LowRank)
-                low_rank.reset(generator, zero=True)
+                _map(low_rank).reset(generator, zero=True)
         if self.num_previous:
             for gamma in self.gamma:
                 nn.init.zeros_(gamma)
         if self.maps_previous:
             for previous_map in self.previous_map:
-                assert isinstance(previous_map, LowRank)
-                previous_map.reset(generator, zero=False)
+                _map(previous_map).reset(generator, zero=False)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         # The low-rank maps; α, β and γ weigh.
@@ -162,29 +209,16 @@ class Laurel(Mixer[Config]):
     def start(self, x: Tensor, context: Context) -> State:
         return State(x, ())
 
-    def read(self, state: State, site: Site) -> Tensor:
-        return state.x
-
-    def write(self, state: State, site: Site, y: Tensor) -> State:
+    def connection(self, site: Site) -> Connection:
         number = site.number
-        activations = (state.x, *state.previous)
-        alpha, beta = self._bounded(self.weights[number]).to(state.x.dtype) if self.has_weights else (None, None)
-
-        def scaled(part: Tensor) -> Tensor:
-            # Each part by itself, and where it is narrow: scaled in the end, their sum would be kept for β's gradient.
-            return part if beta is None else beta * part
-
-        x = scaled(state.x)
-        if self.has_low_rank:
-            x = x + self.low_rank[number](state.x, scaled)
-        if self.num_previous:
-            gamma = scaled(self.gamma[number])
-            weighed = ops.weighted_sum(activations, gamma)
-            # The map is linear: one of the sum is the sum of all.
-            x = x + (self.previous_map[number](weighed) if self.maps_previous else weighed)
-        x = x + y if alpha is None else torch.addcmul(x, alpha, y)
-        later = self._num_read(number + 1) - 1 if number + 1 < self.num_sites else 0
-        return State(x, activations[: max(0, later)])
+        return Connection(
+            weights=self.weights[number] if self.has_weights else None,
+            bound=self.config.bound,
+            low_rank=_map(self.low_rank[number]) if self.has_low_rank else None,
+            gamma=self.gamma[number] if self.num_previous else None,
+            previous_map=_map(self.previous_map[number]) if self.maps_previous else None,
+            num_kept=max(0, self._num_read(number + 1) - 1) if number + 1 < self.num_sites else 0,
+        )
 
     def finish(self, state: State) -> Tensor:
         return state.x
@@ -206,12 +240,10 @@ class Laurel(Mixer[Config]):
         """How many activations pa weighs at a sublayer: k, or as many as there are."""
         return min(self.num_previous, number + 1)
 
-    def _bounded(self, weights: Tensor) -> Tensor:
-        """α and β [2]."""
-        if self.config.bound == "none":
-            return weights
-        exact = weights.to(torch.promote_types(weights.dtype, torch.float32))
-        return exact.softmax(-1) if self.config.bound == "softmax" else exact.sigmoid()
+
+def _map(module: nn.Module) -> LowRank:
+    assert isinstance(module, LowRank)
+    return module
 
 
 @hookimpl

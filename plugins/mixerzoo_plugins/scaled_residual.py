@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mixerzoo import (
+    ConnectionMixer,
     Context,
     DecoderShape,
     Mixer,
@@ -56,6 +57,13 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_gates, 2 * size))
         self.bias = nn.Parameter(torch.empty(num_gates)) if bias else None
 
+    def read(self, state: Tensor) -> Tensor:
+        return state
+
+    def write(self, state: Tensor, y: Tensor) -> Tensor:
+        g: Tensor = self(state, y)
+        return g * y + (1 - g) * state
+
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         """g [B, T, 1] or [B, T, D] of h and y [B, T, D], in the dtype of h."""
         from_h, from_y = self.weight.chunk(2, dim=-1)
@@ -63,7 +71,20 @@ class Gate(nn.Module):
         return logits.to(torch.promote_types(h.dtype, torch.float32)).sigmoid().to(h.dtype)
 
 
-class ScaledResidual(Mixer[Config]):
+class Weights(NamedTuple):
+    """α and β of a sublayer, [1] or [D] each."""
+
+    alpha: Tensor
+    beta: Tensor
+
+    def read(self, state: Tensor) -> Tensor:
+        return state
+
+    def write(self, state: Tensor, y: Tensor) -> Tensor:
+        return torch.addcmul(self.alpha * state, self.beta, y)
+
+
+class ScaledResidual(ConnectionMixer[Config]):
     """A weighted sum in place of each residual addition. The state is the stream h [B, T, D]."""
 
     name = "scaled_residual"
@@ -117,15 +138,13 @@ class ScaledResidual(Mixer[Config]):
     def start(self, x: Tensor, context: Context) -> Tensor:
         return x
 
-    def read(self, state: Tensor, site: Site) -> Tensor:
-        return state
-
-    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
+    def connection(self, site: Site) -> Gate | Weights:
         number = site.number
-        if self.has_gate:
-            g: Tensor = self.gates[number](state, y)
-            return g * y + (1 - g) * state
-        return torch.addcmul(self.alpha[number] * state, self.beta[number], y)
+        if not self.has_gate:
+            return Weights(self.alpha[number], self.beta[number])
+        gate = self.gates[number]
+        assert isinstance(gate, Gate)
+        return gate
 
     def finish(self, state: Tensor) -> Tensor:
         return state

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mixerzoo import Context, DecoderShape, Mixer, MixerCard, MixerConfig, Neutral, Site, hookimpl
+from mixerzoo import (
+    ConnectionMixer,
+    Context,
+    DecoderShape,
+    Mixer,
+    MixerCard,
+    MixerConfig,
+    Neutral,
+    Site,
+    hookimpl,
+)
 
 
 class State(NamedTuple):
@@ -17,7 +27,33 @@ class State(NamedTuple):
     embedding: Tensor | None
 
 
-class X0Lambda(Mixer):
+class Connection(NamedTuple):
+    """What follows a sublayer: its output is added, and before a layer the stream is scaled and the embedding joins.
+
+    Attributes:
+        stream_weight: λ_r of the layer that comes next, []; None where none does.
+        embedding_weight: λ_0 of it, [].
+        keeps_embedding: whether a later layer reads the embedding.
+    """
+
+    stream_weight: Tensor | None
+    embedding_weight: Tensor | None
+    keeps_embedding: bool
+
+    def read(self, state: State) -> Tensor:
+        return state.x
+
+    def write(self, state: State, y: Tensor) -> State:
+        return self.before_layer(state.x + y, state.embedding)
+
+    def before_layer(self, x: Tensor, embedding: Tensor | None) -> State:
+        """The state at the beginning of the layer, of the stream x and the embedding [B, T, D]."""
+        if self.stream_weight is not None and self.embedding_weight is not None and embedding is not None:
+            x = torch.addcmul(self.stream_weight * x, self.embedding_weight, embedding)
+        return State(x, embedding if self.keeps_embedding else None)
+
+
+class X0Lambda(ConnectionMixer):
     """Before each layer the stream is scaled and the embedding is mixed in again."""
 
     name = "x0_lambda"
@@ -50,16 +86,12 @@ class X0Lambda(Mixer):
         nn.init.zeros_(self.x0_lambda)
 
     def start(self, x: Tensor, context: Context) -> State:
-        return self._before(0, x, x)
+        return self._before(0).before_layer(x, x)
 
-    def read(self, state: State, site: Site) -> Tensor:
-        return state.x
-
-    def write(self, state: State, site: Site, y: Tensor) -> State:
-        x = state.x + y
-        if site.branch == "attention" or state.embedding is None:
-            return State(x, state.embedding)
-        return self._before(site.step + 1, x, state.embedding)
+    def connection(self, site: Site) -> Connection:
+        if site.branch == "attention":
+            return Connection(None, None, keeps_embedding=site.step + 1 < self.shape.num_steps)
+        return self._before(site.step + 1)
 
     def finish(self, state: State) -> Tensor:
         return state.x
@@ -70,10 +102,11 @@ class X0Lambda(Mixer):
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         return (None,) if site.branch == "attention" else ()
 
-    def _before(self, step: int, x: Tensor, embedding: Tensor) -> State:
-        """The state at the beginning of a layer."""
-        mixed = torch.addcmul(self.residual_lambda[step] * x, self.x0_lambda[step], embedding)
-        return State(mixed, embedding if step + 1 < self.shape.num_steps else None)
+    def _before(self, step: int) -> Connection:
+        """What happens before a layer."""
+        if step == self.shape.num_steps:
+            return Connection(None, None, keeps_embedding=False)
+        return Connection(self.residual_lambda[step], self.x0_lambda[step], step + 1 < self.shape.num_steps)
 
 
 @hookimpl

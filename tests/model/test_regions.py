@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,18 +13,22 @@ from torch import Tensor
 
 import zoo
 from case import LATENT
-from mixerzoo import Decoder, MixerError
+from mixerzoo import ConnectionMixer, Context, Decoder, MixerError, Site
+from mixerzoo.model import decoder as decoders
 from mixerzoo.model import regions
+from mixerzoo.model.compiled import compiled
+from mixerzoo_plugins.residual import Residual
 from zoo import ZooCase, assert_close, some_tokens
 
 # The compiler looks at it, and would hide what is said of that where warnings are not errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
-#: Graphs of a mixer whose layers are all alike, and of those whose first or second layer is not.
+#: Graphs of a mixer whose layers are all alike, and of those whose first or last ones are not.
 MOST_GRAPHS = 3
+CONNECTED = {"hyper_connections", "krom_hc", "laurel", "scaled_residual", "x0_lambda"}
 #: Those that are compiled with the layers; of any other, the calls run between the compiled parts.
-CHOSEN = tuple(case for case in zoo.PLAIN_CASES if case.mixer in ("residual", "mudd", "depth_attention", "cla", "lime"))
-WITH_MIXER = {"residual", "smear", "cla", "yoco", "svformer", "fusedkv_lite"}
+CHOSEN = tuple(case for case in zoo.PLAIN_CASES if case.mixer in {"residual", "mudd", "depth_attention", "cla", "lime"} | CONNECTED)
+WITH_MIXER = {"residual", "smear", "cla", "yoco", "svformer", "fusedkv_lite"} | CONNECTED
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +36,8 @@ def _light_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.getLogger("torch.__trace").disabled = True
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
-    monkeypatch.setattr(regions, "_compiled", compiled)
+    for module in (regions, decoders):
+        monkeypatch.setattr(module, "compiled", partial(compiled, backend="eager"))
     yield
     torch._dynamo.reset()
 
@@ -100,3 +105,73 @@ def test_only_training_is_compiled() -> None:
     decoder.model.compile_training("off")
     gradients(decoder, tokens)
     assert not torch._dynamo.utils.counters["stats"]
+
+
+@pytest.mark.parametrize("mode", ["layers", "whole"])
+def test_graphs_of_other_decoders_do_not_count(mode: str) -> None:
+    """A sweep over widths is many decoders in one process, and PyTorch gives up after so many graphs of one function."""
+    tokens = some_tokens(1, 4)
+    for size in range(1, torch._dynamo.config.recompile_limit + 3):
+        decoder = zoo.make(ZooCase("residual", {}, {"intermediate_size": 8 * size, "num_layers": 2}))
+        decoder.model.compile_training("layers" if mode == "layers" else "whole")
+        gradients(decoder, tokens)
+
+
+class _Counted(NamedTuple):
+    """A connection that has its number in it, or a state that grows with it."""
+
+    number: int
+    grows: bool
+
+    def read(self, state: tuple[Tensor, ...]) -> Tensor:
+        return state[-1]
+
+    def write(self, state: tuple[Tensor, ...], y: Tensor) -> tuple[Tensor, ...]:
+        x = state[-1] + y / self.number
+        return (*state, x) if self.grows else (x,)
+
+
+class _Counting(ConnectionMixer):
+    """Connections that are all different."""
+
+    name = "counting"
+    card = Residual.card
+    grows = False
+
+    def start(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
+        return (x,)
+
+    def connection(self, site: Site) -> _Counted:
+        return _Counted(site.number + 1, self.grows)
+
+    def finish(self, state: tuple[Tensor, ...]) -> Tensor:
+        return state[-1]
+
+
+class _Growing(_Counting):
+    """The same, with a state that grows."""
+
+    name = "growing"
+    grows = True
+
+
+def test_connections_that_differ_too_much_are_refused_in_words() -> None:
+    check(zoo.decoder_of(_Counting, model={"num_layers": 3}))
+    many = zoo.decoder_of(_Counting, model={"num_layers": torch._dynamo.config.recompile_limit + 1})
+    many.model.compile_training("layers")
+    with pytest.raises(MixerError, match=r"more than 8 graphs of layer: .*connections.*train\.compile"):
+        gradients(many, some_tokens(1, 4))
+
+
+def test_a_state_that_grows_is_not_compiled_with_the_layers() -> None:
+    decoder = zoo.decoder_of(_Growing, model={"num_layers": 12})
+    assert not regions.Regions(decoder.plan, decoder.mixer).takes_mixer
+    assert check(decoder) <= MOST_GRAPHS
+
+
+def test_layers_that_all_differ_are_refused_before_they_are_compiled() -> None:
+    layers = torch._dynamo.config.recompile_limit + 1
+    slots = tuple(range(layers))
+    case = zoo.planned_case(slots, slots, *range(2, layers + 2), num_layers=layers)
+    with pytest.raises(MixerError, match=r"differ in 9 ways.*set train\.compile to whole"):
+        zoo.make(case).model.compile_training("layers")

@@ -1,4 +1,4 @@
-"""The weights of one sublayer's connection to the streams, whatever they are made of.
+"""One sublayer's connection to the streams, whatever its weights are made of.
 
 Letters in shapes: B batch, T tokens, D hidden size, n streams.
 """
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mixerzoo import ops
 
 
 class WriteWeights(NamedTuple):
@@ -25,7 +27,14 @@ class WriteWeights(NamedTuple):
 
 
 class Connection(nn.Module, ABC):
-    """The weights of one sublayer, from the streams [B, T, n, D] before it."""
+    """What one sublayer reads of the streams [B, T, n, D] before it, and how it writes them."""
+
+    def read(self, state: Tensor) -> Tensor:
+        return ops.stream_read(state, self.read_weights(state))
+
+    def write(self, state: Tensor, y: Tensor) -> Tensor:
+        weights = self.write_weights(state)
+        return ops.stream_write(state, weights.mix, weights.post, y)
 
     @abstractmethod
     def reset(self, number: int, alpha_init: float, generator: torch.Generator, std: float) -> None:

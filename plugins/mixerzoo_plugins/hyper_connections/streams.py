@@ -11,14 +11,24 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mixerzoo import AttentionCall, Context, DecoderShape, Mixer, MixerConfig, MixingWeights, ParameterRole, Site, ops
+from mixerzoo import (
+    AttentionCall,
+    ConnectionMixer,
+    Context,
+    DecoderShape,
+    MixerConfig,
+    MixingWeights,
+    ParameterRole,
+    Site,
+    ops,
+)
 from mixerzoo_plugins.hyper_connections.connection import Connection
 from mixerzoo_plugins.hyper_connections.constrained import ConstrainedConnection
 
 ConfigT = TypeVar("ConfigT", bound=MixerConfig)
 
 
-class StreamMixer(Mixer[ConfigT]):
+class StreamMixer(ConnectionMixer[ConfigT]):
     """Each sublayer reads a weighted sum of n streams, which are then mixed and get its output.
 
     The state is the streams [B, T, n, D].
@@ -61,18 +71,16 @@ class StreamMixer(Mixer[ConfigT]):
     def start(self, x: Tensor, context: Context) -> Tensor:
         return x.unsqueeze(-2).expand(*x.shape[:-1], self.num_streams, -1)
 
-    def read(self, state: Tensor, site: Site) -> Tensor:
-        return ops.stream_read(state, self._connection(site).read_weights(state))
-
-    def write(self, state: Tensor, site: Site, y: Tensor) -> Tensor:
-        weights = self._connection(site).write_weights(state)
-        return ops.stream_write(state, weights.mix, weights.post, y)
+    def connection(self, site: Site) -> Connection:
+        connection = self.connections[site.number]
+        assert isinstance(connection, Connection)
+        return connection
 
     def finish(self, state: Tensor) -> Tensor:
         return ops.stream_read(state, self._head_weights(state)) if self.has_head else state.sum(-2)
 
     def mixing_weights(self, state: Tensor, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
-        return MixingWeights(self._connection(site).read_weights(state), state.unbind(-2))
+        return MixingWeights(self.connection(site).read_weights(state), state.unbind(-2))
 
     def final_weights(self, state: Tensor) -> MixingWeights | None:
         if not self.has_head:
@@ -92,8 +100,3 @@ class StreamMixer(Mixer[ConfigT]):
 
     def _head_weights(self, state: Tensor) -> Tensor:
         return self.head.to(torch.promote_types(state.dtype, torch.float32)).softmax(-1)
-
-    def _connection(self, site: Site) -> Connection:
-        connection = self.connections[site.number]
-        assert isinstance(connection, Connection)
-        return connection
