@@ -45,8 +45,8 @@ class ConnectionMixer(Mixer[ConfigT_co]):
         own = [name for name in ("read", "write") if getattr(cls, name) is not getattr(ConnectionMixer, name)]
         if own:
             raise TypeError(
-                f"{cls.__name__} is a ConnectionMixer, whose connections read and write, and has a {own[0]} of its own; "
-                f"put it into the connection, or derive from Mixer"
+                f"{cls.__name__} is a ConnectionMixer, whose connections read and write, and has a {own[0]} of its "
+                "own; put it into the connection, or derive from Mixer"
             )
 
     @abstractmethod

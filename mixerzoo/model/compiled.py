@@ -1,4 +1,4 @@
-"""Functions through `torch.compile`, each with graphs of its own."""
+"""Functions through `torch.compile`, each with graphs of its own: PyTorch keeps and counts them by their code."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mixerzoo.errors import MixerError
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """A function through the compiler, as one graph for every look of its arguments.
 
-    PyTorch keeps graphs by a function's code and gives up after a few. So the function is copied: of several decoders
-    in one process each has graphs of its own, which are not looked for among those of the others.
+    After a few graphs PyTorch gives up. Of several decoders in one process each has its own, which do not count for the
+    others, and are not looked for among theirs.
 
     Args:
         function: a function or a bound method.
@@ -24,7 +24,7 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     Returns:
         The same, which raises `MixerError` where its arguments look different too often.
     """
-    graphs = torch.compile(_copied(function), fullgraph=True, **options)
+    graphs = torch.compile(copied(function), fullgraph=True, **options)
 
     def run(*arguments: Any) -> Any:
         try:
@@ -39,10 +39,14 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return run
 
 
-def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with code that is an object of its own."""
+def copied(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with code that is an object of its own.
+
+    Args:
+        function: a function or a bound method.
+    """
     if isinstance(function, MethodType):
-        return MethodType(_copied(function.__func__), function.__self__)
+        return MethodType(copied(function.__func__), function.__self__)
     assert isinstance(function, FunctionType)
     code: CodeType = function.__code__.replace()
     copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.errors import BackendError
+from mixerzoo.model.compiled import copied
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -80,7 +80,4 @@ def _compiled(kind: Kind) -> Callable[..., Tensor]:
     def flex(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
         return unfused(q, k, v, **options)
 
-    # The compiler counts graphs by code, so each kind has its own.
-    code = flex.__code__.replace(co_name=f"flex_{abs(hash(kind))}")
-    own = types.FunctionType(code, flex.__globals__, closure=flex.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    return torch.compile(copied(flex), dynamic=True, fullgraph=True)

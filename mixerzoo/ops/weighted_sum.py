@@ -85,8 +85,8 @@ def _backward_op(
         found = kernels.weighted_sum_backward(grad, sources, of_rows, per_channel)
         if per_channel is None:
             return found
-        of_channels = torch.stack([_summed(grad * source, exact) for source in sources]).to(per_channel.dtype)
-        return [*(found[:-1] if channels is None else found), of_channels]
+        sums = torch.stack([_summed(grad * source, exact) for source in sources])
+        return [*(found[:-1] if channels is None else found), sums.to(per_channel.dtype)]
     dtype = forms.common_dtype(sources)
     summed = {1: tuple(range(grad.ndim)), 2: tuple(range(grad.ndim - 1))}.get(weights.ndim, (-1,))
     of_sources, of_weights, of_channels = [], [], []

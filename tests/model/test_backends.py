@@ -315,7 +315,7 @@ def test_no_groups_where_no_fused_kernel_takes_them(
         return torch.empty_like(q)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
-    monkeypatch.setattr(torch.nn.attention.bias, "causal_lower_right", lambda *sizes: sizes)
+    monkeypatch.setattr("torch.nn.attention.bias.causal_lower_right", lambda *sizes: sizes)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():
         q, k = (torch.empty(2, h, t, 8, device="cuda", dtype=dtype) for h, t in ((4, num_queries), (2, 6)))

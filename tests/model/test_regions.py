@@ -27,7 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 MOST_GRAPHS = 3
 CONNECTED = {"hyper_connections", "krom_hc", "laurel", "scaled_residual", "x0_lambda"}
 #: Those that are compiled with the layers; of any other, the calls run between the compiled parts.
-CHOSEN = tuple(case for case in zoo.PLAIN_CASES if case.mixer in {"residual", "mudd", "depth_attention", "cla", "lime"} | CONNECTED)
+CHOSEN = tuple(
+    case for case in zoo.PLAIN_CASES if case.mixer in {"residual", "mudd", "depth_attention", "cla", "lime"} | CONNECTED
+)
 WITH_MIXER = {"residual", "smear", "cla", "yoco", "svformer", "fusedkv_lite"} | CONNECTED
 
 
@@ -109,7 +111,7 @@ def test_only_training_is_compiled() -> None:
 
 @pytest.mark.parametrize("mode", ["layers", "whole"])
 def test_graphs_of_other_decoders_do_not_count(mode: str) -> None:
-    """A sweep over widths is many decoders in one process, and PyTorch gives up after so many graphs of one function."""
+    """A sweep over widths is many decoders in one process; PyTorch gives up after a few graphs of one function."""
     tokens = some_tokens(1, 4)
     for size in range(1, torch._dynamo.config.recompile_limit + 3):
         decoder = zoo.make(ZooCase("residual", {}, {"intermediate_size": 8 * size, "num_layers": 2}))
