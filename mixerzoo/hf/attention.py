@@ -268,8 +268,16 @@ class MixerZooLatentAttention(LatentAttention):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor | AttentionInputs, turn: Turn[HubPast]
     ) -> tuple[State, Tensor, KeysAndValues, Tensor | None]:
-        """As `MixerZooAttention.forward`."""
-        past = LatentPast(self, turn.run.past)
+        """As `MixerZooAttention.forward`; here too vLLM looks for the one call of the interface."""
+        attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+            output, weights = attention_interface(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)
+            return output, weights
+
+        past = LatentPast(self, turn.run.past, attend)
         if not turn.owns_k:
             turn.run.past.borrow(turn.site.step, hidden_states)
         given: Turn[Past] = turn._replace(run=turn.run._replace(past=past))  # type: ignore[arg-type]
@@ -280,12 +288,13 @@ class LatentPast(Past):
     """The past as latent attention reads it.
 
     Args:
-        attention: the module that is asked for its attention function.
+        attention: the module that attends.
         past: of the forward.
+        attend: its attention function, of queries, keys and values of every head and a mask.
     """
 
-    def __init__(self, attention: MixerZooLatentAttention, past: HubPast) -> None:
-        self._attention, self._past, self.stores = attention, past, past.stores
+    def __init__(self, attention: MixerZooLatentAttention, past: HubPast, attend: Callable[..., Any]) -> None:
+        self._attention, self._past, self._attend, self.stores = attention, past, attend, past.stores
         #: Of the latest attention, if its implementation gives them.
         self.weights: Tensor | None = None
 
@@ -311,16 +320,8 @@ class LatentPast(Past):
         k, v = (x.expand(-1, attention.num_heads, -1, -1) for x in (k, v))
         if pages is not None:
             k, v = use_pages(pages, k, v, step, kwargs)
-        attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            attention.config._attn_implementation, eager_attention
-        )
-        later_run = self._past.later_run(step)
-        if later_run is not None:
-            heads, self.weights = later_run(q, k, v, attention_mask, **kwargs)
-        else:
-            heads, self.weights = attention_interface(
-                attention, q, k, v, attention_mask, dropout=0.0, scaling=scale, **kwargs
-            )
+        attend = self._past.later_run(step) or self._attend
+        heads, self.weights = attend(q, k, v, attention_mask, **kwargs)
         per_head: Tensor = heads.reshape(q.size(0), q.size(2), attention.num_heads, -1).transpose(1, 2)
         return per_head if pages is None else per_head[..., :width]
 

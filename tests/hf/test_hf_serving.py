@@ -32,7 +32,14 @@ from mixerzoo.hf.attention import LaterRun, MixerZooAttention, MixerZooLatentAtt
 from zoo import ZooCase, assert_close, some_tokens
 
 every_case = pytest.mark.parametrize("case", [case for case in CHOSEN if case.mixer not in TAILED], ids=str)
-FORWARD = ast.parse(textwrap.dedent(inspect.getsource(MixerZooAttention.forward))).body[0]
+
+
+def source_of(kind: type[MixerZooAttention | MixerZooLatentAttention]) -> ast.stmt:
+    """The forward of an attention module as vLLM reads it."""
+    return ast.parse(textwrap.dedent(inspect.getsource(kind.forward))).body[0]
+
+
+FORWARD = source_of(MixerZooAttention)
 
 
 def attention_of(case: ZooCase) -> list[MixerZooAttention | MixerZooLatentAttention]:
@@ -40,10 +47,14 @@ def attention_of(case: ZooCase) -> list[MixerZooAttention | MixerZooLatentAttent
     return [module for module in shared(case).modules() if isinstance(module, kinds)]
 
 
-def test_the_interface_is_a_local_of_forward_that_is_called_once() -> None:
+@pytest.mark.parametrize("kind", [MixerZooAttention, MixerZooLatentAttention])
+def test_the_interface_is_a_local_of_forward_that_is_called_once(
+    kind: type[MixerZooAttention | MixerZooLatentAttention],
+) -> None:
+    forward = source_of(kind)
     names = {
         target.id
-        for node in ast.walk(FORWARD)
+        for node in ast.walk(forward)
         if isinstance(node, ast.Assign | ast.AnnAssign)
         and isinstance(node.value, ast.Call)
         and ast.unparse(node.value.func) == "ALL_ATTENTION_FUNCTIONS.get_interface"
@@ -52,7 +63,7 @@ def test_the_interface_is_a_local_of_forward_that_is_called_once() -> None:
     }
     calls = [
         node
-        for node in ast.walk(FORWARD)
+        for node in ast.walk(forward)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
     ]
     assert len(calls) == 1
