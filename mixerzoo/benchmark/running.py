@@ -18,7 +18,7 @@ from mixerzoo.benchmark.plan import BASELINE, DECODED, Benchmark
 from mixerzoo.errors import BenchmarkError, MixerzooError
 from mixerzoo.process import is_out_of_memory
 
-#: Compiled graphs of one function beyond which the compiler gives up; every model here shares its functions.
+#: Compiled graphs of one function beyond which the compiler gives up; the models share those of inference.
 _MANY_GRAPHS = 512
 #: What failures call the count of what autograd keeps. It may take more memory than what is timed.
 KEPT = "kept"
@@ -79,6 +79,11 @@ def measure(benchmark: Benchmark, say: Callable[[str], None]) -> tuple[list[Meas
                 continue
             try:
                 jobs += prepare(benchmark, found, say)
+            except BenchmarkError as error:
+                others = ",".join(phase for phase in benchmark.phases if phase not in phases)
+                if not others or error.__cause__ is None or not is_out_of_memory(error.__cause__):
+                    raise
+                raise BenchmarkError(f"{error}; --phases {others} times what else was asked for") from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -208,8 +213,7 @@ def _guarded(measured: Measured, job: Job, run: Callable[[str, Callable[[], None
             except Exception as error:  # a mixer may fail in any way, memory may end; the report says so, exit code 1
                 measured.failures[name] = _in_words(error)
                 if measured.label == BASELINE and name != KEPT:
-                    remedy = "; --phases times others without it" if is_out_of_memory(error) else ""
-                    raise BenchmarkError(f"{BASELINE}: {name}: {measured.failures[name]}{remedy}") from error
+                    raise BenchmarkError(f"{BASELINE}: {name}: {measured.failures[name]}") from error
                 break
     finally:
         job.after()

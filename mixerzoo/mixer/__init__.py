@@ -13,6 +13,7 @@ from mixerzoo.mixer.plugin_guard import blamed, guarded, output_to_stderr
 from mixerzoo.mixer.recorded import plugin_record, recorded_entry
 from mixerzoo.mixer.registry import MixerEntry, Registry, load_registry
 from mixerzoo.mixer.shape import Branch, DecoderShape, Site
+from mixerzoo.mixer.walk import Made, Walk, of_zeros
 
 __all__ = [
     "API_VERSION",
@@ -29,6 +30,7 @@ __all__ = [
     "DepthEntries",
     "Followed",
     "Hook",
+    "Made",
     "Mixer",
     "MixerCard",
     "MixerChoice",
@@ -43,6 +45,7 @@ __all__ = [
     "Site",
     "State",
     "Tail",
+    "Walk",
     "blamed",
     "check_choice",
     "follow",
@@ -50,6 +53,7 @@ __all__ = [
     "held_sources",
     "hookimpl",
     "load_registry",
+    "of_zeros",
     "output_to_stderr",
     "plugin_record",
     "recorded_entry",

@@ -6,7 +6,7 @@ Letters in shapes: B batch, T tokens of this call, D hidden size.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol, final
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,10 +16,11 @@ from mixerzoo.mixer.shape import Site
 
 
 class Connection(Protocol):
-    """What a mixer does at one site: a module, or a named tuple of tensors and modules, with the site's parameters.
+    """What a mixer does at one site, of which it does not know which one it is.
 
-    It does not know where it is. Its numbers and flags become part of compiled code, of which there is one for all
-    connections that look alike.
+    It is a module, or a named tuple of tensors, modules, numbers, flags and text. Types, shapes, numbers and flags
+    become part of compiled code, of which there is one for all connections that look alike; so a number that is another
+    one at every site should be a tensor. Functions do not belong in it.
     """
 
     def read(self, state: Any) -> Tensor | AttentionInputs:
@@ -33,30 +34,17 @@ class ConnectionMixer(Mixer[ConfigT_co]):
     """A mixer that does the same at every site, with parameters of the site's own.
 
     A subclass defines `connection` in place of `read` and `write`. Where training is compiled by the layer
-    (``train.compile: layers``), its calls are compiled with the layers, in one graph for all sites whose connections
-    and states look alike; those of any other mixer run between the compiled parts.
-
-    Raises:
-        TypeError: a subclass has a `read` or a `write`, which would not be called there.
+    (``train.compile: layers``), its calls are compiled with the layers, in one graph for all whose connections and
+    states look alike. Otherwise they run between the compiled parts, as those of other mixers do: where the looks are
+    more than a few, as with a state that grows, where the mixer has hooks, or has a `read` or `write` after all.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        own = [name for name in ("read", "write") if getattr(cls, name) is not getattr(ConnectionMixer, name)]
-        if own:
-            raise TypeError(
-                f"{cls.__name__} is a ConnectionMixer, whose connections read and write, and has a {own[0]} of its "
-                "own; put it into the connection, or derive from Mixer"
-            )
 
     @abstractmethod
     def connection(self, site: Site) -> Connection:
-        """What is done at a site."""
+        """What is done at a site. It is asked anew for every read and write, so it only looks up what it returns."""
 
-    @final
     def read(self, state: State, site: Site) -> Tensor | AttentionInputs:
         return self.connection(site).read(state)
 
-    @final
     def write(self, state: State, site: Site, y: Tensor) -> State:
         return self.connection(site).write(state, y)

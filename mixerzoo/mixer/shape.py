@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -68,6 +69,13 @@ class DecoderShape:
 
     def sites(self) -> tuple[Site, ...]:
         """Every site in the order of the forward: attention, then MLP, of each step."""
-        return tuple(
-            Site(step, layer, branch) for step, layer in enumerate(self.order) for branch in ("attention", "mlp")
-        )
+        return sites_of(self.order)
+
+
+def sites_of(order: Sequence[int]) -> tuple[Site, ...]:
+    """The sites of steps, in the order of a forward.
+
+    Args:
+        order: physical layer of each step.
+    """
+    return tuple(Site(step, layer, branch) for step, layer in enumerate(order) for branch in ("attention", "mlp"))

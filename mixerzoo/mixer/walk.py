@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerzoo.mixer.calls import AttentionCall, AttentionInputs, Context, State
-from mixerzoo.mixer.shape import Site
+from mixerzoo.mixer.shape import Site, sites_of
 
 if TYPE_CHECKING:
     from mixerzoo.mixer.base import Mixer
@@ -91,7 +91,7 @@ class Walk:
         earlier = () if tail is None else tuple(self.zeros((), (tail.width,)) for _ in range(tail.length))
         state = mixer.start(self.output(None), Context(self.zeros((), (), torch.int64), earlier))
         yield Made("start", None, state)
-        for site in mixer.shape.sites():
+        for site in sites_of(plan.order):
             state = through(state)
             stream = mixer.read(state, site)
             yield Made("read", site, state, tuple(stream) if isinstance(stream, AttentionInputs) else (stream,))

@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 
-from mixerzoo.errors import MixerError
+from mixerzoo.errors import BackendError
+
+#: Graphs of one function at most. PyTorch's own limit is for functions that may as well go on without the compiler.
+MOST_GRAPHS = 64
+
+_copies = itertools.count()
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """A function through the compiler, as one graph for every look of its arguments.
 
-    After a few graphs PyTorch gives up. Of several decoders in one process each has its own, which do not count for the
-    others, and are not looked for among theirs.
+    Of several decoders in one process each has its own graphs, which do not count for the others, and are not looked
+    for among theirs.
 
     Args:
         function: a function or a bound method.
         options: of `torch.compile`, but for ``fullgraph``.
 
     Returns:
-        The same, which raises `MixerError` where its arguments look different too often.
+        A function of the same positional arguments. It raises `BackendError` where they look different more than
+        `MOST_GRAPHS` times.
     """
     graphs = torch.compile(copied(function), fullgraph=True, **options)
 
     def run(*arguments: Any) -> Any:
         try:
             return graphs(*arguments)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            pass
+        try:
+            # Not around every call: it takes as long as a small operation.
+            with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+                return graphs(*arguments)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-            limit = torch._dynamo.config.recompile_limit
-            raise MixerError(
-                f"this decoder wants more than {limit} graphs of {function.__qualname__.lstrip('_')}: its layers, the "
-                "mixer's connections, or the shapes of batches differ too much for train.compile; set it to off"
+            raise BackendError(
+                f"training would be compiled more than {MOST_GRAPHS} times: the shapes of batches, or the layers, "
+                "differ too often; set train.compile to off"
             ) from error
 
     return run
 
 
 def copied(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with code that is an object of its own.
+    """A function with code of its own, under a name of its own: what is known of shapes is kept by that.
 
     Args:
         function: a function or a bound method.
@@ -48,7 +60,7 @@ def copied(function: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(function, MethodType):
         return MethodType(copied(function.__func__), function.__self__)
     assert isinstance(function, FunctionType)
-    code: CodeType = function.__code__.replace()
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_copies)}")
     copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
+    copy.__kwdefaults__ = function.__kwdefaults__
     return copy

@@ -27,12 +27,18 @@ class Kind(NamedTuple):
         inference: whether this is inference mode.
         ones: which sizes are 1: rows, queries, and blocks of queries and keys.
         rule: which of the mask's parts there are; None without a mask.
+        heads: heads and their width, of queries, keys and values, for which kernels are made.
+        dtype: of queries.
+        device: where they are.
     """
 
     gradients: bool
     inference: bool
     ones: tuple[bool, ...]
     rule: tuple[Any, ...] | None
+    heads: tuple[tuple[int, int], ...]
+    dtype: torch.dtype
+    device: torch.device
 
 
 def fused_flex(
@@ -57,6 +63,9 @@ def fused_flex(
         torch.is_inference_mode_enabled(),
         tuple(length == 1 for length in size),
         None if blocks is None else (blocks.kv_indices.size(0) == 1, *rule),
+        tuple((heads.size(1), heads.size(-1)) for heads in (q, k, v)),
+        q.dtype,
+        q.device,
     )
     with (
         torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS),

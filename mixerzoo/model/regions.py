@@ -7,21 +7,34 @@ place of the mixer. A mixer that asks where it is, or whose state grows, runs be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeIs
 
 from mixerzoo.errors import MixerError
-from mixerzoo.mixer import AttentionInputs, Connection, ConnectionMixer, Context, Mixer, Plan, Site, State
+from mixerzoo.mixer import (
+    AttentionInputs,
+    Connection,
+    ConnectionMixer,
+    Made,
+    Mixer,
+    Plan,
+    Site,
+    State,
+    Walk,
+    of_zeros,
+)
 from mixerzoo.model.attention import Attention
 from mixerzoo.model.compiled import compiled
 from mixerzoo.model.layer import Layer
 from mixerzoo.model.past import HeadNorms, KeysAndValues, Past, Reads, Run, Turn
 from mixerzoo.model.rope import Rotary
 
-#: Forms that the state of a mixer may have between layers, each of which takes a graph.
-_MOST_FORMS = 4
+#: Looks of layer, state and connections, each of which takes a graph, of a mixer that is compiled with the layers.
+_MOST_LOOKS = 8
 
 #: What of a training step is compiled.
 Compiled: TypeAlias = Literal["layers", "whole", "off"]
@@ -35,7 +48,7 @@ class Regions:
         mixer: that joins them.
 
     Raises:
-        MixerError: tokens go one by one, so that nothing could be compiled, or the layers differ too much.
+        MixerError: tokens go one by one, so that nothing could be compiled.
     """
 
     def __init__(self, plan: Plan, mixer: Mixer) -> None:
@@ -44,16 +57,10 @@ class Regions:
                 f"mixer {mixer.name!r} lets steps write one slot in turn, so that tokens go one by one through a "
                 "cache, where layers are not compiled; set train.compile to off"
             )
-        self.plan = plan
+        self.plan, self.mixer = plan, mixer
         self.first = _first_alike(plan)
-        kinds, most = len(set(self.first)), torch._dynamo.config.recompile_limit
-        if kinds > most:
-            raise MixerError(
-                f"the layers differ in {kinds} ways, in what they read, write and see, and at most {most} are compiled "
-                "each by itself; set train.compile to whole, or off"
-            )
         #: Whether the mixer's own calls are compiled with the layers.
-        self.takes_mixer = not plan.hooks and treats_sites_alike(mixer)
+        self.takes_mixer = not plan.hooks and _is_alike(mixer, self.first)
         self._layer = compiled(_layer, dynamic=False)
         self._attention = compiled(_attention, dynamic=False)
         self._heads = compiled(_heads, dynamic=False)
@@ -62,13 +69,19 @@ class Regions:
     def step(
         self, layer: nn.Module, state: State, step: int, reads: Reads, run: Run[Past]
     ) -> tuple[State, KeysAndValues]:
-        """As `Layer.forward`."""
+        """As `Layer.forward`.
+
+        Raises:
+            MixerError: the decoder has another mixer by now.
+        """
         assert isinstance(layer, Layer)
         first = self.first[step]
         mixer, site = run.mixer, Site(step, self.plan.order[step], "attention")
+        if mixer is not self.mixer:
+            raise MixerError("the mixer was replaced after compile_training; call that once more")
         if self.takes_mixer:
-            if isinstance(mixer, ConnectionMixer):
-                here: Any = _Here(mixer.connection(site), mixer.connection(site._replace(branch="mlp")))
+            if _connects(mixer):
+                here: Any = _Here(mixer.name, *_connections(mixer, step, site.layer))
                 run = run._replace(mixer=here)
             found: tuple[State, KeysAndValues] = self._layer(layer, state, first, reads, run)
             return found
@@ -97,6 +110,7 @@ class Regions:
 class _Here(NamedTuple):
     """A mixer's part of one step, in place of the mixer, whose parameters of other steps would be part of the graph."""
 
+    name: str
     attention: Connection
     mlp: Connection
 
@@ -186,35 +200,62 @@ class _Anywhere:
         raise _Asked
 
 
-def treats_sites_alike(mixer: Mixer) -> bool:
-    """Whether `read` and `write` do the same at every site but for parameters, on states of few forms.
+def _connections(mixer: ConnectionMixer[Any], step: int, layer: int) -> tuple[Connection, Connection]:
+    """Those of a step's attention and MLP."""
+    return mixer.connection(Site(step, layer, "attention")), mixer.connection(Site(step, layer, "mlp"))
+
+
+def _is_alike(mixer: Mixer, first: tuple[int, ...]) -> bool:
+    """Whether `read` and `write` do the same at every site but for parameters, so that few graphs serve all layers.
+
+    The mixer itself is not called. One that fails on zeros is not taken.
 
     Args:
-        mixer: is called for one token, with zeros.
+        mixer: on any device.
+        first: for each step the first one that is like it.
     """
-    like = next(mixer.parameters(), torch.zeros(()))
-    x, tail = like.new_zeros(1, 1, mixer.shape.hidden_size), mixer.plan().tail
-    earlier = () if tail is None else (like.new_zeros(1, 1, tail.width),) * tail.length
-    with torch.no_grad():
-        state = mixer.start(x, Context(torch.zeros(1, 1, dtype=torch.long, device=x.device), earlier))
-        if isinstance(mixer, ConnectionMixer):
-            forms = {str(_form(state))}
-            for site in mixer.shape.sites():
-                mixer.read(state, site)
-                state = mixer.write(state, site, x)
-                if site.branch == "mlp":
-                    forms.add(str(_form(state)))
-            return len(forms) <= _MOST_FORMS
-        nowhere: Any = _Anywhere()
-        try:
-            mixer.read(state, nowhere)
-            after = mixer.write(state, nowhere, x)
-        except _Asked:
-            return False
-    return _form(state) == _form(after)
+    twin = of_zeros(mixer, torch.float32).eval()
+    calls = Walk(twin, torch.float32, num_tokens=1).made()
+    try:
+        with torch.no_grad(), torch.device("cpu"):
+            if _connects(twin):
+                return _num_looks(twin, calls, first) <= _MOST_LOOKS
+            nowhere: Any = _Anywhere()
+            state = next(calls).state
+            y = twin.read(state, nowhere)
+            return isinstance(y, Tensor) and _look(state) == _look(twin.write(state, nowhere, y))
+    except (_Asked, NotImplementedError, RuntimeError):
+        return False
 
 
-def _form(state: State) -> object:
-    if isinstance(state, Tensor):
-        return state.shape, state.dtype
-    return (type(state), tuple(map(_form, state))) if isinstance(state, tuple | list) else state
+def _connects(mixer: Mixer) -> TypeIs[ConnectionMixer[Any]]:
+    """Whether a mixer reads and writes by its connections alone."""
+    alone = all(getattr(type(mixer), call) is getattr(ConnectionMixer, call, None) for call in ("read", "write"))
+    return isinstance(mixer, ConnectionMixer) and alone
+
+
+def _num_looks(mixer: ConnectionMixer[Any], calls: Iterator[Made], first: tuple[int, ...]) -> float:
+    """How many graphs the layers of a decoder take; infinitely many where a connection gives an MLP three inputs."""
+    looks = set()
+    for made in calls:
+        if made.site is None or made.hook != "read":
+            continue
+        if made.site.branch == "attention":
+            step, layer, _ = made.site
+            looks.add((first[step], _look(made.state), *map(_look, _connections(mixer, step, layer))))
+        elif len(made.given) > 1:
+            return float("inf")
+    return len(looks)
+
+
+def _look(part: Any) -> object:
+    """What of a state or a connection is part of compiled code: types, shapes, numbers and flags."""
+    if isinstance(part, Tensor):
+        return tuple(part.shape), part.dtype
+    if isinstance(part, nn.Module):
+        plain = sorted((name, value) for name, value in vars(part).items() if isinstance(value, int | float | str))
+        parts = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False), *part.named_children()]
+        return type(part), tuple(plain), tuple((name, _look(each)) for name, each in parts)
+    if isinstance(part, tuple | list):
+        return type(part), tuple(map(_look, part))
+    return repr(part)

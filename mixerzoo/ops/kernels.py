@@ -62,8 +62,9 @@ TRITON_DTYPES = {
 
 
 def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None) -> Tensor:
-    """As `mixerzoo.ops.weighted_sum`, with weights [N] or [..., N]."""
+    """As `mixerzoo.ops.weighted_sum`."""
     sources, launch = _prepare(sources)
+    weights, channels = _apart(weights, channels)
     added = weights if channels is None else channels.contiguous()
     weights = _for_rows(weights, sources[0])
     out = torch.empty(sources[0].shape, dtype=forms.common_dtype(sources), device=sources[0].device)
@@ -78,18 +79,26 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | 
 def weighted_sum_backward(
     grad: Tensor, sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None
 ) -> list[Tensor]:
-    """Gradients of the sources, then that of the weights; that of the channels' weights, a sum over rows, is left."""
+    """Gradients of the sources, then that of weights [N] or [..., N]. That of weights of channels, a sum over rows, is
+    left."""
     sources, launch = _prepare(sources)
+    has_dots = weights.ndim != 2
+    weights, channels = _apart(weights, channels)
     added = weights if channels is None else channels.contiguous()
     shape, weights = weights.shape, _for_rows(weights, sources[0])
     grads = [torch.empty_like(x) for x in sources]
-    dots = grad.new_empty((*grad.shape[:-1], len(sources)), dtype=launch.exact)
+    dots = grad.new_empty((*grad.shape[:-1], len(sources)) if has_dots else 1, dtype=launch.exact)
     launch.run(
         programs.sum_backward_kernel, TILINGS["sum_backward"],
         *launch.tables(sources, grads), weights, added, grad.contiguous(), dots,
-        len(sources), launch.rows, launch.size, _per_row(weights), CHANNELS=channels is not None,
+        len(sources), launch.rows, launch.size, _per_row(weights), CHANNELS=channels is not None, DOTS=has_dots,
     )  # fmt: skip
-    return [*grads, dots.sum_to_size(shape).to(weights.dtype)]
+    return [*grads, *([dots.sum_to_size(shape).to(weights.dtype)] if has_dots else [])]
+
+
+def _apart(weights: Tensor, channels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weights [N] or [..., N], and those of channels [N, D] if there are any, whose sum weighs."""
+    return (weights.new_zeros(len(weights)), weights) if weights.ndim == 2 else (weights, channels)
 
 
 def source_softmax(

@@ -90,7 +90,7 @@ def sum_kernel(
 @triton.jit(do_not_specialize=FREE)
 def sum_backward_kernel(
     sources, grads, weights, channels, grad, dots, num_sources, rows, size, per_row,
-    CHANNELS: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    CHANNELS: tl.constexpr, DOTS: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
@@ -99,8 +99,9 @@ def sum_backward_kernel(
         n = start + tl.arange(0, SOURCES)
         there = (n < num_sources)[:, None] & inside[None, :]
         weight = tl.load(weights + row[None, :] * per_row + n[:, None], mask=there, other=0.0).to(EXACT)
-        x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-        tl.store(dots + row[None, :] * num_sources + n[:, None], tl.sum(g * x, axis=2), mask=there)
+        if DOTS:
+            x = _read(sources, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+            tl.store(dots + row[None, :] * num_sources + n[:, None], tl.sum(g * x, axis=2), mask=there)
         weight = weight[:, :, None]
         if CHANNELS:
             weight = weight + _channels(channels, n, num_sources, size, SIZE, EXACT)

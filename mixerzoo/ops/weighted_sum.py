@@ -63,7 +63,7 @@ def _op(sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel:
     if kernel:
         from mixerzoo.ops import kernels
 
-        return kernels.weighted_sum(sources, *_apart(weights, channels))
+        return kernels.weighted_sum(sources, weights, channels)
     return naive(sources, weights, channels).contiguous()
 
 
@@ -81,12 +81,12 @@ def _backward_op(
     if kernel:
         from mixerzoo.ops import kernels
 
-        of_rows, per_channel = _apart(weights, channels)
-        found = kernels.weighted_sum_backward(grad, sources, of_rows, per_channel)
+        found = kernels.weighted_sum_backward(grad, sources, weights, channels)
+        per_channel = weights if weights.ndim == 2 else channels
         if per_channel is None:
             return found
         sums = torch.stack([_summed(grad * source, exact) for source in sources])
-        return [*(found[:-1] if channels is None else found), sums.to(per_channel.dtype)]
+        return [*found, sums.to(per_channel.dtype)]
     dtype = forms.common_dtype(sources)
     summed = {1: tuple(range(grad.ndim)), 2: tuple(range(grad.ndim - 1))}.get(weights.ndim, (-1,))
     of_sources, of_weights, of_channels = [], [], []
@@ -100,11 +100,6 @@ def _backward_op(
             of_channels.append(_summed(product, exact))
     found = [*of_sources, torch.stack(of_weights, dim=-1 if weights.ndim > 2 else 0).to(weights.dtype)]
     return found if channels is None else [*found, torch.stack(of_channels).to(channels.dtype)]
-
-
-def _apart(weights: Tensor, channels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weights [N] or [..., N], and those of channels [N, D] if there are any, whose sum a kernel takes."""
-    return (weights.new_zeros(len(weights)), weights) if weights.ndim == 2 else (weights, channels)
 
 
 def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:

@@ -92,7 +92,7 @@ class LowRank(nn.Module):
         return F.linear(scaled(F.linear(x, self.a)), self.b)
 
 
-class Connection(NamedTuple):
+class ResidualBranch(NamedTuple):
     """The residual branch of one sublayer.
 
     Attributes:
@@ -209,9 +209,9 @@ class Laurel(ConnectionMixer[Config]):
     def start(self, x: Tensor, context: Context) -> State:
         return State(x, ())
 
-    def connection(self, site: Site) -> Connection:
+    def connection(self, site: Site) -> ResidualBranch:
         number = site.number
-        return Connection(
+        return ResidualBranch(
             weights=self.weights[number] if self.has_weights else None,
             bound=self.config.bound,
             low_rank=_map(self.low_rank[number]) if self.has_low_rank else None,

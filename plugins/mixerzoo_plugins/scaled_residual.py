@@ -44,7 +44,7 @@ class Config(MixerConfig):
 
 
 class Gate(nn.Module):
-    """g = σ(W[h; y] + b).
+    """A connection that shares out between h and y by g = σ(W[h; y] + b).
 
     Args:
         size: D.

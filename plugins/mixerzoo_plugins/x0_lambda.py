@@ -27,7 +27,7 @@ class State(NamedTuple):
     embedding: Tensor | None
 
 
-class Connection(NamedTuple):
+class Lambdas(NamedTuple):
     """What follows a sublayer: its output is added, and before a layer the stream is scaled and the embedding joins.
 
     Attributes:
@@ -88,9 +88,9 @@ class X0Lambda(ConnectionMixer):
     def start(self, x: Tensor, context: Context) -> State:
         return self._before(0).before_layer(x, x)
 
-    def connection(self, site: Site) -> Connection:
+    def connection(self, site: Site) -> Lambdas:
         if site.branch == "attention":
-            return Connection(None, None, keeps_embedding=site.step + 1 < self.shape.num_steps)
+            return Lambdas(None, None, keeps_embedding=site.step + 1 < self.shape.num_steps)
         return self._before(site.step + 1)
 
     def finish(self, state: State) -> Tensor:
@@ -102,11 +102,11 @@ class X0Lambda(ConnectionMixer):
     def sources(self, site: Site) -> tuple[Site | None, ...]:
         return (None,) if site.branch == "attention" else ()
 
-    def _before(self, step: int) -> Connection:
+    def _before(self, step: int) -> Lambdas:
         """What happens before a layer."""
         if step == self.shape.num_steps:
-            return Connection(None, None, keeps_embedding=False)
-        return Connection(self.residual_lambda[step], self.x0_lambda[step], step + 1 < self.shape.num_steps)
+            return Lambdas(None, None, keeps_embedding=False)
+        return Lambdas(self.residual_lambda[step], self.x0_lambda[step], step + 1 < self.shape.num_steps)
 
 
 @hookimpl

@@ -261,9 +261,13 @@ def test_where_training_does_not_fit_the_error_says_how_to_time_the_others(monke
 
     monkeypatch.setattr(OurModel, "loss", full)
     monkeypatch.setattr(OurModel, "compiled_loss", lambda self: self.loss)
+    alone = invoke("--mixers", "yoco", "--phases", "train")
+    assert alone.exit_code == 2
+    assert "--phases" not in alone.stderr
     result = invoke("--mixers", "yoco")
     assert result.exit_code == 2
-    assert "residual: train: OutOfMemoryError: none left; --phases times others without it" in result.stderr
+    said = " ".join(result.stderr.split())
+    assert "residual: train: OutOfMemoryError: none left; --phases prefill,decode times what else" in said
 
 
 def test_a_vocabulary_that_is_the_tokenizers_is_written_out():

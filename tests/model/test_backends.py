@@ -186,10 +186,10 @@ def light(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     fused_flex._compiled.cache_clear()
 
 
-def flex(num_new: int, length: int, window: int | None = None) -> None:
+def flex(num_new: int, length: int, window: int | None = None, width: int = 8) -> None:
     """Compare a fused call with attention written out."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, h, t, 8, generator=generator) for h, t in ((4, num_new), (2, length), (2, length)))
+    q, k, v = (torch.randn(2, h, t, width, generator=generator) for h, t in ((4, num_new), (2, length), (2, length)))
     rule = Visibility(torch.arange(length - num_new, length), torch.arange(length), window, None, None, last=True)
     mask = make_mask(rule, "flex", hides_nothing=False)
     parts = (rule.window, True, True)
@@ -204,6 +204,13 @@ def test_flex_takes_one_graph_for_all_lengths_of_a_kind() -> None:
         for num_new, length in sizes:
             flex(num_new, length)
             assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == kind + 1
+
+
+@pytest.mark.usefixtures("light")
+@torch.no_grad()
+def test_flex_takes_heads_of_any_number_of_widths() -> None:
+    for width in (4, 6, 8, 10):
+        flex(3, 5, width=width)
 
 
 @pytest.mark.usefixtures("light")

@@ -13,7 +13,9 @@ from torch import Tensor
 
 import zoo
 from case import LATENT
-from mixerzoo import ConnectionMixer, Context, Decoder, MixerError, Site
+from mixerzoo import ConnectionMixer, Context, Decoder, MixerError, Plan, Site
+from mixerzoo.errors import BackendError
+from mixerzoo.model import compiled as compiling
 from mixerzoo.model import decoder as decoders
 from mixerzoo.model import regions
 from mixerzoo.model.compiled import compiled
@@ -157,23 +159,89 @@ class _Growing(_Counting):
     grows = True
 
 
-def test_connections_that_differ_too_much_are_refused_in_words() -> None:
-    check(zoo.decoder_of(_Counting, model={"num_layers": 3}))
-    many = zoo.decoder_of(_Counting, model={"num_layers": torch._dynamo.config.recompile_limit + 1})
-    many.model.compile_training("layers")
-    with pytest.raises(MixerError, match=r"more than 8 graphs of layer: .*connections.*train\.compile"):
-        gradients(many, some_tokens(1, 4))
+class _Overriding(_Counting):
+    """A connection, and a write of its own."""
+
+    name = "overriding"
+
+    def connection(self, site: Site) -> _Counted:
+        return _Counted(1, grows=False)
+
+    def write(self, state: tuple[Tensor, ...], site: Site, y: Tensor) -> tuple[Tensor, ...]:
+        return (state[-1] - y / (site.number + 1),)
 
 
-def test_a_state_that_grows_is_not_compiled_with_the_layers() -> None:
-    decoder = zoo.decoder_of(_Growing, model={"num_layers": 12})
+class _Short(_Counting):
+    """A plan of fewer steps than the decoder would take, and parameters for no more."""
+
+    name = "short"
+
+    def plan(self) -> Plan:
+        return Plan.plain(self.shape.order[:-1])
+
+    def connection(self, site: Site) -> _Counted:
+        assert site.step < self.shape.num_steps - 1
+        return _Counted(1, grows=False)
+
+
+@pytest.mark.parametrize("mixer", [_Counting, _Growing, _Overriding])
+def test_what_would_take_many_graphs_or_has_calls_of_its_own_runs_between(mixer: type[ConnectionMixer]) -> None:
+    decoder = zoo.decoder_of(mixer, model={"num_layers": 12})
     assert not regions.Regions(decoder.plan, decoder.mixer).takes_mixer
     assert check(decoder) <= MOST_GRAPHS
 
 
-def test_layers_that_all_differ_are_refused_before_they_are_compiled() -> None:
+def test_sites_that_a_plan_leaves_out_are_not_asked_for() -> None:
+    decoder = zoo.decoder_of(_Short)
+    assert regions.Regions(decoder.plan, decoder.mixer).takes_mixer
+    check(decoder)
+
+
+def test_as_many_graphs_as_kinds_of_layers_and_shapes_are_made() -> None:
     layers = torch._dynamo.config.recompile_limit + 1
     slots = tuple(range(layers))
-    case = zoo.planned_case(slots, slots, *range(2, layers + 2), num_layers=layers)
-    with pytest.raises(MixerError, match=r"differ in 9 ways.*set train\.compile to whole"):
-        zoo.make(case).model.compile_training("layers")
+    windows = zoo.planned_case(slots, slots, *range(2, layers + 2), num_layers=layers)
+    assert check(zoo.make(windows)) == layers
+    decoder = zoo.make(ZooCase("x0_lambda"))
+    decoder.model.compile_training("layers")
+    for length in range(2, layers):
+        gradients(decoder, some_tokens(1, length))
+
+
+def test_more_than_that_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MOST_GRAPHS", torch._dynamo.config.recompile_limit)
+    decoder = zoo.make(ZooCase("x0_lambda"))
+    decoder.model.compile_training("layers")
+
+    def run() -> None:
+        for length in range(2, 9):
+            gradients(decoder, some_tokens(1, length))
+
+    with pytest.raises(BackendError, match=r"more than 8 times: the shapes of batches.*train\.compile to off"):
+        run()
+
+
+def test_a_mixer_that_was_replaced_is_not_taken_for_the_one_that_was_looked_at() -> None:
+    decoder = zoo.make(ZooCase("scaled_residual"))
+    decoder.model.compile_training("layers")
+    decoder.model.mixer = zoo.make(ZooCase("residual")).mixer
+    with pytest.raises(MixerError, match="replaced after compile_training"):
+        gradients(decoder, some_tokens(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("case", "recompute"),
+    [
+        (ZooCase("depth_attention", {"stride": 1}, LATENT | {"num_layers": 10}), False),
+        (ZooCase("hyper_connections", {"variant": "mhc_lite", "num_streams": 2}), True),
+        (ZooCase("laurel", {"variant": "rw+lr+pa", "bound": "sigmoid"}, zoo.LOOPED), True),
+        (ZooCase("scaled_residual", {"gate": "highway"}, LATENT), False),
+    ],
+    ids=str,
+)
+def test_gradients_through_the_tracer_of_autograd(
+    case: ZooCase, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views and states that come out as they went in are its affair, which the light backend leaves out."""
+    monkeypatch.setattr(regions, "compiled", partial(compiled, backend="aot_eager"))
+    check(zoo.make(case), recompute=recompute)
