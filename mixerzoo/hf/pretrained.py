@@ -47,7 +47,8 @@ class MixerZooPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: MixerZooConfig, *inputs: Any, **kwargs: Any) -> None:
         config.derive()
-        check_ranks(getattr(config, "distributed_config", None), config.needs_whole, config.num_key_value_heads or 1)
+        distributed, tied = getattr(config, "distributed_config", None), bool(config.tie_word_embeddings)
+        check_ranks(distributed, config.needs_whole, config.num_key_value_heads or 1, tied)
         if config.needs_eager is not None:
             if config._attn_implementation not in (None, "eager"):
                 raise MixerError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
+import transformers
 from torch import Tensor, nn
 
 from mixerzoo.errors import MixerError
@@ -94,13 +95,14 @@ def tensor_parallel_plan(sizes: ModelConfig) -> dict[str, str]:
     return _MATRICES | (_HEAD_NORMS if sizes.qk_norm else {})
 
 
-def check_ranks(distributed: Any, whole: str | None, kv_heads: int) -> None:
+def check_ranks(distributed: Any, whole: str | None, kv_heads: int, tied: bool) -> None:
     """Refuse to split what cannot be, before any weight is read.
 
     Args:
         distributed: transformers' ``DistributedConfig``, or None.
         whole: from `why_whole`.
         kv_heads: G.
+        tied: whether the head has the weights of the embedding.
 
     Raises:
         MixerError: says why.
@@ -113,6 +115,11 @@ def check_ranks(distributed: Any, whole: str | None, kv_heads: int) -> None:
     if kv_heads % ranks:
         raise MixerError(
             f"{kv_heads} key/value heads cannot be shared out to {ranks} ranks; set tp_size to a divisor of {kv_heads}"
+        )
+    if tied and tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 21):
+        raise MixerError(
+            f"transformers {transformers.__version__} leaves an embedding whole that the head is tied to, and joins "
+            f"the logits of {ranks} ranks all the same; install version 5.21 or later, or load it with tp_size=1"
         )
 
 

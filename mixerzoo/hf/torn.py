@@ -43,6 +43,6 @@ def refuse_torn(cache: Cache | None) -> None:
     if any(isinstance(layer, CacheLayerMixin) and int(layer.get_seq_length()) for layer in cache.layers):
         raise CacheError(
             "a forward over this cache was interrupted, so some of its layers may hold tokens that others do not; "
-            "call its reset(), or begin with a new one"
+            "call its reset(), if that empties it, or begin with a new one"
         )
     _torn.discard(cache)

@@ -203,7 +203,10 @@ def test_a_cache_that_a_forward_was_interrupted_over_is_refused(case: ZooCase) -
             with pytest.raises(CacheError, match=r"a forward over this cache was interrupted.*call its reset\(\)"):
                 model(tokens[:, 4:], past_key_values=past)
         past.reset()
-        pieces = [model(piece, past_key_values=past).logits for piece in tokens.split([4, 2], dim=1)]
+        # What grew an older reset leaves as long as it was.
+        is_empty = Version(transformers.__version__) >= Version("5.18") or isinstance(past, StaticCache)
+        again = past if is_empty else DynamicCache(config=model.config)
+        pieces = [model(piece, past_key_values=again).logits for piece in tokens.split([4, 2], dim=1)]
         assert_close(torch.cat(pieces, dim=1), full)
 
 

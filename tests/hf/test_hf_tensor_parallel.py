@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers.distributed import DistributedConfig
 
@@ -25,6 +27,12 @@ from zoo import ZooCase
 WHOLE = {"fusedkv", "lime", "moda", "satformer", "value_embedding"}
 #: Those with hooks that need none of the other heads; clause 9.3 holds them to it.
 APART = {"compose", "depth_attention", "value_residual"}
+
+
+#: Before this version transformers splits words between two ranks only where there are as many for each, and takes a
+#: tied head for a split one.
+TIES = Version(transformers.__version__) >= Version("5.21")
+VOCABULARY = {} if TIES else {"vocab_size": 20}
 
 
 def config_of(case: ZooCase, place: Path, **model: object) -> MixerZooConfig:
@@ -81,9 +89,9 @@ def test_heads_must_be_shared_out_evenly(tmp_path: Path) -> None:
 
 
 def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
-    config_of(ZooCase("residual"), tmp_path / "residual", tie_embeddings=True)
-    config_of(ZooCase("depth_attention"), tmp_path / "depth_attention")
-    config_of(ZooCase("value_residual"), tmp_path / "value_residual")
+    config_of(ZooCase("residual"), tmp_path / "residual", tie_embeddings=TIES, **VOCABULARY)
+    config_of(ZooCase("depth_attention"), tmp_path / "depth_attention", **VOCABULARY)
+    config_of(ZooCase("value_residual"), tmp_path / "value_residual", **VOCABULARY)
     config_of(ZooCase("lime"), tmp_path / "refused")
     said = on_two_ranks(
         two_ranks, (tmp_path / name for name in ("residual", "depth_attention", "value_residual", "refused"))
@@ -96,7 +104,22 @@ def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
 def test_two_ranks_give_what_one_process_gives_for_every_mixer(tmp_path: Path) -> None:
     cases = [case for case in zoo.REGISTERED_CASES if config_of(case, tmp_path / "any").needs_whole is None]
     for number, case in enumerate(cases):
-        config_of(case, tmp_path / str(number), tie_embeddings=bool(number % 2))
+        config_of(case, tmp_path / str(number), tie_embeddings=TIES and bool(number % 2), **VOCABULARY)
     said = on_two_ranks(two_ranks, (tmp_path / str(number) for number in range(len(cases))))
     assert said.count("equal ") == len(cases)
     assert {case.mixer for case in cases} >= set(zoo.REGISTERED) - WHOLE
+
+
+def test_a_tied_head_is_refused_where_transformers_would_give_its_logits_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tied, apart = (config_of(ZooCase("residual"), tmp_path / str(tie), tie_embeddings=tie) for tie in (True, False))
+    for config in (tied, apart):
+        config.distributed_config = DistributedConfig(tp_size=2)
+    for older in ("5.16.1", "5.20.0"):
+        monkeypatch.setattr(transformers, "__version__", older)
+        MixerZooForCausalLM(apart)
+        with pytest.raises(MixerError, match=rf"transformers {older} leaves an embedding whole.*5\.21 or later"):
+            MixerZooForCausalLM(tied)
+    monkeypatch.setattr(transformers, "__version__", "5.21.0")
+    MixerZooForCausalLM(tied)
