@@ -230,8 +230,11 @@ def _is_alike(mixer: Mixer, first: tuple[int, ...]) -> bool:
 
 def _connects(mixer: Mixer) -> TypeIs[ConnectionMixer[Any]]:
     """Whether a mixer reads and writes by its connections alone."""
-    alone = all(getattr(type(mixer), call) is getattr(ConnectionMixer, call, None) for call in ("read", "write"))
-    return isinstance(mixer, ConnectionMixer) and alone
+    kind = type(mixer)
+    return issubclass(kind, ConnectionMixer) and (kind.read, kind.write) == (
+        ConnectionMixer.read,
+        ConnectionMixer.write,
+    )
 
 
 def _num_looks(mixer: ConnectionMixer[Any], calls: Iterator[Made], first: tuple[int, ...]) -> float:
