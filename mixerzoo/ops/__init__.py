@@ -4,8 +4,11 @@ The naive form is the equation. The fused form is one node with a backward of it
 weights and nothing per pair of source and reader. The kernel is Triton's, on CUDA. See `forms` for which of them runs.
 """
 
+import torch
+
 from mixerzoo.ops.depth_softmax import depth_softmax, depth_weights
 from mixerzoo.ops.joint_attention import attention_with_depth
+from mixerzoo.ops.normed_linear import normed_linear
 from mixerzoo.ops.normed_product import normed_product
 from mixerzoo.ops.sinkhorn import sinkhorn
 from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weights
@@ -14,12 +17,17 @@ from mixerzoo.ops.two_phase import join_source, reads_at_once, source_reads
 from mixerzoo.ops.unit_rms import unit_rms
 from mixerzoo.ops.weighted_sum import weighted_sum
 
+#: Nodes that take time as linear layers and attention do.
+PRODUCTS = (torch.ops.mixerzoo.normed_linear.default, torch.ops.mixerzoo.attention_with_depth.default)
+
 __all__ = [
+    "PRODUCTS",
     "attention_with_depth",
     "depth_softmax",
     "depth_weights",
     "inverse_rms",
     "join_source",
+    "normed_linear",
     "normed_product",
     "reads_at_once",
     "sinkhorn",

@@ -22,6 +22,9 @@ Form: TypeAlias = Literal["naive", "fused", "kernel"]
 #: to 0.9 at 2²⁰.
 SMALLEST = 1 << 17
 
+#: From so many small sources on, a copy of all of them costs less than a call for each.
+FEWEST_STACKED = 3
+
 #: Kernels read their sources' addresses from memory that is written at every call, which a CUDA graph would not repeat.
 TAGS = (torch.Tag.cudagraph_unsafe,)
 
@@ -34,11 +37,13 @@ class Policy:
         few: up to so many sources, the equation is as fast as a kernel.
         compiled: whether a kernel is worth it under ``torch.compile`` too, which fuses the equation itself.
         always: whether the fused form is faster than the equation even where nothing is kept for a backward.
+        stacked: up to so many elements of a source the equation is faster on a stack of all sources.
     """
 
     few: int
     compiled: bool
     always: bool = False
+    stacked: int = 0
 
 
 #: Looked for once, because a compiler that traces `choose` cannot look.
@@ -100,6 +105,20 @@ def choose(sources: Sequence[Tensor], policy: Policy, others: Sequence[Tensor] =
         return "kernel" if len(sources) > policy.few else "naive"
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (*sources, *others))
     return "fused" if graph or policy.always else "naive"
+
+
+def stacks(sources: Sequence[Tensor], policy: Policy) -> bool:
+    """Whether the equation is computed of a stack of the sources, which are small: in decoding, whose steps are made of
+    calls. It does not depend on whether gradients are wanted, and so neither do the bits.
+
+    Args:
+        sources: N tensors.
+        policy: the operation's.
+    """
+    if torch.compiler.is_compiling() or forced_form() is not None or len(sources) < FEWEST_STACKED:
+        return False
+    first = sources[0]
+    return first.numel() <= policy.stacked and all(source.dtype == first.dtype for source in sources)
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mixerzoo.ops import forms
 from mixerzoo.ops.weighted_sum import naive as weighted_sum
+from mixerzoo.ops.weighted_sum import stack_sum
 
 #: On an H100 the equation takes 1.6 times the kernel's time with 5 sources and 2.6 with 49, and keeps 20 to 160 times
 #: as much. Compiled, both take the same, but the first step of a decoder with 17 sources takes 125 s as the equation,
 #: and 32 with the kernel.
-POLICY = forms.Policy(few=1, compiled=True)
+#: On a CPU the mix of a stack of 8 takes a third of the time at 2¹¹ elements, 0.7 at 2¹⁴ and as long at 2¹⁵.
+POLICY = forms.Policy(few=1, compiled=True, stacked=1 << 14)
 
 
 def source_softmax(
@@ -26,17 +28,23 @@ def source_softmax(
     """Σ_n α_n·x_n with α = softmax_n(⟨w, x_n⟩·r_n), the keys being the RMS-normed sources.
 
     Args:
-        sources: N tensors [..., D] of at least three dimensions; never stacked. Their dtypes may differ.
+        sources: N tensors [..., D] of at least three dimensions; stacked if small. Their dtypes may differ.
         inverse_rms: r_n = 1 / rms(x_n) [...] of each, as `inverse_rms` gives it: once for a source, not per query.
         query: w [D], the norm's gain folded in.
         bias: [1], added to the last source's score; None: nothing.
 
     Returns:
         [..., D], in the widest dtype of the sources.
+
+    Raises:
+        ValueError: there are not as many r as sources.
     """
+    if len(sources) != len(inverse_rms):
+        raise ValueError(f"{len(sources)} sources cannot have 1 / rms of {len(inverse_rms)}")
     form = forms.choose(sources, POLICY, [*inverse_rms, query])
     if form == "naive":
-        return _naive(sources, inverse_rms, query, bias)[0]
+        stacked = forms.stacks(sources, POLICY)
+        return _of_stack(sources, inverse_rms, query, bias) if stacked else _naive(sources, inverse_rms, query, bias)[0]
     out, _ = _op(list(sources), list(inverse_rms), query, bias, form == "kernel")
     return out  # type: ignore[no-any-return]
 
@@ -65,6 +73,15 @@ def _naive(
         scores[-1] = scores[-1] + bias
     weights = torch.stack(scores, dim=-1).softmax(-1)
     return weighted_sum(sources, weights), weights
+
+
+def _of_stack(sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None) -> Tensor:
+    """The mix in few calls, of small sources of one dtype."""
+    stack = torch.stack([*sources], dim=-2)
+    scores = dot(stack, query) * torch.stack([*inverse_rms], dim=-1)
+    if bias is not None:
+        scores = torch.cat([scores[..., :-1], scores[..., -1:] + bias], dim=-1)
+    return stack_sum(stack, scores.softmax(-1))
 
 
 def dot(x: Tensor, query: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -65,9 +64,9 @@ class LightProjection(nn.Module):
 
     def forward(self, x: Tensor) -> KeyValue:
         """From the MLP's input x [B, T, D]."""
-        normed = ops.unit_rms(x, self.eps)
         # Projected apart, so that neither keeps the other's memory.
-        k, v = (F.linear(normed, part).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.weight.chunk(2))
+        parts = ops.normed_linear(x, self.weight.chunk(2), self.eps)
+        k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         return KeyValue(ops.unit_rms(k, self.eps) * self.key_gain.to(k.dtype), v)
 
 

@@ -21,12 +21,7 @@ import zoo
 from case import ZooCase
 from mixerzoo import ops
 from mixerzoo.ops import forms, joint_attention, sequence_attention
-
-#: An operation of leaves, and the leaves.
-Drawn = tuple[Callable[..., Tensor], list[Tensor]]
-EPS = 1e-5
-#: Largest relative error of a form against the equation in float64.
-CLOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
+from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, Drawn, operation
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
@@ -37,105 +32,6 @@ interpreted = pytest.mark.skipif(
 quiet = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 
-def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[torch.dtype], seed: int = 0) -> Drawn:
-    """An operation on random leaves; ``dtypes`` are those of the first source and of everything else."""
-    generator = torch.Generator().manual_seed(seed)
-    first, other = dtypes
-
-    def leaf(*shape: int, dtype: torch.dtype = other) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-
-    if name == "depth_softmax":
-        q, kv = leaf(2, 4, tokens, size), [leaf(2, 2, tokens, size) for _ in range(2 * num_sources)]
-        return lambda q, *kv: ops.depth_softmax(q, kv[:num_sources], kv[num_sources:]), [q, *kv]
-    if name in STREAMS:
-        return streams_operation(name, num_sources, tokens, size, leaf)
-    if name in JOINT:
-        return joint_operation(name, num_sources, tokens, size, leaf)
-    sources = [leaf(2, tokens, size, dtype=first if n == 0 else other) for n in range(num_sources)]
-    if name.startswith("source_softmax"):
-        bias = [leaf(1)] if name.endswith("bias") else []
-
-        def softmax(*leaves: Tensor) -> Tensor:
-            xs, query, last = leaves[:num_sources], leaves[num_sources], leaves[num_sources + 1 :]
-            return ops.source_softmax(xs, [ops.inverse_rms(x, EPS) for x in xs], query, *last)
-
-        return softmax, [*sources, leaf(size), *bias]
-    shape = {"per site": (num_sources,), "per channel": (num_sources, size), "per token": (2, tokens, num_sources)}
-    if name == "per token and channel":
-        return lambda *leaves: ops.weighted_sum(leaves[:-2], leaves[-2], leaves[-1]), [
-            *sources, leaf(*shape["per token"]), leaf(*shape["per channel"])
-        ]  # fmt: skip
-    return lambda *leaves: ops.weighted_sum(leaves[:-1], leaves[-1]), [*sources, leaf(*shape[name])]
-
-
-def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf: Callable[..., Tensor]) -> Drawn:
-    """An operation of hyper-connections on leaves that ``leaf`` makes."""
-    num_streams = min(num_streams, 5)
-    shape = (2, tokens, num_streams)
-    if name.startswith("normed_product"):
-        gain = [leaf(size)] if name.endswith("gain") else []
-        return lambda x, weight, *gain: ops.normed_product(x, weight, EPS, *gain), [
-            leaf(*shape, size), leaf(3, size), *gain
-        ]  # fmt: skip
-    if name == "sinkhorn":
-        logits = leaf(*shape, num_streams)
-        if logits.dtype == torch.bfloat16:
-            logits = logits.detach().float().requires_grad_()
-        return lambda x: ops.sinkhorn(x, 7), [logits]
-    streams, y = leaf(*shape, size), leaf(2, tokens, size)
-    weights = leaf(num_streams) if name.endswith("static") else leaf(*shape)
-    if name.startswith("stream_read"):
-        return ops.stream_read, [streams, weights]
-    if name == "stream_write, no matrix":
-        return lambda streams, post, y: ops.stream_write(streams, None, post, y), [streams, weights, y]
-    matrix = leaf(num_streams, num_streams) if name.endswith("static") else leaf(*shape, num_streams)
-    return ops.stream_write, [streams, matrix, weights, y]
-
-
-def joint_operation(name: str, num_entries: int, tokens: int, size: int, leaf: Callable[..., Tensor]) -> Drawn:
-    """One softmax over a sequence and entries along depth."""
-    past = 3 if name.endswith("masked") else 0
-    q = leaf(2, 4, tokens, size)
-    kv = [leaf(2, 2, tokens + past, size) for _ in range(2)] + [
-        leaf(2, 2, tokens, size) for _ in range(2 * num_entries)
-    ]
-    visible = None
-    if past:
-        # Of two rows; the second query of the first row sees nothing of the sequence.
-        visible = torch.ones(2, 1, tokens, tokens + past, dtype=torch.bool).tril(past)
-        visible[0, :, 1:2] = False
-
-    def attend(q: Tensor, *kv: Tensor) -> Tensor:
-        k, v, *entries = kv
-        depth_k, depth_v = entries[:num_entries], entries[num_entries:]
-        return ops.attention_with_depth(q, k, v, visible, 0.3, depth_k, depth_v, causal=name.endswith("causal"))
-
-    return attend, [q, *kv]
-
-
-JOINT = ("joint", "joint, causal", "joint, masked")
-STREAMS = (
-    "normed_product",
-    "normed_product, gain",
-    "sinkhorn",
-    "stream_read",
-    "stream_read, static",
-    "stream_write",
-    "stream_write, static",
-    "stream_write, no matrix",
-)
-NAMES = (
-    "per site",
-    "per channel",
-    "per token",
-    "per token and channel",
-    "source_softmax",
-    "source_softmax, bias",
-    "depth_softmax",
-    *STREAMS,
-    *JOINT,
-)
 every_operation = pytest.mark.parametrize("name", NAMES)
 
 
@@ -156,17 +52,6 @@ def assert_same(drawn: Drawn, form: forms.Form) -> None:
         assert like is None or (got.dtype, got.shape) == (like.dtype, like.shape)
         # A single source has a weight of 1 whatever its key is, so gradients can be zero.
         assert (got.double() - expected).norm() <= tolerance * (expected.norm() + exact[0].norm())
-
-
-DRAWN = {
-    "num_sources": st.sampled_from([1, 2, 5, 97]),
-    "tokens": st.integers(1, 7),
-    "size": st.integers(1, 40),
-    "dtypes": st.sampled_from(
-        [[torch.float64] * 2, [torch.float32] * 2, [torch.bfloat16] * 2, [torch.float32, torch.bfloat16]]
-    ),
-    "seed": st.integers(0, 99),
-}
 
 
 @pytest.mark.parametrize("form", ["naive", "fused"])

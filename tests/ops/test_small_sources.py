@@ -1,0 +1,116 @@
+"""Operations over depth where calls are what they cost, and linear layers of an input that is normed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixerzoo import ops
+from mixerzoo.benchmark import kept_bytes
+from mixerzoo.ops import forms
+from operations import CLOSE, DRAWN, EPS, NAMES, operation
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("per ", "source", "depth"))])
+@given(**{**DRAWN, "num_sources": st.sampled_from([2, 3, 5, 97])})
+@settings(max_examples=15)
+def test_small_sources_are_stacked(name: str, num_sources: int, **drawn: Any) -> None:
+    function, leaves = operation(name, num_sources, **drawn)
+    with forms.forced("naive"):
+        expected, *exact = gradients(function, [x.detach().double().requires_grad_() for x in leaves])
+        like = function(*leaves)
+    with forms.forced(None), mock.patch.object(torch, "stack", wraps=torch.stack) as stack:
+        got, *found = gradients(function, leaves)
+        stacked = [len(call.args[0]) for call in stack.call_args_list if call.kwargs.get("dim") == -2]
+        with torch.no_grad():
+            assert torch.equal(function(*leaves), got)
+    one_dtype = len({x.dtype for x in leaves[1:num_sources]} | {leaves[0].dtype}) == 1 or name == "depth_softmax"
+    assert (num_sources in stacked) == (num_sources > 2 and one_dtype)
+    assert (got.dtype, got.shape) == (like.dtype, like.shape)
+    tolerance = max(CLOSE[x.dtype] for x in leaves)
+    assert (got.double() - expected).norm() <= tolerance * (1 + expected.norm())
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours.double() - theirs).norm() <= tolerance * (theirs.norm() + expected.norm())
+
+
+def gradients(function: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """What comes out, and the gradients of the leaves."""
+    out = function(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def test_what_is_stacked_is_small_and_alike() -> None:
+    def stacks(count: int, size: int, last: torch.dtype = torch.float32) -> bool:
+        sources = [torch.ones(1, 1, size, dtype=last if n else torch.float32) for n in range(count)]
+        with forms.forced(None):
+            return forms.stacks(sources, forms.Policy(few=0, compiled=False, stacked=16))
+
+    assert stacks(3, 16)
+    assert not stacks(2, 16)
+    assert not stacks(3, 17)
+    assert not stacks(3, 16, torch.bfloat16)
+    with forms.forced("naive"):
+        assert not forms.stacks([torch.ones(1, 1, 4)] * 3, forms.Policy(few=0, compiled=False, stacked=16))
+
+
+@pytest.mark.parametrize("form", [None, "naive", "fused"])
+def test_as_many_weights_as_sources(form: Any) -> None:
+    sources = [torch.ones(1, 2, 4)] * 4
+    with forms.forced(form):
+        for shape in ((1,), (5,), (1, 4), (1, 2, 1), (1, 2, 3)):
+            with pytest.raises(ValueError, match=r"4 sources cannot have weights of shape \["):
+                ops.weighted_sum(sources, torch.ones(shape))
+        with pytest.raises(ValueError, match=r"weights of shape \[1, 2, 4\] and \[3, 4\]"):
+            ops.weighted_sum(sources, torch.ones(1, 2, 4), torch.ones(3, 4))
+        with pytest.raises(ValueError, match="4 sources cannot have 1 / rms of 1"):
+            ops.source_softmax(sources, [torch.ones(1, 2)], torch.ones(4))
+        with pytest.raises(ValueError, match="2 keys cannot weigh 3 values"):
+            ops.depth_softmax(torch.ones(1, 2, 3, 4), [torch.ones(1, 1, 3, 4)] * 2, [torch.ones(1, 1, 3, 4)] * 3)
+
+
+def test_a_normed_input_is_made_again_and_not_kept() -> None:
+    x, weights = torch.randn(2, 5, 64, requires_grad=True), [torch.randn(8, 64, requires_grad=True) for _ in range(2)]
+    kept = {}
+    for form in ("naive", "fused"):
+        with forms.forced(form):
+            kept[form] = kept_bytes(lambda: sum(each.sum() for each in ops.normed_linear(x, weights, EPS)), CPU)
+    assert kept["fused"] == 0
+    assert kept["naive"] >= x.nbytes
+
+
+@pytest.mark.parametrize("form", ["naive", "fused"])
+def test_normed_linear_multiplies_in_the_dtype_of_autocast(form: Any) -> None:
+    x, weights = torch.randn(2, 5, 64, requires_grad=True), [torch.randn(8, 64, requires_grad=True) for _ in range(2)]
+    with forms.forced(form), torch.autocast("cpu", torch.bfloat16):
+        k, v = ops.normed_linear(x, weights, EPS)
+        expected = torch.nn.functional.linear(ops.unit_rms(x, EPS), weights[1])
+    assert k.dtype == v.dtype == torch.bfloat16
+    assert torch.equal(v, expected)
+    found = torch.autograd.grad(v.float().square().sum(), [x, weights[1]])
+    for got, naive in zip(found, torch.autograd.grad(expected.float().square().sum(), [x, weights[1]]), strict=True):
+        assert got.dtype == torch.float32
+        assert (got - naive).norm() <= 0.02 * naive.norm()
+
+
+def test_normed_linear_of_one_vector_and_of_other_dtypes() -> None:
+    x, weight = torch.randn(6, requires_grad=True), torch.randn(3, 6, requires_grad=True)
+    found = {}
+    for form in ("naive", "fused"):
+        with forms.forced(form):
+            (out,) = ops.normed_linear(x, [weight], EPS)
+            found[form] = torch.autograd.grad(out.square().sum(), [x, weight])
+            for dtypes in ((torch.bfloat16, torch.float32), (torch.float64, torch.float32)):
+                with pytest.raises(RuntimeError, match="dtype"):
+                    ops.normed_linear(x.to(dtypes[0]), [weight.to(dtypes[1])], EPS)
+    for got, expected in zip(found["fused"], found["naive"], strict=True):
+        torch.testing.assert_close(got, expected)
