@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from mixerzoo import ops
+
 
 class EveryNth(BaseModel):
     """Recompute one step in so many, the first among them."""
@@ -19,21 +21,21 @@ class EveryNth(BaseModel):
     every: int = Field(ge=1, le=256, description="One step in so many is computed again; 1: each.")
 
 
-#: Of each step nothing is computed again, all of it, or all but its matrix products.
+#: Of each step nothing is computed again, all of it, or all but its linear layers and its attention.
 Recompute: TypeAlias = Literal["none", "layers", "selective"] | EveryNth
 
 _aten = torch.ops.aten
-#: What takes most of a step's time; attention's kernels are products, too.
+#: What takes most of a step's time: linear layers and attention's kernels. Batched products are left out: of a mixer
+#: there may be one for each pair of sublayers, and of attention without a kernel they are as large as all scores.
 _KEPT = frozenset(
     {
         _aten.mm.default,
         _aten.addmm.default,
-        _aten.bmm.default,
-        _aten.baddbmm.default,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
+        *ops.PRODUCTS,
     }
 )
 

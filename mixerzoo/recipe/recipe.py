@@ -98,7 +98,8 @@ class TrainConfig(BaseModel):
     activation_checkpointing: _Recompute = Field(
         "none",
         description="What is computed again in the backward, and not kept: `none` (false is that too), `layers` (or "
-        "true), `selective`, which keeps matrix products, or one layer in n with `{every: n}`.",
+        "true), `selective`, which keeps what linear layers and attention's kernels gave, or one layer in n with "
+        "`{every: n}`.",
     )
     parallel: Parallel = Field(
         "ddp",

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
-from mixerzoo import Decoder
+from mixerzoo import Decoder, ops
 from mixerzoo.errors import MixerError
 from mixerzoo.model import EveryNth, Recompute
+from mixerzoo.ops import forms
 from zoo import ZooCase, assert_close, some_tokens
 
 every_case = zoo.parametrized(zoo.CASES)
@@ -122,13 +123,29 @@ def test_less_may_be_computed_again(mixer: str, mode: Recompute) -> None:
         assert counted.number == without.number
 
 
-class _Products(TorchDispatchMode):
-    """Counts products of matrices."""
+@pytest.mark.parametrize("mixer", ["moda", "lime"])
+def test_selective_keeps_linear_layers_and_attention_in_a_mixer_too(mixer: str) -> None:
+    decoder, tokens = zoo.make(ZooCase(mixer)), some_tokens(2, 6)
+    counted = []
+    for mode in ("none", "selective"):
+        decoder.model.activation_checkpointing = mode
+        with forms.forced("fused"), _Products() as products:
+            gradients_of(decoder, tokens)
+        counted.append(products)
+    without, again = counted
+    assert without.number == again.number > 0
+    assert without.nodes == again.nodes
+    assert bool(without.nodes) == (mixer == "moda")
 
-    number = 0
+
+class _Products(TorchDispatchMode):
+    """Counts products of matrices, and nodes of ours that take as long."""
+
+    number = nodes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.number += func is torch.ops.aten.mm.default
+        self.nodes += func in ops.PRODUCTS
         return func(*args, **(kwargs or {}))
 
 
