@@ -58,14 +58,14 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 def training_work(decoder: Decoder, batch: int, tokens: int, kept: int) -> tuple[int, int]:
     """FLOPs and bytes of a forward and backward.
 
-    The backward takes twice the forward's products. Weights are read in both, their gradients are written; what
-    autograd keeps is written and read.
+    The backward takes twice the forward's products, and what it computes again does not count. Weights are read in
+    both, their gradients are written; what the forward keeps is written and read.
 
     Args:
         decoder: the model.
         batch: rows.
         tokens: of a row.
-        kept: bytes that autograd keeps.
+        kept: bytes that the forward keeps.
     """
     return 3 * batch * forward_flops(decoder, tokens), 3 * _nbytes(list(decoder.parameters())) + 2 * kept
 

@@ -1,48 +1,15 @@
-"""Bytes that autograd keeps, and the most that tensors take at once."""
+"""Bytes that a forward keeps for its backward, and the most that tensors take at once."""
 
 from __future__ import annotations
 
+import gc
 import os
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class _Held:
-    """A tensor that autograd keeps for the backward."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        # Detached: a node that kept its own output would keep itself.
-        self.tensor = tensor.detach()
-
-
-def kept_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) -> int:
-    """Bytes that autograd keeps between a forward and its backward.
-
-    Each storage counts once, however many tensors view it. Copies of parameters that autocast makes do count.
-
-    Args:
-        forward: computes what a backward could start from.
-        parameters: whose storages do not count.
-    """
-    held: weakref.WeakSet[_Held] = weakref.WeakSet()
-
-    def pack(tensor: Tensor) -> _Held:
-        kept = _Held(tensor)
-        held.add(kept)
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        result = forward()
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (kept.tensor.untyped_storage() for kept in held)}
-    for parameter in parameters:
-        storages.pop(parameter.untyped_storage().data_ptr(), None)
-    del result  # until here the graph was alive
-    return sum(storages.values())
 
 
 class Peak:
@@ -74,6 +41,36 @@ def measured_peak(device: torch.device) -> Iterator[Peak]:
         yield found
 
 
+def kept_bytes(forward: Callable[[], Tensor], device: torch.device) -> int | None:
+    """Bytes that are kept between a forward and its backward: what the forward made and its graph keeps alive.
+
+    Each storage counts once, however many tensors view it. What there was before, as parameters, does not count; copies
+    of them that autocast makes do, and so does what activation checkpointing starts from.
+
+    Args:
+        forward: computes what a backward could start from. Called before, so that nothing else is left of it.
+        device: whose memory.
+
+    Returns:
+        None where that is not known.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        graph = forward().grad_fn
+        gc.collect()
+        kept = torch.cuda.memory_allocated(device) - before
+    elif device.type == "cpu":
+        with _silent_profiler() as profiler:
+            graph = forward().grad_fn
+            gc.collect()
+        kept = sum(event.nbytes() for event in _changes(profiler))
+    else:
+        return None
+    del graph  # until here it was alive
+    return kept
+
+
 @contextmanager
 def _silent_profiler() -> Iterator[Any]:
     name = "KINETO_LOG_LEVEL"
@@ -91,9 +88,13 @@ def _silent_profiler() -> Iterator[Any]:
 
 def _highest(profiler: Any) -> int:
     """The highest sum of the bytes that were taken and given back, in the order of time."""
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     level = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted(_changes(profiler), key=lambda event: event.start_ns()):
         level += event.nbytes()
         highest = max(highest, level)
     return highest
+
+
+def _changes(profiler: Any) -> list[Any]:
+    """Each time that memory was taken or given back."""
+    return [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]

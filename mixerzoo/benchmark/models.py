@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixerzoo.benchmark.plan import BASELINE, Benchmark
 from mixerzoo.errors import BenchmarkError
 from mixerzoo.exchange import stock_model
-from mixerzoo.model import Decoder, initialise_mixer
+from mixerzoo.model import Decoder, Recompute, initialise_mixer
 from mixerzoo.recipe import Recipe, build
 
 #: Largest difference of logits, as a share of the largest logit, of the same model in other arithmetic. The norms of
@@ -42,6 +42,10 @@ class Model(ABC):
     def device(self) -> torch.device:
         """Where it is."""
         return next(self.module.parameters()).device
+
+    @abstractmethod
+    def checkpoint_activations(self, mode: Recompute) -> None:
+        """Compute some activations again in the backward; of a peer ``none`` or ``layers``."""
 
     @abstractmethod
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -82,6 +86,9 @@ class OurModel(Model):
     def __init__(self, decoder: Decoder, form: str) -> None:
         super().__init__(decoder, decoder, form)
 
+    def checkpoint_activations(self, mode: Recompute) -> None:
+        self.decoder.model.activation_checkpointing = mode
+
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         return self.decoder.loss(tokens, targets)
 
@@ -115,6 +122,14 @@ class StockModel(Model):
         # From version 5.24 on it calls the past so.
         self._past = "cache" if "cache" in signature(self.stock.forward).parameters else "past_key_values"
         super().__init__(self.stock, decoder, form)
+
+    def checkpoint_activations(self, mode: Recompute) -> None:
+        if mode == "layers":
+            stock: Any = self.stock
+            # From some version on it calls them activations.
+            kind = "activation" if hasattr(stock, "activation_checkpointing_enable") else "gradient"
+            getattr(stock, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+            stock.train()
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         # Targets are shifted already; without labels it computes no loss.

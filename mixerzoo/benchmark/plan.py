@@ -14,7 +14,7 @@ from mixerzoo.errors import BenchmarkError, did_you_mean
 from mixerzoo.exchange import stock_format
 from mixerzoo.experiments import Comparison, Flags, read_comparison
 from mixerzoo.mixer import MixerChoice, check_choice
-from mixerzoo.model import check_backend, find_device, find_dtype
+from mixerzoo.model import Recompute, check_backend, find_device, find_dtype
 from mixerzoo.recipe import Recipe, YamlSource, build, load_recipe
 from mixerzoo.yaml_text import one_line
 
@@ -86,6 +86,11 @@ class Benchmark:
         return tuple((label, form) for label in self.recipes for form in self.compile)
 
     @property
+    def activation_checkpointing(self) -> Recompute:
+        """What a training step computes again in its backward."""
+        return self.baseline.train.activation_checkpointing
+
+    @property
     def training_dtype(self) -> torch.dtype:
         """Of the weights that are trained."""
         return torch.float32 if self.dtype.itemsize < torch.float32.itemsize else self.dtype
@@ -125,7 +130,7 @@ def read_benchmark(
         MixerError: a mixer cannot work on the decoder.
         BackendError: the device, the dtype or the attention cannot be had here.
         BenchmarkError: an unknown phase, form or peer, a form that a phase does not have, a peer that has no such
-            decoder, or a recipe that varies a key.
+            decoder or activation checkpointing, or a recipe that varies a key.
     """
     _check(peers, phases, compile, batch, tokens, rounds)
     where, exact = find_device(device), find_dtype(dtype)
@@ -136,6 +141,8 @@ def read_benchmark(
         build(recipe, device="meta")
     if peers:
         stock_format(build(base, device="meta"))
+        if "train" in phases:
+            _check_peers(base)
     return Benchmark(
         str(path),
         recipes,
@@ -167,6 +174,16 @@ def _check(peers: Sequence[str], phases: Sequence[str], forms: Sequence[str], *c
         raise BenchmarkError("layers are compiled in training alone; time the phase train alone, or take off or whole")
     if min(counts) < 1:
         raise BenchmarkError(f"batch, tokens and rounds must be at least 1, got {', '.join(map(str, counts))}")
+
+
+def _check_peers(recipe: Recipe) -> None:
+    """Refuse what a peer cannot compute again in its backward."""
+    if recipe.train.activation_checkpointing not in ("none", "layers"):
+        given = recipe.train.model_dump(mode="json")["activation_checkpointing"]
+        raise BenchmarkError(
+            f"train.activation_checkpointing is {one_line(given)}, and transformers' models have none and layers "
+            "alone; take one of these, or no peers"
+        )
 
 
 def _recipes(
@@ -208,9 +225,14 @@ def _one_of_each(path: str | Path, comparison: Comparison) -> dict[str, Recipe]:
     found: dict[str, Recipe] = {}
     for variant, recipe in comparison.variants.items():
         first = found.setdefault(variant.label, recipe)
-        if (recipe.model, recipe.mixer, recipe.data) != (first.model, first.mixer, first.data):
+        if _measured(recipe) != _measured(first):
             raise BenchmarkError(
                 f"{path}: its comparison tunes {', '.join(comparison.tune)}, of which a benchmark would take the first "
                 "values alone; add compare.tune={}, and the values that you mean"
             )
     return found
+
+
+def _measured(recipe: Recipe) -> tuple[object, ...]:
+    """What of a recipe makes a difference to a benchmark."""
+    return recipe.model, recipe.mixer, recipe.data, recipe.train.activation_checkpointing

@@ -62,6 +62,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = lambda _: N
         "dtype": str(benchmark.dtype).removeprefix("torch."),
         "compile": list(benchmark.compile),
         "attention_backend": benchmark.baseline.model.attention_backend,
+        "activation_checkpointing": benchmark.baseline.train.model_dump(mode="json")["activation_checkpointing"],
         "ceilings": {
             "flops_per_second": ceilings.flops_per_second,
             "bytes_per_second": ceilings.bytes_per_second,

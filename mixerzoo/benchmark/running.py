@@ -20,7 +20,7 @@ from mixerzoo.process import is_out_of_memory
 
 #: Compiled graphs of one function beyond which the compiler gives up; the models share those of inference.
 _MANY_GRAPHS = 512
-#: What failures call the count of what autograd keeps. It may take more memory than what is timed.
+#: What failures call the count of what a forward keeps. It may take more memory than what is timed.
 KEPT = "kept"
 #: Parts whose peak of memory says something.
 _WITH_PEAK = ("train", "prefill", "decode")
@@ -36,7 +36,7 @@ class Measured:
         mixer: label of its mixer; None of a peer.
         parameters: of all of it.
         logits_difference: of a peer from ours; None of ours.
-        kept_bytes: by autograd, between forward and backward; None: not trained, or why is among the failures.
+        kept_bytes: between forward and backward; None: not trained, not known, or why is among the failures.
         first: part → seconds of its first call.
         peak: part → bytes beyond what was there before, of those in `_WITH_PEAK`.
         work: part → FLOPs and bytes that it takes at least.
@@ -114,6 +114,7 @@ def _training(
     inputs, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
     jobs = []
     for label, model in models.items():
+        model.checkpoint_activations(benchmark.activation_checkpointing)
         measured, job = found[label], training_job(model, tokens, optimizer, benchmark.dtype)
         jobs.append((measured, job))
         say(f"first training step: {label}")
@@ -125,8 +126,9 @@ def _training(
                     return model.loss(inputs, targets)
 
             def keep(measured: Measured = measured, model: Model = model, forward: Any = forward) -> None:
-                kept = measured.kept_bytes = kept_bytes(forward, model.module.parameters())
-                measured.work["train"] = training_work(model.decoder, benchmark.batch, benchmark.tokens, kept)
+                kept = measured.kept_bytes = kept_bytes(forward, benchmark.device)
+                if kept is not None:
+                    measured.work["train"] = training_work(model.decoder, benchmark.batch, benchmark.tokens, kept)
 
             _guarded(measured, Job({KEPT: keep}, job.before, job.after), lambda _, call: call())
     return jobs

@@ -166,12 +166,17 @@ def _report(found: dict[str, Any], out: Path | None, *, as_json: bool) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
+    from mixerzoo.yaml_text import one_line
+
     printer, device, versions = console(), found["device"], found["versions"]
     hardware = f"{device['threads']} threads of {device['processor']}" if device["name"] == "cpu" else device["name"]
     flops, nbytes = (found["ceilings"][key] for key in ("flops_per_second", "bytes_per_second"))
+    recomputed = found["activation_checkpointing"]
+    training = any("train" in model["phases"] for model in found["models"])
+    again = f"activation checkpointing {one_line(recomputed)}, " if training and recomputed != "none" else ""
     printer.print(
         f"{found['recipe']}: {found['batch']} × {found['tokens']:,} tokens, {found['dtype']}, "
-        f"compile {', '.join(found['compile'])}, {found['rounds']} rounds, on {hardware}",
+        f"compile {', '.join(found['compile'])}, {again}{found['rounds']} rounds, on {hardware}",
         f"At best {flops / 1e12:,.3g} TFLOP/s and {nbytes / 1e9:,.4g} GB/s, as measured. "
         f"PyTorch {versions['torch']}, transformers {versions['transformers']}.",
         "",
@@ -244,7 +249,7 @@ ratio      to residual in the same round, median over rounds
 + AdamW    the ratio with the optimiser's step, which is not in the ms
 of floor   what the arithmetic or the memory would take at the device's best
 first      the first time, with compilation; of decoding, of 16 tokens
-kept       by autograd from forward to backward, parameters left out
+kept       from forward to backward, parameters left out
 peak       of all tensors, beyond what was there before"""
 
 #: Phase → the head of its table, and the unit of its times.

@@ -11,7 +11,7 @@ import torch
 
 import mixerzoo
 from benchmarking import MIXERS, SMALL, invoke, small
-from mixerzoo.benchmark import kept_bytes, read_benchmark, run_benchmark, running
+from mixerzoo.benchmark import read_benchmark, run_benchmark, running
 from mixerzoo.benchmark.clock import ratio
 from mixerzoo.benchmark.memory import measured_peak
 from mixerzoo.benchmark.models import OurModel, StockModel, build_decoders, compare_logits
@@ -21,19 +21,6 @@ from mixerzoo.model import flops_per_token, forward_flops
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-
-
-def test_what_autograd_keeps_is_counted_by_storage_while_it_is_kept():
-    x, w = torch.randn(5, 7, requires_grad=True), torch.randn(7, 3, requires_grad=True)
-
-    def forward():
-        x.exp()  # keeps its result, and is dropped
-        y = x * 2  # keeps nothing
-        z = y @ w  # keeps y and w
-        return (z * z.t().t()).sum()  # keeps z, by two views
-
-    assert kept_bytes(forward, [w]) == 4 * (5 * 7 + 5 * 3)
-    assert kept_bytes(forward) == 4 * (5 * 7 + 7 * 3 + 5 * 3)
 
 
 def test_the_peak_of_a_cpu_is_that_of_its_tensors(capfd):
@@ -315,6 +302,11 @@ def test_mixers_are_those_of_the_command_the_comparison_or_the_recipe():
         ({"overrides": ["compare.vary={seed: [1, 2]}"]}, RecipeError, "seeds are listed"),
         ({"overrides": ["compare.vary={model.rope_theta: [2e4, 4e4]}"]}, BenchmarkError, "add compare.vary={}"),
         ({"overrides": ["compare.tune={model.rope_theta: [2e4, 4e4]}"]}, BenchmarkError, "add compare.tune={}"),
+        (
+            {"overrides": ["compare.tune={train.activation_checkpointing: [none, layers]}"]},
+            BenchmarkError,
+            "add compare.tune={}",
+        ),
         (
             {"overrides": ["compare.tune={mixer.stride: [2, 4]}"], "mixers": "depth_attention"},
             BenchmarkError,

@@ -76,7 +76,7 @@ class _NarrowNorms(TorchDispatchMode):
     """Collects the operations of `_WIDE` that give bf16, and the lines where they do."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch gives it no types
         self.found: dict[str, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
