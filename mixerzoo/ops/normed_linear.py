@@ -30,7 +30,7 @@ def normed_linear(x: Tensor, weights: Sequence[Tensor], eps: float) -> tuple[Ten
     Returns:
         For each W [..., rows], in the dtype of x, or in autocast's.
     """
-    # What autocast gives a linear layer; a node is cast nothing.
+    # Autocast casts what a linear layer multiplies, and leaves a node of ours alone.
     device, dtype = x.device.type, x.dtype
     if not x.is_meta and torch.is_autocast_enabled(device) and torch.float64 not in (dtype, weights[0].dtype):
         dtype = torch.get_autocast_dtype(device)
