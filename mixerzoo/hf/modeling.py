@@ -196,7 +196,8 @@ class MixerZooModel(MixerZooPreTrainedModel, Stack):
                 read = self.mixer.read(state, Site(step, number, "attention"))
                 observed.append(read.q if isinstance(read, AttentionInputs) else read)
             layer, reads = self.layers[number], self.reads(step, held, stores=stores)
-            run_layer = partial(self._gradient_checkpointing_func, layer.__call__) if recompute else layer
+            again = recompute and step % self.checkpoint_every == 0
+            run_layer = partial(self._gradient_checkpointing_func, layer.__call__) if again else layer
             state, written = run_layer(state, step, reads, run)
             if self.lends(step):
                 held[step] = written

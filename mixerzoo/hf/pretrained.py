@@ -34,6 +34,8 @@ class MixerZooPreTrainedModel(PreTrainedModel):
     config: MixerZooConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    #: Where layers are computed again, it is one step in so many, the first among them.
+    checkpoint_every: int = 1
     _no_split_modules = ["Layer"]  # noqa: RUF012  as transformers declares it
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_flash_attn = True
@@ -86,11 +88,12 @@ class MixerZooPreTrainedModel(PreTrainedModel):
                 "re-entrant activation checkpointing loses the gradients of what mixers carry from layer to layer; "
                 'leave gradient_checkpointing_kwargs out, or pass {"use_reentrant": False}'
             )
-        if enable and every_n_layers != 1:
-            raise MixerError(
-                f"every_n_layers is {every_n_layers}; every layer's activations are computed again, or none"
-            )
+        if every_n_layers < 1:
+            raise MixerError(f"every_n_layers is {every_n_layers}; it must be at least 1, which is every layer")
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+        for module in self.modules():
+            if isinstance(module, MixerZooPreTrainedModel):
+                module.checkpoint_every = every_n_layers
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

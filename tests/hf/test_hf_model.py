@@ -219,3 +219,19 @@ def test_activation_checkpointing_recomputes_and_reentrant_is_refused() -> None:
     assert len(calls) == 2
     with pytest.raises(MixerError, match="re-entrant activation checkpointing loses the gradients"):
         enable(model, use_reentrant=True)
+
+
+def test_one_layer_in_so_many_is_computed_again() -> None:
+    _, model = fresh(DEPTH)
+    model.train()
+    expected = gradients(model, some_tokens(2, 5))
+    model._set_gradient_checkpointing(True, recomputed, every_n_layers=2)
+    calls = []
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    for ours, theirs in zip(gradients(model, some_tokens(2, 5)), expected, strict=True):
+        assert_close(ours, theirs, 1e-12)
+    count = len(model.model.layers)
+    assert sorted(calls) == sorted([*range(count), *range(0, count, 2)])
+    with pytest.raises(MixerError, match="every_n_layers is 0; it must be at least 1"):
+        model._set_gradient_checkpointing(True, recomputed, every_n_layers=0)
