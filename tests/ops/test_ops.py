@@ -21,7 +21,7 @@ import zoo
 from case import ZooCase
 from mixerzoo import ops
 from mixerzoo.ops import forms, joint_attention, sequence_attention
-from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, Drawn, operation
+from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, Drawn, gradients, operation
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
@@ -33,15 +33,6 @@ quiet = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWar
 
 
 every_operation = pytest.mark.parametrize("name", NAMES)
-
-
-def gradients(drawn: Drawn, form: forms.Form) -> list[Tensor]:
-    """What comes out, and the gradients of the leaves."""
-    function, leaves = drawn
-    with forms.forced(form):
-        out = function(*leaves)
-        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
-        return [out, *torch.autograd.grad(out, leaves, grad)]
 
 
 def assert_same(drawn: Drawn, form: forms.Form) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -10,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from mixerzoo import ops
 from mixerzoo.benchmark import kept_bytes
 from mixerzoo.ops import forms
-from operations import CLOSE, DRAWN, EPS, NAMES, operation
+from operations import CLOSE, DRAWN, EPS, NAMES, gradients, operation
 
 CPU = torch.device("cpu")
 
@@ -25,11 +23,11 @@ CPU = torch.device("cpu")
 @settings(max_examples=15)
 def test_small_sources_are_stacked(name: str, num_sources: int, **drawn: Any) -> None:
     function, leaves = operation(name, num_sources, **drawn)
+    expected, *exact = gradients((function, [x.detach().double().requires_grad_() for x in leaves]), "naive")
     with forms.forced("naive"):
-        expected, *exact = gradients(function, [x.detach().double().requires_grad_() for x in leaves])
         like = function(*leaves)
     with forms.forced(None), mock.patch.object(torch, "stack", wraps=torch.stack) as stack:
-        got, *found = gradients(function, leaves)
+        got, *found = gradients((function, leaves), None)
         stacked = [len(call.args[0]) for call in stack.call_args_list if call.kwargs.get("dim") == -2]
         with torch.no_grad():
             assert torch.equal(function(*leaves), got)
@@ -40,13 +38,6 @@ def test_small_sources_are_stacked(name: str, num_sources: int, **drawn: Any) ->
     assert (got.double() - expected).norm() <= tolerance * (1 + expected.norm())
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours.double() - theirs).norm() <= tolerance * (theirs.norm() + expected.norm())
-
-
-def gradients(function: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    """What comes out, and the gradients of the leaves."""
-    out = function(*leaves)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
 def test_what_is_stacked_is_small_and_alike() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixerzoo import ops
+from mixerzoo.ops import forms
 
 #: An operation of leaves, and the leaves.
 Drawn = tuple[Callable[..., Tensor], list[Tensor]]
@@ -131,3 +132,12 @@ DRAWN = {
     ),
     "seed": st.integers(0, 99),
 }
+
+
+def gradients(drawn: Drawn, form: forms.Form | None) -> list[Tensor]:
+    """What comes out, and the gradients of the leaves; None: in the form that the operation takes."""
+    function, leaves = drawn
+    with forms.forced(form):
+        out = function(*leaves)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+        return [out, *torch.autograd.grad(out, leaves, grad)]
