@@ -187,7 +187,7 @@ class MixerZooAttention(Attention):
             )
             query, key, value = turn.owned(*projected)
         else:
-            query, key, value = self.project(hidden_states, turn.owns_k, turn.owns_v)
+            query, key, value = self.project(hidden_states, turn.norm, turn.owns_k, turn.owns_v)
         if not (turn.owns_k or turn.owns_v):
             past.borrow(step, hidden_states)
         state, query, key, value, depth = turn.mix(self, hidden_states, query, key, value)

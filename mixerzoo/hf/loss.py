@@ -7,14 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from mixerzoo.model import IGNORED, linear_cross_entropy
+from mixerzoo.model import IGNORED, is_plain, linear_cross_entropy
 
 
 def goes_without_logits(head: nn.Module, loss: Callable[..., Any]) -> bool:
     """Whether `loss_without_logits` is the loss: it is the usual one, and so is the head."""
-    # accelerate puts a forward of its own on modules whose weights come and go.
-    changed = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
-    return loss is ForCausalLMLoss and type(head) is nn.Linear and head.bias is None and not changed
+    return loss is ForCausalLMLoss and is_plain(head, nn.Linear) and head.bias is None
 
 
 def loss_without_logits(

@@ -16,6 +16,7 @@ from mixerzoo.model.layer import Layer
 from mixerzoo.model.loss import IGNORED, chunk_tokens, linear_cross_entropy, target_scores
 from mixerzoo.model.norm import RMSNorm, compute_dtype
 from mixerzoo.model.past import KeysAndValues, Past, Run, Turn
+from mixerzoo.model.plain import is_plain
 from mixerzoo.model.recompute import EveryNth, Recompute, recomputes
 from mixerzoo.model.regions import Compiled
 from mixerzoo.model.rope import SCALINGS, Rotary
@@ -60,6 +61,7 @@ __all__ = [
     "flops_per_token",
     "forward_flops",
     "initialise_mixer",
+    "is_plain",
     "is_sharded",
     "left_out",
     "linear_cross_entropy",

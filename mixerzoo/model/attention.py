@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mixerzoo import ops
 from mixerzoo.mixer import AttentionInputs, State
 from mixerzoo.model.config import ModelConfig
 from mixerzoo.model.norm import RMSNorm
 from mixerzoo.model.past import HeadNorms, KeysAndValues, Past, Turn
+from mixerzoo.model.plain import is_plain
 from mixerzoo.model.rope import Rotary
 
 
@@ -44,13 +46,13 @@ class Attention(nn.Module):
         """Store what the step has of its own, and attend to all that it reads.
 
         Args:
-            x: normed inputs [B, T, D].
+            x: normed inputs [B, T, D]; where they are three, `Turn.norm` has yet to norm them.
             turn: what else the step knows.
 
         Returns:
             The mixer's state, the output [B, T, D], and what the slots hold that the step wrote.
         """
-        q, k, v = self.project(x, turn.owns_k, turn.owns_v)
+        q, k, v = self.project(x, turn.norm, turn.owns_k, turn.owns_v)
         return self.attended(x, q, k, v, turn, self)
 
     def attended(
@@ -70,20 +72,26 @@ class Attention(nn.Module):
         return state, self.output(heads), own
 
     def project(
-        self, x: Tensor | AttentionInputs, owns_k: bool, owns_v: bool
+        self, x: Tensor | AttentionInputs, norm: nn.Module, owns_k: bool, owns_v: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Projected queries [B, H, T, d], keys and values [B, G, T, d] of normed inputs [B, T, D].
+        """Projected queries [B, H, T, d], keys and values [B, G, T, d].
 
         Args:
-            x: one input for all three, or three.
+            x: one normed input [B, T, D] for all three, or three that are not normed.
+            norm: of three.
             owns_k: whether the step has keys of its own; else they are None.
             owns_v: likewise for values.
         """
-        x_q, x_k, x_v = x if isinstance(x, AttentionInputs) else (x, x, x)
+        if isinstance(x, AttentionInputs):
+            return (
+                self.heads(normed_projection(norm, self.q_proj, x.q)),
+                self.heads(normed_projection(norm, self.k_proj, x.k)) if owns_k else None,
+                self.heads(normed_projection(norm, self.v_proj, x.v)) if owns_v else None,
+            )
         return (
-            self.heads(self.q_proj(x_q)),
-            self.heads(self.k_proj(x_k)) if owns_k else None,
-            self.heads(self.v_proj(x_v)) if owns_v else None,
+            self.heads(self.q_proj(x)),
+            self.heads(self.k_proj(x)) if owns_k else None,
+            self.heads(self.v_proj(x)) if owns_v else None,
         )
 
     def heads(self, projected: Tensor) -> Tensor:
@@ -105,3 +113,17 @@ class Attention(nn.Module):
         """Output [B, T, D] of mixed values [B, H, T, d]."""
         y: Tensor = self.o_proj(heads.transpose(1, 2).flatten(2))
         return y
+
+
+def normed_projection(norm: nn.Module, linear: nn.Module, x: Tensor) -> Tensor:
+    """linear(norm(x)), [B, T, D] → [B, T, rows]; for the backward x alone is kept, where the modules are as made here.
+
+    Three inputs of one attention would else keep nine vectors, where one keeps three.
+    """
+    if is_plain(norm, RMSNorm) and is_plain(linear, nn.Linear):
+        assert isinstance(norm, RMSNorm)
+        assert isinstance(linear, nn.Linear)
+        biases = None if linear.bias is None else [linear.bias]
+        return ops.normed_linear(x, [linear.weight], norm.eps, norm.weight, biases)[0]
+    y: Tensor = linear(norm(x))
+    return y

@@ -69,7 +69,9 @@ class Layer(nn.Module):
         mixer = run.mixer
         site = Site(step, run.plan.order[step], "attention")
         stream = mixer.read(state, site)
-        state, y, written, *_ = self.self_attn(self.normed(stream), Turn(site, state, stream, reads, run))
+        state, y, written, *_ = self.self_attn(
+            self.normed(stream), Turn(site, state, stream, self.input_layernorm, reads, run)
+        )
         state = mixer.write(state, site, y)
 
         site = site._replace(branch="mlp")
@@ -79,9 +81,9 @@ class Layer(nn.Module):
         return mixer.write(state, site, self.feed(stream)), written
 
     def normed(self, stream: Tensor | AttentionInputs) -> Tensor | AttentionInputs:
-        """What attention's projections are given of what the mixer let it read, [B, T, D] each."""
+        """What attention is given of what the mixer let it read, [B, T, D] each. Three inputs it norms itself."""
         if isinstance(stream, AttentionInputs):
-            return AttentionInputs(*(self.input_layernorm(part) for part in stream))
+            return stream
         x: Tensor = self.input_layernorm(stream)
         return x
 

@@ -88,6 +88,7 @@ class Turn(NamedTuple, Generic[PastT_co]):
         site: where.
         state: of the mixer.
         stream: what the mixer let it read, before the input norm.
+        norm: the layer's input norm.
         reads: what earlier steps wrote.
         run: what all steps share.
     """
@@ -95,6 +96,7 @@ class Turn(NamedTuple, Generic[PastT_co]):
     site: Site
     state: State
     stream: Tensor | AttentionInputs
+    norm: nn.Module
     reads: Reads
     run: Run[PastT_co]
 
@@ -113,8 +115,9 @@ class Turn(NamedTuple, Generic[PastT_co]):
         return q, k if self.owns_k else None, v if self.owns_v else None
 
     def call(self, x: Tensor | AttentionInputs, q: Tensor, k: Tensor | None, v: Tensor | None) -> AttentionCall:
-        """What a hook is told, with normed inputs x."""
-        return AttentionCall(self.site, self.stream, x, q, k, v, self.run.rotary.rotate)
+        """What a hook is told, with inputs x as attention is given them."""
+        normed = AttentionInputs(*map(self.norm, x)) if isinstance(x, AttentionInputs) else x
+        return AttentionCall(self.site, self.stream, normed, q, k, v, self.run.rotary.rotate)
 
     def mix(
         self, norms: HeadNorms, x: Tensor | AttentionInputs, q: Tensor, k: Tensor | None, v: Tensor | None
@@ -123,7 +126,7 @@ class Turn(NamedTuple, Generic[PastT_co]):
 
         Args:
             norms: of the heads.
-            x: normed inputs.
+            x: one normed input, or three that are not.
             q: projected queries [B, H, T, d].
             k: projected keys [B, G, T, d], or None where the step has none.
             v: projected values [B, G, T, d], likewise.

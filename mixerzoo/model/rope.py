@@ -140,7 +140,12 @@ def frequencies(
 
 
 class Rotary(NamedTuple):
-    """Cosine and sine [B or 1, 1, T, d] of the rotary angles."""
+    """Of the rotary angles, [B or 1, 1, T, d] each.
+
+    Attributes:
+        cos: cosines.
+        sin: sines, those of each head's first half with their sign turned.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -160,8 +165,8 @@ class Rotary(NamedTuple):
         """
         frequency = frequencies(head_dim, theta, scaling, dtype=dtype, device=positions.device)
         angles = positions.to(dtype)[:, None, :, None] * frequency
-        angles = torch.cat([angles, angles], dim=-1)
         cos, sin = angles.cos(), angles.sin()
+        cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
         if scaling is None or scaling.amplitude == 1.0:
             return cls(cos, sin)
         return cls(cos * scaling.amplitude, sin * scaling.amplitude)
@@ -169,5 +174,6 @@ class Rotary(NamedTuple):
     def rotate(self, x: Tensor) -> Tensor:
         """Rotate x [B, heads, T, d]."""
         first, second = x.chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        return (x * self.cos + turned * self.sin).to(x.dtype)
+        turned = torch.cat([second, first], dim=-1) * self.sin
+        # In place, for new memory of this size costs a CPU more than the arithmetic.
+        return (x * self.cos).add_(turned).to(x.dtype)

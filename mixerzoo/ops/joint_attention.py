@@ -6,13 +6,16 @@ heads, T query tokens, S key tokens, N entries along depth, d head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mixerzoo.ops import forms, sequence_attention
+from mixerzoo.ops.flops import Shape
 from mixerzoo.ops.sequence_attention import grouped
 
 #: Tokens whose entries lie beside each other in memory at a time.
@@ -227,3 +230,34 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 
 _op.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.mixerzoo.attention_with_depth)
+def _(
+    q: Shape, k: Shape, v: Shape, visible: Any, causal: bool, scale: float, depth_k: Sequence[Shape], *_: Any, **__: Any
+) -> int:
+    scores, mixed = _flops(q, k, v, len(depth_k))
+    return scores + mixed
+
+
+@register_flop_formula(torch.ops.mixerzoo.attention_with_depth_backward)
+def _(
+    grad: Shape,
+    q: Shape,
+    k: Shape,
+    v: Shape,
+    visible: Any,
+    causal: bool,
+    scale: float,
+    depth_k: Sequence[Shape],
+    *_: Any,
+    **__: Any,
+) -> int:
+    scores, mixed = _flops(q, k, v, len(depth_k))
+    return 3 * scores + 2 * mixed
+
+
+def _flops(q: Shape, k: Shape, v: Shape, num_entries: int) -> tuple[int, int]:
+    """Of the scores of a sequence and of entries, and of their values."""
+    pairs = math.prod(q[:-1]) * (k[-2] + num_entries)
+    return 2 * pairs * q[-1], 2 * pairs * v[-1]

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mixerzoo.ops import forms
+from mixerzoo.ops.flops import Shape, of_products
 
 #: Products of matrices are the vendor's, on CUDA too. Compiled, the equation is fused and recomputed.
 POLICY = forms.Policy(few=0, compiled=False, always=True)
@@ -104,3 +106,13 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor 
 
 
 _op.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.mixerzoo.normed_product)
+def _(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return of_products(x, [weight])
+
+
+@register_flop_formula(torch.ops.mixerzoo.normed_product_backward)
+def _(grad: Shape, x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * of_products(x, [weight])

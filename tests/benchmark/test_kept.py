@@ -23,7 +23,7 @@ MODEL = ModelConfig(
 )
 #: What keeps more than its distinct sources, for now, by what is computed again; one that no longer does is taken out.
 BEYOND = {
-    "none": {"dca", "hyper_connections", "krom_hc", "mudd"},
+    "none": {"hyper_connections", "krom_hc"},
     "selective": {"hyper_connections", "krom_hc"},
 }
 #: Every layer's attention and MLP, the embedding, and of the weights one for each pair of source and reader.

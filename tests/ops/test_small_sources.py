@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from mixerzoo import ops
 from mixerzoo.benchmark import kept_bytes
 from mixerzoo.ops import forms
-from operations import CLOSE, DRAWN, EPS, NAMES, gradients, operation
+from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, gradients, operation
 
 CPU = torch.device("cpu")
 
@@ -69,14 +71,55 @@ def test_as_many_weights_as_sources(form: Any) -> None:
             ops.depth_softmax(torch.ones(1, 2, 3, 4), [torch.ones(1, 1, 3, 4)] * 2, [torch.ones(1, 1, 3, 4)] * 3)
 
 
-def test_a_normed_input_is_made_again_and_not_kept() -> None:
+@pytest.mark.parametrize("gain", [None, torch.randn(64, requires_grad=True)])
+def test_a_normed_input_is_made_again_and_not_kept(gain: Tensor | None) -> None:
     x, weights = torch.randn(2, 5, 64, requires_grad=True), [torch.randn(8, 64, requires_grad=True) for _ in range(2)]
     kept = {}
     for form in ("naive", "fused"):
         with forms.forced(form):
-            kept[form] = kept_bytes(lambda: sum(each.sum() for each in ops.normed_linear(x, weights, EPS)), CPU)
+            kept[form] = kept_bytes(lambda: sum(each.sum() for each in ops.normed_linear(x, weights, EPS, gain)), CPU)
     assert kept["fused"] == 0
-    assert kept["naive"] >= x.nbytes
+    assert kept["naive"] >= x.nbytes * (1 if gain is None else 2)
+
+
+@pytest.mark.parametrize("needed", range(6))
+def test_gradients_of_normed_linear_are_made_where_they_are_needed(needed: int) -> None:
+    function, leaves = operation("normed_linear, gain", 2, 3, 8, [torch.float64] * 2)
+    only = [leaf.requires_grad_(number == needed) for number, leaf in enumerate(leaves)][needed]
+    found = {}
+    for form in ("naive", "fused"):
+        with forms.forced(form), FlopCounterMode(display=False) as counter:
+            (grad,) = torch.autograd.grad(function(*leaves).sin().sum(), only)
+        found[form] = grad, counter.get_total_flops()
+    torch.testing.assert_close(found["fused"][0], found["naive"][0], rtol=1e-12, atol=1e-12)
+    assert found["fused"][1] == found["naive"][1]
+
+
+@pytest.mark.parametrize("name", ["normed_linear", "normed_linear, gain", "normed_product", "normed_product, gain"])
+def test_the_counter_of_flops_sees_products_in_a_node(name: str) -> None:
+    drawn, flops = operation(name, 2, 3, 8, [torch.float32] * 2), {}
+    for form in ("naive", "fused"):
+        with FlopCounterMode(display=False) as counter:
+            gradients(drawn, form)
+        flops[form] = counter.get_total_flops()
+    assert flops["fused"] == flops["naive"] > 0
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_the_counter_of_flops_sees_attention_in_a_node(name: str) -> None:
+    function, leaves = operation(name, 2, 3, 8, [torch.float32] * 2)
+    counted = {}
+    for form in ("naive", "fused"):
+        with forms.forced(form), FlopCounterMode(display=False) as counter:
+            out = function(*leaves)
+        forward = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            out.sum().backward()
+        counted[form] = forward, counter.get_total_flops()
+    forward, backward = counted["naive"]
+    # Scores, half of the forward, are made once more.
+    assert counted["fused"] == (forward, backward + forward / 2)
+    assert backward == 2 * forward > 0
 
 
 @pytest.mark.parametrize("form", ["naive", "fused"])
@@ -105,3 +148,5 @@ def test_normed_linear_of_one_vector_and_of_other_dtypes() -> None:
                     ops.normed_linear(x.to(dtypes[0]), [weight.to(dtypes[1])], EPS)
     for got, expected in zip(found["fused"], found["naive"], strict=True):
         torch.testing.assert_close(got, expected)
+    with pytest.raises(ValueError, match="1 weights cannot have 2 biases"):
+        ops.normed_linear(x, [weight], EPS, biases=[torch.ones(3), torch.ones(3)])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
 from mixerzoo import AttentionInputs, Context, Mixer, Site
+from mixerzoo.model import RMSNorm
+from mixerzoo.model.attention import normed_projection
+from mixerzoo.ops import forms
 from mixerzoo.testing.observe import observed, state_bytes
 
 MIXERS = ("mudd", "dca")
@@ -186,3 +190,77 @@ def test_the_stream_of_streams_stays_a_plain_sum() -> None:
             assert torch.equal(mixer.read(state, site), total)
         state, total = mixer.write(state, site, y), total + y
     assert torch.equal(mixer.finish(state), total)
+
+
+# Three inputs are normed again in the backward, but not where a module is no longer as the decoder made it.
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_projection_with_its_norm_has_the_bits_of_its_modules(bias: bool, autocast: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm, linear = RMSNorm(16, 1e-5), nn.Linear(16, 12, bias=bias)
+    nn.init.normal_(norm.weight, generator=generator)
+    x = torch.randn(2, 5, 16, generator=generator, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = linear(norm(x))
+        with forms.forced("fused"):
+            found = normed_projection(norm, linear, x)
+    assert torch.equal(found, expected)
+    leaves = [x, norm.weight, *linear.parameters()]
+    pairs = (torch.autograd.grad(y.float().sin().sum(), leaves) for y in (found, expected))
+    for ours, theirs in zip(*pairs, strict=True):
+        assert ours.dtype == theirs.dtype
+        zoo.assert_close(ours, theirs, 0.02 if autocast else 1e-5)
+
+
+class Adapted(nn.Linear):
+    """A linear layer with something beside it, as adapters put there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Stored(Tensor):
+    """A weight as quantisation stores it."""
+
+
+def adapted(linear: nn.Linear) -> None:
+    linear.__class__ = Adapted
+
+
+def hooked(linear: nn.Linear) -> None:
+    linear.register_forward_hook(lambda module, given, y: 2 * y)
+
+
+def replaced(linear: nn.Linear) -> None:
+    # As accelerate does.
+    called = linear.forward
+    linear.forward = lambda x: 2 * called(x)  # type: ignore[method-assign]
+
+
+def stored(linear: nn.Linear) -> None:
+    linear.weight = nn.Parameter((2 * linear.weight.detach()).as_subclass(Stored))
+
+
+@pytest.mark.parametrize("change", [adapted, hooked, replaced, stored])
+@pytest.mark.parametrize("place", ["q_proj", "k_proj", "v_proj"])
+def test_modules_that_something_changed_are_called(change: Callable[[nn.Linear], None], place: str) -> None:
+    decoder, doubled = (zoo.perturb(zoo.build("mudd", {}, {})) for _ in range(2))
+    tokens = zoo.some_tokens(2, 5)
+    change(decoder.model.layers[1].self_attn.get_submodule(place))
+    weight = doubled.model.layers[1].self_attn.get_submodule(place).weight
+    with torch.no_grad():
+        weight *= 2
+    with forms.forced("fused"):
+        zoo.assert_close(decoder(tokens), doubled(tokens), 1e-12)
+
+
+def test_a_changed_norm_is_called() -> None:
+    decoder, doubled = (zoo.perturb(zoo.build("mudd", {}, {})) for _ in range(2))
+    tokens = zoo.some_tokens(2, 5)
+    decoder.model.layers[1].input_layernorm.register_forward_hook(lambda module, given, y: 2 * y)
+    with torch.no_grad():
+        doubled.model.layers[1].input_layernorm.weight *= 2
+    with forms.forced("fused"):
+        zoo.assert_close(decoder(tokens), doubled(tokens), 1e-12)

@@ -59,11 +59,8 @@ def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf:
         return lambda x, weight, *gain: ops.normed_product(x, weight, EPS, *gain), [
             leaf(*shape, size), leaf(3, size), *gain
         ]  # fmt: skip
-    if name == "normed_linear":
-        # What each gives is weighed apart.
-        return lambda x, *weights: torch.cat(ops.normed_linear(x, weights, EPS), dim=-1), [
-            leaf(*shape, size), leaf(3, size), leaf(2, size)
-        ]  # fmt: skip
+    if name.startswith("normed_linear"):
+        return linear_operation(name, shape, size, leaf)
     if name == "sinkhorn":
         logits = leaf(*shape, num_streams)
         if logits.dtype == torch.bfloat16:
@@ -77,6 +74,17 @@ def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf:
         return lambda streams, post, y: ops.stream_write(streams, None, post, y), [streams, weights, y]
     matrix = leaf(num_streams, num_streams) if name.endswith("static") else leaf(*shape, num_streams)
     return ops.stream_write, [streams, matrix, weights, y]
+
+
+def linear_operation(name: str, shape: tuple[int, ...], size: int, leaf: Callable[..., Tensor]) -> Drawn:
+    """Two linear layers of one normed input; what each gives is weighed apart."""
+    if name.endswith("gain"):
+        return lambda x, gain, w, v, b, c: torch.cat(ops.normed_linear(x, [w, v], EPS, gain, [b, c]), dim=-1), [
+            leaf(*shape, size), leaf(size), leaf(3, size), leaf(2, size), leaf(3), leaf(2)
+        ]  # fmt: skip
+    return lambda x, *weights: torch.cat(ops.normed_linear(x, weights, EPS), dim=-1), [
+        leaf(*shape, size), leaf(3, size), leaf(2, size)
+    ]  # fmt: skip
 
 
 def joint_operation(name: str, num_entries: int, tokens: int, size: int, leaf: Callable[..., Tensor]) -> Drawn:
@@ -103,6 +111,7 @@ def joint_operation(name: str, num_entries: int, tokens: int, size: int, leaf: C
 JOINT = ("joint", "joint, causal", "joint, masked")
 STREAMS = (
     "normed_linear",
+    "normed_linear, gain",
     "normed_product",
     "normed_product, gain",
     "sinkhorn",
