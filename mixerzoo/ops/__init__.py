@@ -15,7 +15,7 @@ from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weig
 from mixerzoo.ops.streams import stream_read, stream_write
 from mixerzoo.ops.two_phase import join_source, reads_at_once, source_reads
 from mixerzoo.ops.unit_rms import unit_rms
-from mixerzoo.ops.weighted_sum import weighted_sum
+from mixerzoo.ops.weighted_sum import weighted_sum, weighted_sums
 
 #: Nodes that take time as linear layers and attention do.
 PRODUCTS = (torch.ops.mixerzoo.normed_linear.default, torch.ops.mixerzoo.attention_with_depth.default)
@@ -38,4 +38,5 @@ __all__ = [
     "stream_write",
     "unit_rms",
     "weighted_sum",
+    "weighted_sums",
 ]

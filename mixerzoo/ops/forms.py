@@ -70,7 +70,12 @@ def forced(form: Form | None) -> Iterator[None]:
 
 def forced_form() -> Form | None:
     """The form that must run: the one that `forced` asks for, or the equation where `torch.func` transforms it."""
-    return "naive" if torch._C._are_functorch_transforms_active() else _forced
+    return "naive" if is_transformed() else _forced
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` transforms what runs, where tensors may lack a dimension that others have."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -61,7 +61,7 @@ TRITON_DTYPES = {
 }
 
 
-def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None) -> Tensor:
+def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None = None) -> Tensor:
     """As `mixerzoo.ops.weighted_sum`."""
     sources, launch = _prepare(sources)
     weights, channels = _apart(weights, channels)
@@ -77,26 +77,30 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | 
 
 
 def weighted_sum_backward(
-    grad: Tensor, sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None
-) -> list[Tensor]:
-    """Gradients of the sources, then that of weights [N] or [..., N]. That of weights of channels, a sum over rows, is
-    left."""
+    grads: Sequence[Tensor], sources: Sequence[Tensor], ways: Sequence[tuple[Tensor, ...]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the sources of several sums, and those of weights [N] or [..., N]. Those of weights of channels,
+    sums over rows, are left."""
     sources, launch = _prepare(sources)
-    has_dots = weights.ndim != 2
-    weights, channels = _apart(weights, channels)
-    added = weights if channels is None else channels.contiguous()
-    shape, weights = weights.shape, _for_rows(weights, sources[0])
-    grads = [torch.empty_like(x) for x in sources]
-    dots = grad.new_empty((*grad.shape[:-1], len(sources)) if has_dots else 1, dtype=launch.exact)
-    launch.run(
-        programs.sum_backward_kernel, TILINGS["sum_backward"],
-        *launch.tables(sources, grads), weights, added, grad.contiguous(), dots,
-        len(sources), launch.rows, launch.size, _per_row(weights), CHANNELS=channels is not None, DOTS=has_dots,
-    )  # fmt: skip
-    return [*grads, *([dots.sum_to_size(shape).to(weights.dtype)] if has_dots else [])]
+    of_sources, of_weights = [torch.empty_like(x) for x in sources], []
+    tables = launch.tables(sources, of_sources)
+    for way, (grad, given) in enumerate(zip(grads, ways, strict=True)):
+        has_dots = given[0].ndim != 2
+        weights, channels = _apart(*given)
+        added = weights if channels is None else channels.contiguous()
+        shape, weights = weights.shape, _for_rows(weights, sources[0])
+        dots = grad.new_empty((*grad.shape[:-1], len(sources)) if has_dots else 1, dtype=launch.exact)
+        launch.run(
+            programs.sum_backward_kernel, TILINGS["sum_backward"],
+            *tables, weights, added, grad.contiguous(), dots, len(sources), launch.rows, launch.size,
+            _per_row(weights), CHANNELS=channels is not None, DOTS=has_dots, ADDS=way > 0,
+        )  # fmt: skip
+        if has_dots:
+            of_weights.append(dots.sum_to_size(shape).to(weights.dtype))
+    return of_sources, of_weights
 
 
-def _apart(weights: Tensor, channels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _apart(weights: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Weights [N] or [..., N], and those of channels [N, D] if there are any, whose sum weighs."""
     return (weights.new_zeros(len(weights)), weights) if weights.ndim == 2 else (weights, channels)
 

@@ -90,7 +90,8 @@ def sum_kernel(
 @triton.jit(do_not_specialize=FREE)
 def sum_backward_kernel(
     sources, grads, weights, channels, grad, dots, num_sources, rows, size, per_row,
-    CHANNELS: tl.constexpr, DOTS: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    CHANNELS: tl.constexpr, DOTS: tl.constexpr, ADDS: tl.constexpr,
+    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
@@ -105,7 +106,10 @@ def sum_backward_kernel(
         weight = weight[:, :, None]
         if CHANNELS:
             weight = weight + _channels(channels, n, num_sources, size, SIZE, EXACT)
-        _write(grads, n, num_sources, at, mask, weight * g, WIDE, NARROW)
+        of_x = weight * g
+        if ADDS:
+            of_x += _read(grads, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        _write(grads, n, num_sources, at, mask, of_x, WIDE, NARROW)
 
 
 @triton.jit

@@ -33,32 +33,76 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | 
     Raises:
         ValueError: there are not as many weights as sources.
     """
-    if channels is not None and weights.ndim <= 2:
-        weights, channels = weights.reshape(len(sources), -1) + channels, None
-    given = weights.size(0 if weights.ndim <= 2 else -1)
-    if not len(sources) == given == (given if channels is None else channels.size(0)):
-        raise ValueError(f"{len(sources)} sources cannot have weights of shape {_shapes(weights, channels)}")
-    form = forms.choose(sources, POLICY, [weights, *([] if channels is None else [channels])])
+    return weighted_sums(sources, [weights], None if channels is None else [channels])[0]
+
+
+def weighted_sums(
+    sources: Sequence[Tensor], weights: Sequence[Tensor], channels: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Several weighted sums of the same sources, whose gradients come as one.
+
+    Args:
+        sources: as in `weighted_sum`.
+        weights: w of each sum, all of one kind, as there.
+        channels: c [N, D] of each sum; None: no sum has any.
+
+    Returns:
+        Each sum [..., D], in the widest dtype of the sources.
+
+    Raises:
+        ValueError: there are not as many weights as sources, or not as many ``channels`` as ``weights``.
+    """
+    if channels is not None and len(channels) != len(weights):
+        raise ValueError(f"{len(weights)} sums cannot have {len(channels)} weights of channels")
+    if channels is not None and weights[0].ndim <= 2:
+        weights = [w.reshape(len(sources), -1) + c for w, c in zip(weights, channels, strict=True)]
+        channels = None
+    added = list(channels or ())
+    for way, weight in enumerate(weights):
+        of_channels = added[way] if added else None
+        given = weight.size(0 if weight.ndim <= 2 else -1)
+        if not len(sources) == given == (given if of_channels is None else of_channels.size(0)):
+            raise ValueError(f"{len(sources)} sources cannot have weights of shape {_shapes(weight, of_channels)}")
+    form = forms.choose(sources, POLICY, [*weights, *added])
     if form == "naive":
         if forms.stacks(sources, POLICY):
-            return stack_sum(torch.stack([*sources], dim=-2), weights, channels)
-        return naive(sources, weights, channels)
-    out: Tensor = _op(list(sources), weights, channels, form == "kernel")
-    return out
+            stack = torch.stack([*sources], dim=-2)
+            return tuple(stack_sum(stack, *way) for way in _ways(weights, added))
+        return tuple(_naive(sources, weights, added))
+    return tuple(_op(list(sources), list(weights), added, form == "kernel"))
 
 
 def _shapes(*weights: Tensor | None) -> str:
     return " and ".join(str(list(each.shape)) for each in weights if each is not None)
 
 
-def naive(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None = None) -> Tensor:
+def _ways(weights: Sequence[Tensor], channels: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The weights of each sum, with those of channels if there are any."""
+    return list(zip(weights, channels, strict=True)) if channels else [(weight,) for weight in weights]
+
+
+def naive(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The equation; arguments as in `weighted_sum`."""
+    return _naive(sources, [weights], [])[0]
+
+
+def _naive(sources: Sequence[Tensor], weights: Sequence[Tensor], channels: Sequence[Tensor]) -> list[Tensor]:
+    """The equation of several sums, which are added to in place: new memory costs a CPU more than the arithmetic."""
     dtype = forms.common_dtype(sources)
-    total: Tensor | None = None
-    for source, weight in zip(sources, _each(weights, channels, dtype), strict=True):
-        total = (weight * source).to(dtype) if total is None else torch.addcmul(total, weight, source.to(dtype))
-    assert total is not None
-    return total
+    ways = [_each(dtype, *way) for way in _ways(weights, channels)]
+    adds = torch.addcmul if forms.is_transformed() else Tensor.addcmul_
+    totals: list[Tensor] = []
+    for n, source in enumerate(sources):
+        exact = source.to(dtype)
+        for way, each in enumerate(ways):
+            first, *others = next(each)
+            if n == 0:
+                totals.append((first * source).to(dtype))
+            else:
+                totals[way] = adds(totals[way], first, exact)
+            for weight in others:
+                totals[way] = adds(totals[way], weight, exact)
+    return totals
 
 
 def stack_sum(stack: Tensor, weights: Tensor, channels: Tensor | None = None) -> Tensor:
@@ -72,58 +116,68 @@ def stack_sum(stack: Tensor, weights: Tensor, channels: Tensor | None = None) ->
     return (each * stack).sum(-2).to(stack.dtype)
 
 
-def _each(weights: Tensor, channels: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:
-    """A weight for each source, that broadcasts against it."""
+def _each(dtype: torch.dtype, weights: Tensor, channels: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """For each source its weight, and that of its channels if there is one: their sum would be of the source's size."""
     if weights.ndim <= 2:
         # Numbers alone widen nothing, vectors would.
-        yield from (weights if weights.ndim == 1 else weights.to(dtype)).unbind(0)
+        yield from ((weight,) for weight in (weights if weights.ndim == 1 else weights.to(dtype)).unbind(0))
         return
-    for n, weight in enumerate(weights.unsqueeze(-2).unbind(-1)):
-        yield (weight if channels is None else weight + channels[n]).to(dtype)
+    for n, weight in enumerate(weights.unsqueeze(-2).to(dtype).unbind(-1)):
+        yield (weight,) if channels is None else (weight, channels[n].to(dtype))
 
 
 @torch.library.custom_op("mixerzoo::weighted_sum", mutates_args=(), tags=forms.TAGS)
-def _op(sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool) -> Tensor:
+def _op(sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool) -> list[Tensor]:
     if kernel:
         from mixerzoo.ops import kernels
 
-        return kernels.weighted_sum(sources, weights, channels)
-    return naive(sources, weights, channels).contiguous()
+        return [kernels.weighted_sum(sources, *way) for way in _ways(weights, channels)]
+    return [total.contiguous() for total in _naive(sources, weights, channels)]
 
 
 @_op.register_fake
-def _(sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool) -> Tensor:
-    return sources[0].new_empty(sources[0].shape, dtype=forms.common_dtype(sources))
+def _(sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool) -> list[Tensor]:
+    return [sources[0].new_empty(sources[0].shape, dtype=forms.common_dtype(sources)) for _ in weights]
 
 
 @torch.library.custom_op("mixerzoo::weighted_sum_backward", mutates_args=(), tags=forms.TAGS)
 def _backward_op(
-    grad: Tensor, sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool
+    grads: list[Tensor], sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool
 ) -> list[Tensor]:
-    """Gradients of the sources, then that of the weights and of the channels' weights if there are any."""
-    exact = forms.exact_dtype(grad)
+    """Gradients of the sources, then those of the weights, then those of the channels' weights if there are any."""
+    exact = forms.exact_dtype(grads[0])
     if kernel:
         from mixerzoo.ops import kernels
 
-        found = kernels.weighted_sum_backward(grad, sources, weights, channels)
-        per_channel = weights if weights.ndim == 2 else channels
-        if per_channel is None:
-            return found
-        sums = torch.stack([_summed(grad * source, exact) for source in sources])
-        return [*found, sums.to(per_channel.dtype)]
+        of_sources, of_numbers = kernels.weighted_sum_backward(grads, sources, _ways(weights, channels))
+        per_channel = channels or [weight for weight in weights if weight.ndim == 2]
+        sums = [
+            torch.stack([_summed(grad * source, exact) for source in sources]).to(like.dtype)
+            for grad, like in zip(grads, per_channel, strict=False)
+        ]
+        return [*of_sources, *of_numbers, *sums]
     dtype = forms.common_dtype(sources)
-    summed = {1: tuple(range(grad.ndim)), 2: tuple(range(grad.ndim - 1))}.get(weights.ndim, (-1,))
-    of_sources, of_weights, of_channels = [], [], []
+    ways = [_each(dtype, *way) for way in _ways(weights, channels)]
+    summed = {1: tuple(range(grads[0].ndim)), 2: tuple(range(grads[0].ndim - 1))}.get(weights[0].ndim, (-1,))
+    found: list[Tensor] = []
+    of_weights: list[list[Tensor]] = [[] for _ in weights]
+    of_channels: list[list[Tensor]] = [[] for _ in channels]
     # One piece of memory for all products: new ones of this size cost a CPU more than the arithmetic.
-    product = torch.empty_like(grad)
-    for source, weight in zip(sources, _each(weights, channels, dtype), strict=True):
-        of_sources.append((weight * grad).to(source.dtype).contiguous())
-        torch.mul(grad, source, out=product)
-        of_weights.append(product.sum(summed, dtype=exact))
-        if channels is not None:
-            of_channels.append(_summed(product, exact))
-    found = [*of_sources, torch.stack(of_weights, dim=-1 if weights.ndim > 2 else 0).to(weights.dtype)]
-    return found if channels is None else [*found, torch.stack(of_channels).to(channels.dtype)]
+    product = torch.empty_like(grads[0])
+    for source in sources:
+        of_source: Tensor | None = None
+        for way, grad in enumerate(grads):
+            for weight in next(ways[way]):
+                of_source = weight * grad if of_source is None else of_source.addcmul_(weight, grad)
+            torch.mul(grad, source, out=product)
+            of_weights[way].append(product.sum(summed, dtype=exact))
+            if channels:
+                of_channels[way].append(_summed(product, exact))
+        assert of_source is not None
+        found.append(of_source.to(source.dtype).contiguous())
+    for way, weight in enumerate(weights):
+        found.append(torch.stack(of_weights[way], dim=-1 if weight.ndim > 2 else 0).to(weight.dtype))
+    return found + [torch.stack(of_channels[way]).to(each.dtype) for way, each in enumerate(channels)]
 
 
 def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,26 +186,34 @@ def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @_backward_op.register_fake
-def _(grad: Tensor, sources: list[Tensor], weights: Tensor, channels: Tensor | None, kernel: bool) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (*sources, weights, channels) if x is not None]
+def _(
+    grads: list[Tensor], sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (*sources, *weights, *channels)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     sources, weights, channels, ctx.kernel = inputs
-    ctx.num_sources = len(sources)
-    ctx.save_for_backward(*sources, weights, *([] if channels is None else [channels]))
+    ctx.counts = [len(sources), len(weights), len(channels)]
+    ctx.save_for_backward(*sources, *weights, *channels)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None, None]:
+def _backward(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], None]:
     saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
-    sources, weights, channels = list(saved[: ctx.num_sources]), saved[ctx.num_sources], saved[ctx.num_sources + 1 :]
+    sources, weights, channels = _split(saved, ctx.counts)
     if torch.is_grad_enabled():
         # Gradients of gradients are wanted: those of the equation have their own.
-        found = forms.gradients(naive(sources, weights, *channels), [*sources, weights, *channels], grad)
+        totals = torch.cat([total.flatten() for total in _naive(sources, weights, channels)])
+        found = forms.gradients(totals, saved, torch.cat([grad.flatten() for grad in grads]))
     else:
-        found = _backward_op(grad, sources, weights, channels[0] if channels else None, ctx.kernel)
-    *of_sources, of_weights = found[: ctx.num_sources + 1]
-    return of_sources, of_weights, found[-1] if channels else None, None
+        found = _backward_op(grads, sources, weights, channels, ctx.kernel)
+    return *_split(found, ctx.counts), None
+
+
+def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Those of the sources, of the weights and of the channels' weights."""
+    sources, weights, _ = counts
+    return list(tensors[:sources]), list(tensors[sources : sources + weights]), list(tensors[sources + weights :])
 
 
 _op.register_autograd(_backward, setup_context=_keep)

@@ -77,12 +77,10 @@ class GRN(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_sources, size))
         self.score = nn.Parameter(torch.empty(num_sources, size) if streams else torch.empty(size))
 
-    def forward(self, stream: Tensor, sources: Sequence[Tensor]) -> Tensor:
-        """Mix the sources, the last of which (streams) or the plain sum of which (outputs) is the stream."""
+    def channels(self) -> Tensor:
+        """b less what gives the stream, which neutral weights then give back bit for bit: [N, D]."""
         # No tensor of these numbers: it would be copied to the device at every mix.
-        channels = self.bias - 1 if not self.streams else torch.cat([self.bias[:-1], self.bias[-1:] - 1])
-        # What neutral weights give is taken from the stream, so that they give it back bit for bit.
-        return stream + ops.weighted_sum(sources, self.weights(stream, sources), channels)
+        return self.bias - 1 if not self.streams else torch.cat([self.bias[:-1], self.bias[-1:] - 1])
 
     def weights(self, stream: Tensor, sources: Sequence[Tensor]) -> Tensor:
         """ReLU(s) of every source, [B, T, N]."""
@@ -172,14 +170,15 @@ class Dca(Mixer[Config]):
             return state.x
         if site.step == 0:
             return state.stream
-        return AttentionInputs(*(self._mix(grns, state, site) for grns in (self.queries, self.keys, self.values)))
+        number = str(site.step)
+        return AttentionInputs(*self._mix(state, self.queries[number], self.keys[number], self.values[number]))
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         stream = state.stream + y
         if self.streams:
             return State(stream, stream, None, self._streams(state, site, stream))
         if site.branch == "attention":
-            x = self._mix(self.queries, state, site) + y if site.step else stream
+            x = self._mix(state, self.queries[str(site.step)])[0] + y if site.step else stream
             return State(stream, x, y, state.sources)
         assert state.attended is not None
         sources = (*state.sources, state.attended + y)
@@ -192,8 +191,7 @@ class Dca(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         if self.final is None:
             return state.stream
-        mixed: Tensor = self.final(state.stream, state.sources)
-        return mixed
+        return self._mix(state, self.final)[0]
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
         if site.branch == "mlp" or site.step == 0:
@@ -251,9 +249,12 @@ class Dca(Mixer[Config]):
         embedding, *blocks = state.sources
         return (embedding, *blocks[-self.num_recent :])
 
-    def _mix(self, grns: nn.ModuleDict, state: State, site: Site) -> Tensor:
-        mixed: Tensor = grns[str(site.step)](state.stream, state.sources)
-        return mixed
+    def _mix(self, state: State, *modules: nn.Module) -> list[Tensor]:
+        """Mix the sources by each GRN; the last of them (streams) or their plain sum (outputs) is the stream."""
+        grns = [module for module in modules if isinstance(module, GRN)]
+        weights = [grn.weights(state.stream, state.sources) for grn in grns]
+        sums = ops.weighted_sums(state.sources, weights, [grn.channels() for grn in grns])
+        return [state.stream + each for each in sums]
 
 
 @hookimpl

@@ -158,7 +158,7 @@ class Mudd(Mixer[Config]):
         if site.branch == "mlp" or state.weights is None:
             return state.x
         q, k, v, _ = state.weights.unbind(-2)
-        return AttentionInputs(*(ops.weighted_sum(state.outputs, weights) for weights in (q, k, v)))
+        return AttentionInputs(*ops.weighted_sums(state.outputs, (q, k, v)))
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         if site.branch == "attention":

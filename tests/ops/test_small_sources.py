@@ -20,7 +20,7 @@ from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, gradients, operation
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("per ", "source", "depth"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("per ", "several", "source", "depth"))])
 @given(**{**DRAWN, "num_sources": st.sampled_from([2, 3, 5, 97])})
 @settings(max_examples=15)
 def test_small_sources_are_stacked(name: str, num_sources: int, **drawn: Any) -> None:
@@ -65,6 +65,10 @@ def test_as_many_weights_as_sources(form: Any) -> None:
                 ops.weighted_sum(sources, torch.ones(shape))
         with pytest.raises(ValueError, match=r"weights of shape \[1, 2, 4\] and \[3, 4\]"):
             ops.weighted_sum(sources, torch.ones(1, 2, 4), torch.ones(3, 4))
+        with pytest.raises(ValueError, match=r"4 sources cannot have weights of shape \[3\]"):
+            ops.weighted_sums(sources, [torch.ones(4), torch.ones(3)])
+        with pytest.raises(ValueError, match="2 sums cannot have 1 weights of channels"):
+            ops.weighted_sums(sources, [torch.ones(4), torch.ones(4)], [torch.ones(4, 4)])
         with pytest.raises(ValueError, match="4 sources cannot have 1 / rms of 1"):
             ops.source_softmax(sources, [torch.ones(1, 2)], torch.ones(4))
         with pytest.raises(ValueError, match="2 keys cannot weigh 3 values"):

@@ -42,7 +42,23 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
             return ops.source_softmax(xs, [ops.inverse_rms(x, EPS) for x in xs], query, *last)
 
         return softmax, [*sources, leaf(size), *bias]
+    return sums_operation(name, sources, leaf)
+
+
+def sums_operation(name: str, sources: list[Tensor], leaf: Callable[..., Tensor]) -> Drawn:
+    """A weighted sum of sources [2, tokens, size], or several."""
+    num_sources, (_, tokens, size) = len(sources), sources[0].shape
     shape = {"per site": (num_sources,), "per channel": (num_sources, size), "per token": (2, tokens, num_sources)}
+    if name.startswith("several"):
+        kind = name.removeprefix("several ")
+        weights = [leaf(*shape[kind.removesuffix(" and channel")]) for _ in range(3)]
+        channels = [leaf(*shape["per channel"]) for _ in range(3 if kind.endswith("and channel") else 0)]
+
+        def sums(*leaves: Tensor) -> Tensor:
+            xs, given = leaves[:num_sources], leaves[num_sources:]
+            return torch.cat(ops.weighted_sums(xs, given[:3], given[3:] or None), dim=-1)
+
+        return sums, [*sources, *weights, *channels]
     if name == "per token and channel":
         return lambda *leaves: ops.weighted_sum(leaves[:-2], leaves[-2], leaves[-1]), [
             *sources, leaf(*shape["per token"]), leaf(*shape["per channel"])
@@ -126,6 +142,10 @@ NAMES = (
     "per channel",
     "per token",
     "per token and channel",
+    "several per site",
+    "several per channel",
+    "several per token",
+    "several per token and channel",
     "source_softmax",
     "source_softmax, bias",
     "depth_softmax",
