@@ -108,7 +108,7 @@ def _apart(weights: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Ten
 def source_softmax(
     sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As `mixerzoo.ops.source_softmax`, with its weights [..., N]."""
+    """As `mixerzoo.ops.source_softmax`, with its scores [..., N]."""
     sources, launch = _prepare(sources)
     factors = [r.to(launch.exact).contiguous() for r in inverse_rms]
     return _attend(launch, sources, sources, factors, query.contiguous(), bias, 1.0)
@@ -136,7 +136,8 @@ def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
     """The mix [..., d] and its weights [..., N] of a query [..., d] for each row."""
     both, launch = _prepare([*keys, *values])
     keys, values = both[: len(keys)], both[len(keys) :]
-    return _attend(launch, keys, values, None, q.contiguous(), None, 1 / math.sqrt(q.size(-1)))
+    out, scores = _attend(launch, keys, values, None, q.contiguous(), None, 1 / math.sqrt(q.size(-1)))
+    return out, scores.softmax(-1)
 
 
 def depth_softmax_backward(
@@ -169,7 +170,7 @@ def _attend(
         len(keys), launch.rows, launch.size, 0 if query.ndim == 1 else launch.size,
         SCALE=scale, SHARED=keys is values, FACTORS=factors is not None, BIAS=bias is not None,
     )  # fmt: skip
-    return out, scores.softmax(-1)
+    return out, scores
 
 
 def _attend_backward(

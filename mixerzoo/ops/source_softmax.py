@@ -53,7 +53,7 @@ def source_weights(
     sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """α [..., N]; arguments as in `source_softmax`."""
-    return _naive(sources, inverse_rms, query, bias)[1]
+    return _naive(sources, inverse_rms, query, bias)[1].softmax(-1)
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -67,12 +67,12 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 def _naive(
     sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The mix, and the weights [..., N]."""
-    scores = [dot(x, query) * r for x, r in zip(sources, inverse_rms, strict=True)]
+    """The mix, and the scores [..., N]."""
+    each = [dot(x, query) * r for x, r in zip(sources, inverse_rms, strict=True)]
     if bias is not None:
-        scores[-1] = scores[-1] + bias
-    weights = torch.stack(scores, dim=-1).softmax(-1)
-    return weighted_sum(sources, weights), weights
+        each[-1] = each[-1] + bias
+    scores = torch.stack(each, dim=-1)
+    return weighted_sum(sources, scores.softmax(-1)), scores
 
 
 def _of_stack(sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,8 +99,8 @@ def _op(
         from mixerzoo.ops import kernels
 
         return kernels.source_softmax(sources, inverse_rms, query, bias)
-    out, weights = _naive(sources, inverse_rms, query, bias)
-    return out.contiguous(), weights.contiguous()
+    out, scores = _naive(sources, inverse_rms, query, bias)
+    return out.contiguous(), scores.contiguous()
 
 
 @_op.register_fake
@@ -108,8 +108,8 @@ def _(
     sources: list[Tensor], inverse_rms: list[Tensor], query: Tensor, bias: Tensor | None, kernel: bool
 ) -> tuple[Tensor, Tensor]:
     first = sources[0]
-    weights = first.new_empty((*first.shape[:-1], len(sources)), dtype=forms.exact_dtype(first))
-    return first.new_empty(first.shape, dtype=forms.common_dtype(sources)), weights
+    scores = first.new_empty((*first.shape[:-1], len(sources)), dtype=forms.exact_dtype(first))
+    return first.new_empty(first.shape, dtype=forms.common_dtype(sources)), scores
 
 
 @torch.library.custom_op("mixerzoo::source_softmax_backward", mutates_args=(), tags=forms.TAGS)
@@ -118,13 +118,15 @@ def _backward_op(
     sources: list[Tensor],
     inverse_rms: list[Tensor],
     query: Tensor,
+    bias: Tensor | None,
     out: Tensor | None,
-    weights: Tensor,
+    scores: Tensor,
 ) -> list[Tensor]:
     """Gradients of the sources, of their inverse rms, of the query [D] and of the last score [1].
 
     The kernel reads ``out``; without it the sources are gone over twice.
     """
+    weights = scores.softmax(-1)
     if out is not None:
         from mixerzoo.ops import kernels
 
@@ -136,13 +138,14 @@ def _backward_op(
     of_weights = [torch.mul(grad, x, out=product).sum(-1) for x in sources]
     mean = sum(weights[..., n] * found for n, found in enumerate(of_weights))
     of_sources, of_rms, of_query = [], [], torch.zeros_like(query_exact)
-    for n, (x, r) in enumerate(zip(sources, inverse_rms, strict=True)):
+    for n, (x, r, score) in enumerate(zip(sources, inverse_rms, scores.unbind(-1), strict=True)):
         of_score = weights[..., n] * (of_weights[n] - mean)
         scaled = of_score * r
         of_x = (weights[..., n : n + 1] * grad).addcmul_(scaled.unsqueeze(-1), query_exact)
         of_sources.append(of_x.to(x.dtype).contiguous())
-        of_rms.append((of_score * dot(x, query)).to(r.dtype).contiguous())
-        of_query += torch.einsum("m,md->d", scaled.flatten(), x.to(exact).flatten(0, -2))
+        dots = (score if bias is None or n + 1 < len(sources) else score - bias) / r
+        of_rms.append((of_score * dots).to(r.dtype).contiguous())
+        of_query += torch.mul(scaled.unsqueeze(-1), x, out=product).flatten(0, -2).sum(0)
     last = of_score.sum().view(1)
     return [*of_sources, *of_rms, of_query.to(query.dtype), last.to(query.dtype)]
 
@@ -153,8 +156,9 @@ def _(
     sources: list[Tensor],
     inverse_rms: list[Tensor],
     query: Tensor,
+    bias: Tensor | None,
     out: Tensor | None,
-    weights: Tensor,
+    scores: Tensor,
 ) -> list[Tensor]:
     return [
         *(x.new_empty(x.shape) for x in (*sources, *inverse_rms)),
@@ -167,24 +171,24 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     sources, inverse_rms, query, bias, ctx.kernel = inputs
     ctx.num_sources, ctx.has_bias = len(sources), bias is not None
     ctx.mark_non_differentiable(output[1])
-    out, weights = output
-    ctx.save_for_backward(
-        *sources, *inverse_rms, query, weights, *([out] if ctx.kernel else []), *([] if bias is None else [bias])
-    )
+    out, scores = output
+    others = [each for each in (out if ctx.kernel else None, bias) if each is not None]
+    ctx.save_for_backward(*sources, *inverse_rms, query, scores, *others)
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor | None, None]:
     n = ctx.num_sources
     saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
     sources, inverse_rms = list(saved[:n]), list(saved[n : 2 * n])
-    query, weights, *others = saved[2 * n :]
-    result, bias = (others[0], others[1:]) if ctx.kernel else (None, others)
+    query, scores, *others = saved[2 * n :]
+    out, biases = (others[0], others[1:]) if ctx.kernel else (None, others)
+    bias = biases[0] if biases else None
     if torch.is_grad_enabled():
-        out, _ = _naive(sources, inverse_rms, query, bias[0] if bias else None)
-        found = forms.gradients(out, [*sources, *inverse_rms, query, *bias], grad)
+        again, _ = _naive(sources, inverse_rms, query, bias)
+        found = forms.gradients(again, [*sources, *inverse_rms, query, *biases], grad)
     else:
-        found = _backward_op(grad, sources, inverse_rms, query, result, weights)
-    of_bias = found[2 * n + 1].to(bias[0].dtype) if bias and found[2 * n + 1] is not None else None
+        found = _backward_op(grad, sources, inverse_rms, query, bias, out, scores)
+    of_bias = None if bias is None or found[2 * n + 1] is None else found[2 * n + 1].to(bias.dtype)
     return found[:n], found[n : 2 * n], found[2 * n], of_bias, None
 
 
