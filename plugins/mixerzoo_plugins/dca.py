@@ -3,7 +3,7 @@ with weights per channel and per token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -77,6 +77,10 @@ class GRN(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_sources, size))
         self.score = nn.Parameter(torch.empty(num_sources, size) if streams else torch.empty(size))
 
+    def forward(self, stream: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        """Mix the sources, the last of which (streams) or the plain sum of which (outputs) is the stream."""
+        return mixes([self], stream, sources)[0]
+
     def channels(self) -> Tensor:
         """b less what gives the stream, which neutral weights then give back bit for bit: [N, D]."""
         # No tensor of these numbers: it would be copied to the device at every mix.
@@ -91,6 +95,13 @@ class GRN(nn.Module):
         # ReLU with a gradient of 1 at 0, where every score starts: with relu's own, and with that of clamp from
         # PyTorch 2.14 on, w would never move.
         return torch.where(scores < 0, 0.0, scores)
+
+
+def mixes(grns: Iterable[nn.Module], stream: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
+    """What each of several GRNs gives of the same sources."""
+    found = [grn for grn in grns if isinstance(grn, GRN)]
+    weights = [grn.weights(stream, sources) for grn in found]
+    return [stream + each for each in ops.weighted_sums(sources, weights, [grn.channels() for grn in found])]
 
 
 class Dca(Mixer[Config]):
@@ -170,15 +181,15 @@ class Dca(Mixer[Config]):
             return state.x
         if site.step == 0:
             return state.stream
-        number = str(site.step)
-        return AttentionInputs(*self._mix(state, self.queries[number], self.keys[number], self.values[number]))
+        grns = (each[str(site.step)] for each in (self.queries, self.keys, self.values))
+        return AttentionInputs(*mixes(grns, state.stream, state.sources))
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         stream = state.stream + y
         if self.streams:
             return State(stream, stream, None, self._streams(state, site, stream))
         if site.branch == "attention":
-            x = self._mix(state, self.queries[str(site.step)])[0] + y if site.step else stream
+            x = self.queries[str(site.step)](state.stream, state.sources) + y if site.step else stream
             return State(stream, x, y, state.sources)
         assert state.attended is not None
         sources = (*state.sources, state.attended + y)
@@ -191,7 +202,8 @@ class Dca(Mixer[Config]):
     def finish(self, state: State) -> Tensor:
         if self.final is None:
             return state.stream
-        return self._mix(state, self.final)[0]
+        mixed: Tensor = self.final(state.stream, state.sources)
+        return mixed
 
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
         if site.branch == "mlp" or site.step == 0:
@@ -248,13 +260,6 @@ class Dca(Mixer[Config]):
             return (*state.sources, stream)
         embedding, *blocks = state.sources
         return (embedding, *blocks[-self.num_recent :])
-
-    def _mix(self, state: State, *modules: nn.Module) -> list[Tensor]:
-        """Mix the sources by each GRN; the last of them (streams) or their plain sum (outputs) is the stream."""
-        grns = [module for module in modules if isinstance(module, GRN)]
-        weights = [grn.weights(state.stream, state.sources) for grn in grns]
-        sums = ops.weighted_sums(state.sources, weights, [grn.channels() for grn in grns])
-        return [state.stream + each for each in sums]
 
 
 @hookimpl
