@@ -46,7 +46,7 @@ class Attention(nn.Module):
         """Store what the step has of its own, and attend to all that it reads.
 
         Args:
-            x: normed inputs [B, T, D]; where they are three, `Turn.norm` has yet to norm them.
+            x: inputs [B, T, D], normed but for what `Turn.norm` says.
             turn: what else the step knows.
 
         Returns:
@@ -72,26 +72,21 @@ class Attention(nn.Module):
         return state, self.output(heads), own
 
     def project(
-        self, x: Tensor | AttentionInputs, norm: nn.Module, owns_k: bool, owns_v: bool
+        self, x: Tensor | AttentionInputs, norm: nn.Module | None, owns_k: bool, owns_v: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Projected queries [B, H, T, d], keys and values [B, G, T, d].
+        """Projected queries [B, H, T, d], keys and values [B, G, T, d] of inputs [B, T, D].
 
         Args:
-            x: one normed input [B, T, D] for all three, or three that are not normed.
-            norm: of three.
+            x: one input for all three, or three.
+            norm: of inputs that are not normed; None: they are.
             owns_k: whether the step has keys of its own; else they are None.
             owns_v: likewise for values.
         """
-        if isinstance(x, AttentionInputs):
-            return (
-                self.heads(normed_projection(norm, self.q_proj, x.q)),
-                self.heads(normed_projection(norm, self.k_proj, x.k)) if owns_k else None,
-                self.heads(normed_projection(norm, self.v_proj, x.v)) if owns_v else None,
-            )
+        x_q, x_k, x_v = x if isinstance(x, AttentionInputs) else (x, x, x)
         return (
-            self.heads(self.q_proj(x)),
-            self.heads(self.k_proj(x)) if owns_k else None,
-            self.heads(self.v_proj(x)) if owns_v else None,
+            self.heads(projection(self.q_proj, x_q, norm)),
+            self.heads(projection(self.k_proj, x_k, norm)) if owns_k else None,
+            self.heads(projection(self.v_proj, x_v, norm)) if owns_v else None,
         )
 
     def heads(self, projected: Tensor) -> Tensor:
@@ -115,15 +110,15 @@ class Attention(nn.Module):
         return y
 
 
-def normed_projection(norm: nn.Module, linear: nn.Module, x: Tensor) -> Tensor:
-    """linear(norm(x)), [B, T, D] → [B, T, rows]; for the backward x alone is kept, where the modules are as made here.
+def projection(linear: nn.Module, x: Tensor, norm: nn.Module | None) -> Tensor:
+    """linear(norm(x)), [B, T, D] → [B, T, rows]; of the modules as they are made here the backward keeps x alone.
 
     Three inputs of one attention would else keep nine vectors, where one keeps three.
     """
-    if is_plain(norm, RMSNorm) and is_plain(linear, nn.Linear):
+    if norm is not None and is_plain(norm, RMSNorm) and is_plain(linear, nn.Linear):
         assert isinstance(norm, RMSNorm)
         assert isinstance(linear, nn.Linear)
         biases = None if linear.bias is None else [linear.bias]
         return ops.normed_linear(x, [linear.weight], norm.eps, norm.weight, biases)[0]
-    y: Tensor = linear(norm(x))
+    y: Tensor = linear(x if norm is None else norm(x))
     return y

@@ -6,14 +6,14 @@ D hidden size.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixerzoo.errors import MixerError
-from mixerzoo.mixer import AttentionInputs, Site, State
+from mixerzoo.mixer import AttentionInputs, Plan, Site, State
 from mixerzoo.model.config import ModelConfig
 from mixerzoo.model.norm import RMSNorm
 from mixerzoo.model.past import KeysAndValues, Past, Reads, Run, Turn
+from mixerzoo.model.swiglu import swiglu
 
 
 class MLP(nn.Module):
@@ -32,7 +32,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] → [B, T, D]."""
-        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        y: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return y
 
 
@@ -69,9 +69,8 @@ class Layer(nn.Module):
         mixer = run.mixer
         site = Site(step, run.plan.order[step], "attention")
         stream = mixer.read(state, site)
-        state, y, written, *_ = self.self_attn(
-            self.normed(stream), Turn(site, state, stream, self.input_layernorm, reads, run)
-        )
+        x, norm = self.attention_input(stream, run.plan)
+        state, y, written, *_ = self.self_attn(x, Turn(site, state, stream, norm, reads, run))
         state = mixer.write(state, site, y)
 
         site = site._replace(branch="mlp")
@@ -80,10 +79,21 @@ class Layer(nn.Module):
             raise MixerError(f"mixer {mixer.name!r} returned AttentionInputs at an MLP site")
         return mixer.write(state, site, self.feed(stream)), written
 
+    def attention_input(
+        self, stream: Tensor | AttentionInputs, plan: Plan
+    ) -> tuple[Tensor | AttentionInputs, nn.Module | None]:
+        """What attention is given of what the mixer let it read, [B, T, D] each, and the norm that this lacks.
+
+        Three inputs are normed where they are projected, unless a hook is to see them.
+        """
+        if isinstance(stream, AttentionInputs) and not plan.hooks:
+            return stream, self.input_layernorm
+        return self.normed(stream), None
+
     def normed(self, stream: Tensor | AttentionInputs) -> Tensor | AttentionInputs:
-        """What attention is given of what the mixer let it read, [B, T, D] each. Three inputs it norms itself."""
+        """Normed inputs of attention, [B, T, D] each."""
         if isinstance(stream, AttentionInputs):
-            return stream
+            return AttentionInputs(*(self.input_layernorm(part) for part in stream))
         x: Tensor = self.input_layernorm(stream)
         return x
 

@@ -88,7 +88,7 @@ class Turn(NamedTuple, Generic[PastT_co]):
         site: where.
         state: of the mixer.
         stream: what the mixer let it read, before the input norm.
-        norm: the layer's input norm.
+        norm: what the inputs lack that attention is given; None: nothing.
         reads: what earlier steps wrote.
         run: what all steps share.
     """
@@ -96,7 +96,7 @@ class Turn(NamedTuple, Generic[PastT_co]):
     site: Site
     state: State
     stream: Tensor | AttentionInputs
-    norm: nn.Module
+    norm: nn.Module | None
     reads: Reads
     run: Run[PastT_co]
 
@@ -115,9 +115,8 @@ class Turn(NamedTuple, Generic[PastT_co]):
         return q, k if self.owns_k else None, v if self.owns_v else None
 
     def call(self, x: Tensor | AttentionInputs, q: Tensor, k: Tensor | None, v: Tensor | None) -> AttentionCall:
-        """What a hook is told, with inputs x as attention is given them."""
-        normed = AttentionInputs(*map(self.norm, x)) if isinstance(x, AttentionInputs) else x
-        return AttentionCall(self.site, self.stream, normed, q, k, v, self.run.rotary.rotate)
+        """What a hook is told, with normed inputs x."""
+        return AttentionCall(self.site, self.stream, x, q, k, v, self.run.rotary.rotate)
 
     def mix(
         self, norms: HeadNorms, x: Tensor | AttentionInputs, q: Tensor, k: Tensor | None, v: Tensor | None
@@ -126,7 +125,7 @@ class Turn(NamedTuple, Generic[PastT_co]):
 
         Args:
             norms: of the heads.
-            x: one normed input, or three that are not.
+            x: normed inputs; where there is no hook they may lack their norm.
             q: projected queries [B, H, T, d].
             k: projected keys [B, G, T, d], or None where the step has none.
             v: projected values [B, G, T, d], likewise.

@@ -17,5 +17,5 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     # accelerate puts a forward of its own on modules whose weights come and go.
-    changed = any(hooks) or "forward" in vars(module)
+    changed = any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in vars(module)
     return type(module) is kind and type(module.weight) in (nn.Parameter, Tensor) and not changed

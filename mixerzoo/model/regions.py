@@ -86,7 +86,7 @@ class Regions:
             found: tuple[State, KeysAndValues] = self._layer(layer, state, first, reads, run)
             return found
         stream = mixer.read(state, site)
-        turn = Turn(site, state, stream, layer.input_layernorm, reads, run)
+        turn = Turn(site, state, stream, None, reads, run)
         if not self.plan.hooks:
             like = turn._replace(site=site._replace(step=first, layer=self.plan.order[first]), state=None)
             y, written = self._attention(layer, stream, like)
@@ -129,17 +129,18 @@ def _layer(layer: Layer, state: State, step: int, reads: Reads, run: Run[Past]) 
 
 
 def _attention(layer: Layer, stream: Tensor | AttentionInputs, turn: Turn[Past]) -> tuple[Tensor, KeysAndValues]:
-    _, y, written, *_ = layer.self_attn(layer.normed(stream), turn)
+    x, norm = layer.attention_input(stream, turn.run.plan)
+    _, y, written, *_ = layer.self_attn(x, turn._replace(norm=norm))
     return y, written
 
 
 def _heads(
     layer: Layer, stream: Tensor | AttentionInputs, rotary: Rotary, owns_k: bool, owns_v: bool, norms: bool
 ) -> tuple[Tensor | AttentionInputs, Tensor, Tensor | None, Tensor | None]:
-    """What attention is given, and its heads before or after head norm and RoPE."""
+    """Normed inputs, and their heads before or after head norm and RoPE."""
     attention, x = layer.self_attn, layer.normed(stream)
     assert isinstance(attention, Attention)
-    q, k, v = attention.project(x, layer.input_layernorm, owns_k, owns_v)
+    q, k, v = attention.project(x, None, owns_k, owns_v)
     if norms:
         q, k = attention.query(q, rotary), None if k is None else attention.key(k, rotary)
     return x, q, k, v

@@ -57,7 +57,7 @@ def normed_linear(
     if not one_dtype or forms.choose([x], POLICY, others) == "naive":
         normed = _normed(x, gain, eps)
         return tuple(F.linear(normed, *layer) for layer in _paired(layers, len(weights)))
-    return tuple(_op(x, gain, [part.to(dtype) for part in layers], len(weights), eps))
+    return tuple(_op(x, gain, layers, len(weights), dtype, eps))
 
 
 def _paired(layers: Sequence[Tensor], count: int) -> list[tuple[Tensor, ...]]:
@@ -69,21 +69,25 @@ def _normed(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
     return unit_rms(x, eps) if gain is None else gain * unit_rms(x, eps)
 
 
-def _naive(x: Tensor, gain: Tensor | None, layers: Sequence[Tensor], count: int, eps: float) -> list[Tensor]:
-    """The equation, in the dtype of the ``count`` weights that ``layers`` begins with."""
-    normed = _normed(x, gain, eps).to(layers[0].dtype)
+def _naive(
+    x: Tensor, gain: Tensor | None, layers: Sequence[Tensor], count: int, dtype: torch.dtype, eps: float
+) -> list[Tensor]:
+    """The equation, in a dtype; ``layers`` begins with ``count`` weights."""
+    normed = _normed(x, gain, eps).to(dtype)
     with forms.no_autocast(x):
-        return [F.linear(normed, *layer) for layer in _paired(layers, count)]
+        return [F.linear(normed, *(part.to(dtype) for part in layer)) for layer in _paired(layers, count)]
 
 
 @torch.library.custom_op("mixerzoo::normed_linear", mutates_args=())
-def _op(x: Tensor, gain: Tensor | None, layers: list[Tensor], count: int, eps: float) -> list[Tensor]:
-    return _naive(x, gain, layers, count, eps)
+def _op(
+    x: Tensor, gain: Tensor | None, layers: list[Tensor], count: int, dtype: torch.dtype, eps: float
+) -> list[Tensor]:
+    return _naive(x, gain, layers, count, dtype, eps)
 
 
 @_op.register_fake
-def _(x: Tensor, gain: Tensor | None, layers: list[Tensor], count: int, eps: float) -> list[Tensor]:
-    return [x.new_empty((*x.shape[:-1], weight.size(0)), dtype=weight.dtype) for weight in layers[:count]]
+def _(x: Tensor, gain: Tensor | None, layers: list[Tensor], count: int, dtype: torch.dtype, eps: float) -> list[Tensor]:
+    return [x.new_empty((*x.shape[:-1], weight.size(0)), dtype=dtype) for weight in layers[:count]]
 
 
 @torch.library.custom_op("mixerzoo::normed_linear_backward", mutates_args=())
@@ -99,16 +103,16 @@ def _backward_op(
     found = [x.new_empty(0) for _ in (*layers, *([] if gain is None else [gain]))]
     if any(needed[1 : 1 + count]):
         normed = unit.to(x.dtype) if gain is None else gain * unit.to(x.dtype)
-        factor = normed.to(layers[0].dtype).reshape(-1, x.size(-1))
+        factor = normed.to(grads[0].dtype).reshape(-1, x.size(-1))
         for n in range(count):
             if needed[1 + n]:
-                found[n] = rows[n].mT @ factor
+                found[n] = (rows[n].mT @ factor).to(layers[n].dtype)
     for n in range(count, len(layers)):
         if needed[1 + n]:
-            found[n] = rows[n - count].sum(0)
+            found[n] = rows[n - count].sum(0).to(layers[n].dtype)
     if not _needs_normed(gain, needed):
         return [x.new_empty(0), *found]
-    of_normed = sum((grad @ weight).to(exact.dtype) for grad, weight in zip(grads, layers, strict=False))
+    of_normed = sum((grad @ weight.to(grad.dtype)).to(exact.dtype) for grad, weight in zip(grads, layers, strict=False))
     assert isinstance(of_normed, Tensor)
     if gain is not None:
         if needed[-1]:
@@ -133,24 +137,26 @@ def _needs_normed(gain: Any, needed: Sequence[bool]) -> bool:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, gain, layers, ctx.count, ctx.eps = inputs
+    x, gain, layers, ctx.count, ctx.dtype, ctx.eps = inputs
     ctx.save_for_backward(x, *layers, *([] if gain is None else [gain]))
     ctx.num_layers = len(layers)
 
 
-def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, Tensor | None, list[Tensor | None], None, None]:
+def _backward(
+    ctx: Any, grads: list[Tensor]
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None], None, None, None]:
     saved = ctx.saved_tensors
     x, layers, gain = saved[0], saved[1 : 1 + ctx.num_layers], saved[-1] if len(saved) > 1 + ctx.num_layers else None
     of_x, of_gain, of_layers, *_ = ctx.needs_input_grad
     needed = [of_x, *of_layers, *([] if gain is None else [of_gain])]
     if torch.is_grad_enabled():
-        out = _naive(x, gain, layers, ctx.count, ctx.eps)
+        out = _naive(x, gain, layers, ctx.count, ctx.dtype, ctx.eps)
         paired = torch.cat([each.flatten() for each in out]), torch.cat([grad.flatten() for grad in grads])
         found: list[Tensor | None] = [*forms.gradients(paired[0], saved, paired[1])]
     else:
         given = _backward_op(grads, x, gain, list(layers), needed, ctx.eps)
         found = [each if used else None for each, used in zip(given, needed, strict=True)]
-    return found[0], None if gain is None else found[-1], found[1 : 1 + ctx.num_layers], None, None
+    return found[0], None if gain is None else found[-1], found[1 : 1 + ctx.num_layers], None, None, None
 
 
 _op.register_autograd(_backward, setup_context=_keep)

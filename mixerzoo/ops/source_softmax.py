@@ -143,7 +143,8 @@ def _backward_op(
         scaled = of_score * r
         of_x = (weights[..., n : n + 1] * grad).addcmul_(scaled.unsqueeze(-1), query_exact)
         of_sources.append(of_x.to(x.dtype).contiguous())
-        dots = (score if bias is None or n + 1 < len(sources) else score - bias) / r
+        # Where a score says nothing of its dot, of a source that is too large or masked, neither weighs.
+        dots = ((score if bias is None or n + 1 < len(sources) else score - bias) / r).nan_to_num(0.0, 0.0, 0.0)
         of_rms.append((of_score * dots).to(r.dtype).contiguous())
         of_query += torch.mul(scaled.unsqueeze(-1), x, out=product).flatten(0, -2).sum(0)
     last = of_score.sum().view(1)
@@ -169,7 +170,7 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     sources, inverse_rms, query, bias, ctx.kernel = inputs
-    ctx.num_sources, ctx.has_bias = len(sources), bias is not None
+    ctx.num_sources = len(sources)
     ctx.mark_non_differentiable(output[1])
     out, scores = output
     others = [each for each in (out if ctx.kernel else None, bias) if each is not None]

@@ -50,8 +50,11 @@ def weighted_sums(
         Each sum [..., D], in the widest dtype of the sources.
 
     Raises:
-        ValueError: there are not as many weights as sources, or not as many ``channels`` as ``weights``.
+        ValueError: there are not as many weights as sources, or not as many ``channels`` as ``weights``, or weights are
+            of several kinds.
     """
+    if len({weight.ndim for weight in weights}) > 1:
+        raise ValueError(f"weights of shapes {_shapes(*weights)} are of several kinds")
     if channels is not None and len(channels) != len(weights):
         raise ValueError(f"{len(weights)} sums cannot have {len(channels)} weights of channels")
     if channels is not None and weights[0].ndim <= 2:
@@ -194,20 +197,36 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     sources, weights, channels, ctx.kernel = inputs
+    ctx.set_materialize_grads(False)
     ctx.counts = [len(sources), len(weights), len(channels)]
     ctx.save_for_backward(*sources, *weights, *channels)
 
 
-def _backward(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], None]:
+def _backward(
+    ctx: Any, grads: list[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None], None]:
     saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
     sources, weights, channels = _split(saved, ctx.counts)
+    # Weights of a sum that nobody read have no gradient, as where it is no part of the node.
+    read = [way for way, grad in enumerate(grads) if grad is not None]
+    given = [grad for grad in grads if grad is not None]
+    weights, channels = [weights[way] for way in read], [channels[way] for way in read if channels]
     if torch.is_grad_enabled():
         # Gradients of gradients are wanted: those of the equation have their own.
         totals = torch.cat([total.flatten() for total in _naive(sources, weights, channels)])
-        found = forms.gradients(totals, saved, torch.cat([grad.flatten() for grad in grads]))
+        inputs = [*sources, *weights, *channels]
+        found = forms.gradients(totals, inputs, torch.cat([grad.flatten() for grad in given]))
     else:
-        found = _backward_op(grads, sources, weights, channels, ctx.kernel)
-    return *_split(found, ctx.counts), None
+        found = _backward_op(given, sources, weights, channels, ctx.kernel)
+    of_sources, *others = _split(found, [len(sources), len(weights), len(channels)])
+    of_weights, of_channels = (dict(zip(read, each, strict=False)) for each in others)
+    ways = range(len(grads))
+    return (
+        of_sources,
+        [of_weights.get(way) for way in ways],
+        [of_channels.get(way) for way in ways] if channels else [],
+        None,
+    )
 
 
 def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

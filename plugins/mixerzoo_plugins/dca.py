@@ -99,9 +99,12 @@ class GRN(nn.Module):
 
 def mixes(grns: Iterable[nn.Module], stream: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
     """What each of several GRNs gives of the same sources."""
-    found = [grn for grn in grns if isinstance(grn, GRN)]
-    weights = [grn.weights(stream, sources) for grn in found]
-    return [stream + each for each in ops.weighted_sums(sources, weights, [grn.channels() for grn in found])]
+    weights, channels = [], []
+    for grn in grns:
+        assert isinstance(grn, GRN)
+        weights.append(grn.weights(stream, sources))
+        channels.append(grn.channels())
+    return [stream + each for each in ops.weighted_sums(sources, weights, channels)]
 
 
 class Dca(Mixer[Config]):

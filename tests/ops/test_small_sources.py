@@ -67,6 +67,8 @@ def test_as_many_weights_as_sources(form: Any) -> None:
             ops.weighted_sum(sources, torch.ones(1, 2, 4), torch.ones(3, 4))
         with pytest.raises(ValueError, match=r"4 sources cannot have weights of shape \[3\]"):
             ops.weighted_sums(sources, [torch.ones(4), torch.ones(3)])
+        with pytest.raises(ValueError, match=r"weights of shapes \[4\] and \[1, 2, 4\] are of several kinds"):
+            ops.weighted_sums(sources, [torch.ones(4), torch.ones(1, 2, 4)])
         with pytest.raises(ValueError, match="2 sums cannot have 1 weights of channels"):
             ops.weighted_sums(sources, [torch.ones(4), torch.ones(4)], [torch.ones(4, 4)])
         with pytest.raises(ValueError, match="4 sources cannot have 1 / rms of 1"):
@@ -124,6 +126,53 @@ def test_the_counter_of_flops_sees_attention_in_a_node(name: str) -> None:
     # Scores, half of the forward, are made once more.
     assert counted["fused"] == (forward, backward + forward / 2)
     assert backward == 2 * forward > 0
+
+
+def test_weights_are_not_cast_for_each_call_that_is_kept() -> None:
+    x, weight = torch.randn(2, 5, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+    with forms.forced("fused"), torch.autocast("cpu", torch.bfloat16):
+        kept = kept_bytes(lambda: sum(ops.normed_linear(x, [weight], EPS)[0].sum() for _ in range(4)), CPU)
+    assert kept == 0
+
+
+@pytest.mark.parametrize("kind", ["per token", "per token and channel"])
+def test_a_sum_that_nobody_reads_has_no_gradient(kind: str) -> None:
+    function, leaves = operation(f"several {kind}", 3, 4, 6, [torch.float64] * 2)
+    found = {}
+    for form in ("naive", "fused"):
+        with forms.forced(form):
+            first, _, last = function(*leaves).chunk(3, dim=-1)
+            found[form] = torch.autograd.grad(first.sin().sum(), leaves, allow_unused=True)
+    assert last.shape == first.shape
+    sources, weights = leaves[:3], leaves[3:6]
+
+    def grads(form: Any) -> tuple[Tensor | None, ...]:
+        with forms.forced(form):
+            one, *_ = ops.weighted_sums(sources, weights, leaves[6:] or None)
+            return torch.autograd.grad(one.sin().sum(), leaves, allow_unused=True)
+
+    for ours, expected, whole in zip(grads("fused"), grads("naive"), found["naive"], strict=True):
+        assert (ours is None) == (expected is None)
+        if ours is not None:
+            assert expected is not None
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+            torch.testing.assert_close(ours, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["too large", "masked"])
+def test_gradients_where_a_score_says_nothing_of_its_dot(case: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = 1e20 if case == "too large" else 1.0
+    xs = [(scale * torch.randn(1, 3, 8, generator=generator)).requires_grad_() for _ in range(3)]
+    query, bias = torch.randn(8, generator=generator), None if case == "too large" else torch.tensor([-torch.inf])
+    found = []
+    for form in ("naive", "fused"):
+        with forms.forced(form):
+            out = ops.source_softmax(xs, [ops.inverse_rms(x, EPS) for x in xs], query, bias)
+            found.append(torch.autograd.grad((out / scale).sin().sum(), xs))
+    for naive, fused in zip(*found, strict=True):
+        assert fused.isfinite().all()
+        torch.testing.assert_close(fused, naive, rtol=1e-5, atol=1e-6 / scale)
 
 
 @pytest.mark.parametrize("form", ["naive", "fused"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import zoo
 from mixerzoo import AttentionInputs, Context, Mixer, Site
 from mixerzoo.model import RMSNorm
-from mixerzoo.model.attention import normed_projection
+from mixerzoo.model.attention import projection
 from mixerzoo.ops import forms
 from mixerzoo.testing.observe import observed, state_bytes
 
@@ -205,7 +206,7 @@ def test_a_projection_with_its_norm_has_the_bits_of_its_modules(bias: bool, auto
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected = linear(norm(x))
         with forms.forced("fused"):
-            found = normed_projection(norm, linear, x)
+            found = projection(linear, x, norm)
     assert torch.equal(found, expected)
     leaves = [x, norm.weight, *linear.parameters()]
     pairs = (torch.autograd.grad(y.float().sin().sum(), leaves) for y in (found, expected))
@@ -222,7 +223,12 @@ class Adapted(nn.Linear):
 
 
 class Stored(Tensor):
-    """A weight as quantisation stores it."""
+    """A weight as quantisation stores it: other numbers, which its linear layer knows to read."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_function__(func, types, args, kwargs)
+        return 2 * found.as_subclass(Tensor) if func is F.linear else found
 
 
 def adapted(linear: nn.Linear) -> None:
@@ -240,7 +246,7 @@ def replaced(linear: nn.Linear) -> None:
 
 
 def stored(linear: nn.Linear) -> None:
-    linear.weight = nn.Parameter((2 * linear.weight.detach()).as_subclass(Stored))
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Stored))
 
 
 @pytest.mark.parametrize("change", [adapted, hooked, replaced, stored])
@@ -264,3 +270,40 @@ def test_a_changed_norm_is_called() -> None:
         doubled.model.layers[1].input_layernorm.weight *= 2
     with forms.forced("fused"):
         zoo.assert_close(decoder(tokens), doubled(tokens), 1e-12)
+
+
+def test_hooks_on_all_modules_are_called() -> None:
+    decoder, called = zoo.perturb(zoo.build("mudd", {}, {})), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, given, y: called.append(module))
+    try:
+        with forms.forced("fused"):
+            decoder(zoo.some_tokens(1, 3))
+    finally:
+        hook.remove()
+    for layer in decoder.model.layers:
+        assert all(each in called for each in (layer.input_layernorm, layer.self_attn.k_proj))
+
+
+@pytest.mark.parametrize("form", ["naive", "fused"])
+def test_what_a_borrowing_step_does_not_read_has_no_gradient(form: Any) -> None:
+    options = {"of": [{"name": "dca"}, {"name": "cla"}]}
+    decoder = zoo.perturb(zoo.build("compose", options, {}))
+    with forms.forced(form):
+        decoder(zoo.some_tokens(1, 5)).sin().sum().backward()
+    none = {name for name, p in decoder.named_parameters() if p.grad is None}
+    borrowing = [step for step in range(4) if not decoder.model.plan.owns_k(step)]
+    assert borrowing
+    assert none == {
+        f"model.mixer.parts.dca.{way}.{step}.{part}"
+        for way in ("keys", "values") for step in borrowing for part in ("bias", "score")
+    }  # fmt: skip
+
+
+def test_a_norm_runs_once_for_each_input_beside_hooks() -> None:
+    decoder = zoo.perturb(zoo.build("compose", {"of": [{"name": "mudd"}, {"name": "moda"}]}, {}))
+    for layer in decoder.model.layers:
+        calls: list[int] = []
+        hook = layer.input_layernorm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        decoder(zoo.some_tokens(1, 3))
+        hook.remove()
+        assert len(calls) == (1 if layer is decoder.model.layers[0] else 3)
