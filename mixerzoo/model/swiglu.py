@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mixerzoo.ops import forms
 
-#: A compiler fuses the equation, and recomputes.
-POLICY = forms.Policy(few=0, compiled=False)
+#: A compiler fuses the equation, and recomputes. Without a graph it is the same in less memory.
+POLICY = forms.Policy(few=0, compiled=False, always=True)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -44,4 +44,4 @@ class _SwiGLU(torch.autograd.Function):
             of_gate, of_up = forms.gradients(F.silu(gate) * up, [gate, up], grad)
             return of_gate, of_up
         # As autograd does it, bit for bit.
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)

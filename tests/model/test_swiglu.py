@@ -12,6 +12,7 @@ from torch import Tensor
 import zoo
 from mixerzoo import ModelConfig
 from mixerzoo.benchmark import kept_bytes
+from mixerzoo.benchmark.memory import measured_peak
 from mixerzoo.model.layer import MLP
 from mixerzoo.model.swiglu import swiglu
 from mixerzoo.ops import forms
@@ -47,6 +48,13 @@ def test_it_keeps_its_inputs_alone() -> None:
         with forms.forced(form):
             kept[form] = kept_bytes(lambda: swiglu(*given).sum(), torch.device("cpu"))
     assert kept == {"naive": given[0].nbytes, "fused": 0}
+
+
+def test_without_a_graph_there_is_nothing_beside_the_result() -> None:
+    gate, up = (x.detach() for x in leaves())
+    with forms.forced("fused"), measured_peak(torch.device("cpu")) as peak:
+        y = swiglu(gate, up)
+    assert peak.bytes == y.nbytes
 
 
 def test_gradients_of_gradients() -> None:
