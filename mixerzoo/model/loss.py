@@ -222,7 +222,11 @@ def _op_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Te
     ctx.save_for_backward(*output[1:])
 
 
-def _op_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor, Tensor, None, None, None, None]:
+def _op_backward(
+    ctx: Any, grad: Tensor | None, *unused: Any
+) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    if grad is None:
+        return None, None, None, None, None, None
     of_hidden, of_weight = (
         _times(found, grad).to(dtype) for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
     )

@@ -22,19 +22,27 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         gate: [..., width].
         up: [..., width].
     """
-    # What traces calls without tensors, as serving engines do, or has tensors of its own, sees the equation.
-    plain = type(gate) is type(up) is Tensor and gate.dtype == up.dtype
-    if not plain or forms.choose([gate], POLICY, [up]) == "naive":
-        return F.silu(gate) * up
-    run: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
-    return run(gate, up)
+    if _is_plain(gate, up) and forms.choose([gate], POLICY, [up]) != "naive":
+        learning = [x.requires_grad and torch.is_grad_enabled() for x in (gate, up)]
+        if not any(learning):
+            return F.silu(gate).mul_(up)
+        if all(learning):
+            run: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
+            return run(gate, up)
+    return F.silu(gate) * up
+
+
+def _is_plain(gate: Tensor, up: Tensor) -> bool:
+    """Whether these are tensors of one kind. What traces calls without tensors, as serving engines do, or has tensors
+    of its own, is to see the equation."""
+    return type(gate) is type(up) is Tensor and gate.dtype == up.dtype and gate.shape == up.shape
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return F.silu(gate) * up
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -44,4 +52,4 @@ class _SwiGLU(torch.autograd.Function):
             of_gate, of_up = forms.gradients(F.silu(gate) * up, [gate, up], grad)
             return of_gate, of_up
         # As autograd does it, bit for bit.
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad

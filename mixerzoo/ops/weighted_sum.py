@@ -204,12 +204,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _backward(
     ctx: Any, grads: list[Tensor | None]
-) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None], None]:
+) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None], None]:
     saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
     sources, weights, channels = _split(saved, ctx.counts)
     # Weights of a sum that nobody read have no gradient, as where it is no part of the node.
     read = [way for way, grad in enumerate(grads) if grad is not None]
     given = [grad for grad in grads if grad is not None]
+    if not given:
+        return [None] * len(sources), [None] * len(weights), [None] * len(channels), None
     weights, channels = [weights[way] for way in read], [channels[way] for way in read if channels]
     if torch.is_grad_enabled():
         # Gradients of gradients are wanted: those of the equation have their own.
@@ -222,7 +224,7 @@ def _backward(
     of_weights, of_channels = (dict(zip(read, each, strict=False)) for each in others)
     ways = range(len(grads))
     return (
-        of_sources,
+        [*of_sources],
         [of_weights.get(way) for way in ways],
         [of_channels.get(way) for way in ways] if channels else [],
         None,

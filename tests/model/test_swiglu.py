@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -35,11 +36,47 @@ def test_it_has_the_bits_of_the_equation(dtype: torch.dtype) -> None:
     assert torch.equal(found[1][0], F.silu(given[0]) * given[1])
 
 
+@pytest.mark.usefixtures("forms_by_size")
 def test_compiled_it_is_the_equation() -> None:
-    given = leaves(torch.float32)
-    with forms.forced(None):
-        compiled = torch.compile(swiglu, fullgraph=True, backend="aot_eager")
-        zoo.assert_close(compiled(*given), F.silu(given[0]) * given[1], 1e-6)
+    given = [torch.ones(2, forms.SMALLEST, requires_grad=True) for _ in range(2)]
+    graphs: list[torch.fx.Graph] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(module.graph)
+        return module
+
+    torch.compile(swiglu, fullgraph=True, backend=backend)(*given)
+    (graph,) = graphs
+    called = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert F.silu in called
+    assert operator.mul in called
+    assert not any("autograd" in str(target) for target in called)
+
+
+@pytest.mark.parametrize("learns", [(True, False), (False, True)])
+def test_where_one_input_learns_autograd_keeps_no_more(learns: tuple[bool, bool]) -> None:
+    given = [x.requires_grad_(each) for x, each in zip(leaves(), learns, strict=True)]
+    with forms.forced("fused"):
+        kept = kept_bytes(lambda: swiglu(*given).sum(), torch.device("cpu"))
+    assert kept == (0 if learns[0] else given[0].nbytes)
+    with forms.forced("fused"):
+        assert torch.autograd.gradcheck(swiglu, given)
+
+
+def test_gradients_in_batches() -> None:
+    given = leaves()
+    with forms.forced("fused"):
+        y = swiglu(*given)
+        batch = torch.ones(2, *y.shape, dtype=y.dtype)
+        found = torch.autograd.grad(y, given, batch, is_grads_batched=True)
+    for each, expected in zip(found, torch.autograd.grad(swiglu(*given).sum(), given), strict=True):
+        zoo.assert_close(each[1], expected, 1e-12)
+
+
+def test_shapes_that_broadcast() -> None:
+    gate, up = leaves()
+    with forms.forced("fused"), torch.no_grad():
+        assert torch.equal(swiglu(gate[:1], up), F.silu(gate[:1]) * up)
 
 
 def test_it_keeps_its_inputs_alone() -> None:
