@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixerzoo.ops import forms
 
-#: A compiler fuses the equation, and recomputes. Without a graph it is the same in less memory.
+#: Without a graph it is the same in less memory.
 POLICY = forms.Policy(few=0, compiled=False, always=True)
 
 
@@ -22,7 +22,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         gate: [..., width].
         up: [..., width].
     """
-    if _is_plain(gate, up) and forms.choose([gate], POLICY, [up]) != "naive":
+    # A compiler fuses the equation, and recomputes; it is not to see the node, whatever form is forced.
+    if not torch.compiler.is_compiling() and _is_plain(gate, up) and forms.choose([gate], POLICY, [up]) != "naive":
         learning = [x.requires_grad and torch.is_grad_enabled() for x in (gate, up)]
         if not any(learning):
             return F.silu(gate).mul_(up)

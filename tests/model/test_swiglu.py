@@ -37,7 +37,8 @@ def test_it_has_the_bits_of_the_equation(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("forms_by_size")
-def test_compiled_it_is_the_equation() -> None:
+@pytest.mark.parametrize("form", [None, "fused"])
+def test_compiled_it_is_the_equation(form: Any) -> None:
     given = [torch.ones(2, forms.SMALLEST, requires_grad=True) for _ in range(2)]
     graphs: list[torch.fx.Graph] = []
 
@@ -45,7 +46,9 @@ def test_compiled_it_is_the_equation() -> None:
         graphs.append(module.graph)
         return module
 
-    torch.compile(swiglu, fullgraph=True, backend=backend)(*given)
+    torch._dynamo.reset()
+    with forms.forced(form):
+        torch.compile(swiglu, fullgraph=True, backend=backend)(*given)
     (graph,) = graphs
     called = [node.target for node in graph.nodes if node.op == "call_function"]
     assert F.silu in called
