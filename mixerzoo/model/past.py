@@ -88,7 +88,7 @@ class Turn(NamedTuple, Generic[PastT_co]):
         site: where.
         state: of the mixer.
         stream: what the mixer let it read, before the input norm.
-        norm: what the inputs lack that attention is given; None: nothing.
+        norm: that attention's inputs still lack; None: they are normed.
         reads: what earlier steps wrote.
         run: what all steps share.
     """

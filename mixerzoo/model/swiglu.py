@@ -23,7 +23,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         up: [..., width].
     """
     # A compiler fuses the equation, and recomputes; it is not to see the node, whatever form is forced.
-    if not torch.compiler.is_compiling() and _is_plain(gate, up) and forms.choose([gate], POLICY, [up]) != "naive":
+    if not torch.compiler.is_compiling() and _are_alike(gate, up) and forms.choose([gate], POLICY, [up]) != "naive":
         learning = [x.requires_grad and torch.is_grad_enabled() for x in (gate, up)]
         if not any(learning):
             return F.silu(gate).mul_(up)
@@ -33,9 +33,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def _is_plain(gate: Tensor, up: Tensor) -> bool:
-    """Whether these are tensors of one kind. What traces calls without tensors, as serving engines do, or has tensors
-    of its own, is to see the equation."""
+def _are_alike(gate: Tensor, up: Tensor) -> bool:
+    """Whether these are plain tensors of one kind.
+
+    What traces calls without tensors, as serving engines do, or has tensors of its own, is to see the equation.
+    """
     return type(gate) is type(up) is Tensor and gate.dtype == up.dtype and gate.shape == up.shape
 
 
