@@ -11,10 +11,10 @@ from mixerzoo.ops.joint_attention import attention_with_depth
 from mixerzoo.ops.normed_linear import normed_linear
 from mixerzoo.ops.normed_product import normed_product
 from mixerzoo.ops.sinkhorn import sinkhorn
-from mixerzoo.ops.source_softmax import inverse_rms, source_softmax, source_weights
+from mixerzoo.ops.source_softmax import source_scores, source_softmax, source_weights
 from mixerzoo.ops.streams import stream_read, stream_write
 from mixerzoo.ops.two_phase import join_source, reads_at_once, source_reads
-from mixerzoo.ops.unit_rms import unit_rms
+from mixerzoo.ops.unit_rms import inverse_rms, unit_rms
 from mixerzoo.ops.weighted_sum import weighted_sum, weighted_sums
 
 #: Nodes that take time as linear layers and attention do.
@@ -32,6 +32,7 @@ __all__ = [
     "reads_at_once",
     "sinkhorn",
     "source_reads",
+    "source_scores",
     "source_softmax",
     "source_weights",
     "stream_read",

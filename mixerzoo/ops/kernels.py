@@ -20,9 +20,6 @@ from torch import Tensor
 
 from mixerzoo.ops import forms, programs
 
-#: Programs at most where a program walks over several tiles, to sum the gradient of a query that all rows share.
-PROGRAMS = 1056
-
 
 @dataclass(frozen=True)
 class Tiling:
@@ -105,38 +102,18 @@ def _apart(weights: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Ten
     return (weights.new_zeros(len(weights)), weights) if weights.ndim == 2 else (weights, channels)
 
 
-def source_softmax(
-    sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], query: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """As `mixerzoo.ops.source_softmax`, with its scores [..., N]."""
-    sources, launch = _prepare(sources)
-    factors = [r.to(launch.exact).contiguous() for r in inverse_rms]
-    return _attend(launch, sources, sources, factors, query.contiguous(), bias, 1.0)
-
-
-def source_softmax_backward(
-    grad: Tensor,
-    sources: Sequence[Tensor],
-    inverse_rms: Sequence[Tensor],
-    query: Tensor,
-    out: Tensor,
-    weights: Tensor,
-) -> list[Tensor]:
-    """Gradients of the sources, of their inverse rms, of the query and of the last score [1]."""
-    sources, launch = _prepare(sources)
-    factors = [r.to(launch.exact).contiguous() for r in inverse_rms]
-    of_sources, of_factors, of_query, of_last = _attend_backward(
-        launch, grad, sources, sources, factors, query.contiguous(), out, weights, 1.0
-    )
-    of_factors = [found.to(r.dtype) for found, r in zip(of_factors, inverse_rms, strict=True)]
-    return [*of_sources, *of_factors, of_query.sum(0).to(query.dtype), of_last.sum().view(1).to(query.dtype)]
-
-
 def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The mix [..., d] and its weights [..., N] of a query [..., d] for each row."""
     both, launch = _prepare([*keys, *values])
     keys, values = both[: len(keys)], both[len(keys) :]
-    out, scores = _attend(launch, keys, values, None, q.contiguous(), None, 1 / math.sqrt(q.size(-1)))
+    first = values[0]
+    out = torch.empty(first.shape, dtype=forms.common_dtype(values), device=first.device)
+    scores = torch.empty((*first.shape[:-1], len(keys)), dtype=launch.exact, device=first.device)
+    launch.run(
+        programs.attend_kernel, TILINGS["attend"],
+        *launch.tables(keys, values), q.contiguous(), out, scores, len(keys), launch.rows, launch.size,
+        SCALE=1 / math.sqrt(q.size(-1)),
+    )  # fmt: skip
     return out, scores.softmax(-1)
 
 
@@ -146,64 +123,15 @@ def depth_softmax_backward(
     """Gradients of the keys, of the values and of the query."""
     both, launch = _prepare([*keys, *values])
     keys, values = both[: len(keys)], both[len(keys) :]
-    found, _, of_query, _ = _attend_backward(
-        launch, grad, keys, values, None, q.contiguous(), out, weights, 1 / math.sqrt(q.size(-1))
-    )
-    return [*found, of_query]
-
-
-def _attend(
-    launch: _Launch,
-    keys: list[Tensor],
-    values: list[Tensor],
-    factors: list[Tensor] | None,
-    query: Tensor,
-    bias: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    first = values[0]
-    out = torch.empty(first.shape, dtype=forms.common_dtype(values), device=first.device)
-    scores = torch.empty((*first.shape[:-1], len(keys)), dtype=launch.exact, device=first.device)
+    of_keys, of_values = [torch.empty_like(x) for x in keys], [torch.empty_like(x) for x in values]
+    of_query = torch.empty(q.shape, dtype=launch.exact, device=q.device)
     launch.run(
-        programs.attend_kernel, TILINGS["attend"],
-        *launch.tables(keys, values, factors or ()), query, query if bias is None else bias, out, scores,
-        len(keys), launch.rows, launch.size, 0 if query.ndim == 1 else launch.size,
-        SCALE=scale, SHARED=keys is values, FACTORS=factors is not None, BIAS=bias is not None,
+        programs.attend_backward_kernel, TILINGS["attend_backward"],
+        *launch.tables(keys, values, of_keys, of_values), q.contiguous(), grad.contiguous(), out.contiguous(),
+        weights.contiguous(), of_query, len(keys), launch.rows, launch.size,
+        SCALE=1 / math.sqrt(q.size(-1)),
     )  # fmt: skip
-    return out, scores
-
-
-def _attend_backward(
-    launch: _Launch,
-    grad: Tensor,
-    keys: list[Tensor],
-    values: list[Tensor],
-    factors: list[Tensor] | None,
-    query: Tensor,
-    out: Tensor,
-    weights: Tensor,
-    scale: float,
-) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-    """Gradients: of keys and values (of one where they are the same), factors, query (a part of the sum from each
-    program where all rows share it), and of the last score of each row."""
-    shared, common = keys is values, query.ndim == 1
-    of_values = [torch.empty_like(x) for x in values]
-    of_keys = [] if shared else [torch.empty_like(x) for x in keys]
-    of_factors = [torch.empty_like(x) for x in factors or ()]
-    tiling = TILINGS["attend_backward"]
-    launched = launch.blocks(tiling)
-    launched = min(PROGRAMS, launched) if common else launched
-    size = (launched, launch.size) if common else query.shape
-    of_query = torch.empty(size, dtype=launch.exact, device=query.device)
-    of_last = torch.empty(launch.rows, dtype=launch.exact, device=query.device)
-    tables = launch.tables(keys, values, factors or (), of_values if shared else of_keys, of_values, of_factors)
-    launch.run(
-        programs.attend_backward_kernel, tiling,
-        *tables, query, grad.contiguous(), out.contiguous(), weights.contiguous(), of_query, of_last,
-        len(keys), launch.rows, launch.size, 0 if common else launch.size,
-        programs=launched, SCALE=scale, SHARED=shared, FACTORS=factors is not None, COMMON=common,
-    )  # fmt: skip
-    return [*of_keys, *of_values], of_factors, of_query, of_last
+    return [*of_keys, *of_values, of_query]
 
 
 class _Launch:
@@ -228,10 +156,6 @@ class _Launch:
         """Rows of a program's tile."""
         return max(1, min(tiling.elements // self.tile_size, int(triton.next_power_of_2(self.rows))))
 
-    def blocks(self, tiling: Tiling) -> int:
-        """Tiles that hold all rows."""
-        return -(-self.rows // self.tile_rows(tiling))
-
     def tables(self, *each: Sequence[Tensor]) -> list[Tensor]:
         """For each sequence: addresses int64 [N] and whether each is of the wide dtype [N], on the device."""
         numbers = [[x.data_ptr() for x in xs] + [int(x.dtype == self.wide) for x in xs] for xs in each]
@@ -239,8 +163,8 @@ class _Launch:
         # One copy for all, from pinned memory, so that it waits for nobody.
         return list(torch.split(flat.to(self.device, non_blocking=True), [len(some) for some in numbers]))
 
-    def run(self, kernel: Any, tiling: Tiling, *arguments: Any, programs: int | None = None, **options: Any) -> None:
-        """Launch a kernel: on ``programs`` programs, or one for each tile."""
+    def run(self, kernel: Any, tiling: Tiling, *arguments: Any, **options: Any) -> None:
+        """Launch a kernel, a program for each tile."""
         # The first argument is a table of the sources.
         count = arguments[0].numel() // 2
         wider = max(1, self.tile_size // tiling.elements)
@@ -249,7 +173,7 @@ class _Launch:
         sources = max(1, tiling.sources * MOST_WARPS // (2 * tiling.warps * wider))
         # Triton launches on the current device.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[(programs or self.blocks(tiling),)](
+            kernel[(-(-self.rows // self.tile_rows(tiling)),)](
                 *arguments,
                 **options,
                 SOURCES=min(sources, tiling.sources, triton.next_power_of_2(count)),

@@ -112,23 +112,14 @@ def sum_backward_kernel(
         _write(grads, n, num_sources, at, mask, of_x, WIDE, NARROW)
 
 
-@triton.jit
-def _factors(factors, n, row, num_sources, there, EXACT: tl.constexpr):
-    """Factors [N, ROWS] of the scores of sources ``n``."""
-    address = tl.load(factors + n, mask=n < num_sources, other=0)[:, None]
-    return tl.load(address.to(tl.pointer_type(EXACT)) + row[None, :], mask=there, other=0.0)
-
-
 @triton.jit(do_not_specialize=FREE)
 def attend_kernel(
-    keys, values, factors, query, bias, out, scores, num_sources, rows, size, query_row,
-    SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, BIAS: tl.constexpr,
-    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    keys, values, query, out, scores, num_sources, rows, size,
+    SCALE: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
-    column = tl.arange(0, SIZE)
-    q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)[None, :, :]
+    q = tl.load(query + at, mask=mask, other=0.0).to(EXACT)[None, :, :]
     largest = tl.full([ROWS], float("-inf"), dtype=EXACT)
     norm = tl.zeros([ROWS], dtype=EXACT)
     total = tl.zeros([ROWS, SIZE], dtype=EXACT)
@@ -136,15 +127,8 @@ def attend_kernel(
         n = start + tl.arange(0, SOURCES)
         there = (n < num_sources)[:, None] & inside[None, :]
         k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-        if SHARED:  # noqa: SIM108
-            v = k
-        else:
-            v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
         score = tl.sum(q * k, axis=2) * SCALE
-        if FACTORS:
-            score *= _factors(factors, n, row, num_sources, there, EXACT)
-        if BIAS:
-            score += tl.where(n == num_sources - 1, tl.load(bias).to(EXACT), 0.0)[:, None]
         tl.store(scores + row[None, :] * num_sources + n[:, None], score, mask=there)
         # One pass: what was summed so far is scaled down when a larger score comes.
         score = tl.where((n < num_sources)[:, None], score, float("-inf"))
@@ -159,49 +143,24 @@ def attend_kernel(
 
 @triton.jit(do_not_specialize=FREE)
 def attend_backward_kernel(
-    keys, values, factors, key_grads, value_grads, factor_grads, query, grad, out, weights, of_query, of_last,
-    num_sources, rows, size, query_row,
-    SCALE: tl.constexpr, SHARED: tl.constexpr, FACTORS: tl.constexpr, COMMON: tl.constexpr,
-    SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    keys, values, key_grads, value_grads, query, grad, out, weights, of_query, num_sources, rows, size,
+    SCALE: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    column = tl.arange(0, SIZE)
-    shared_sum = tl.zeros([ROWS, SIZE], dtype=EXACT)
-    for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        row, inside, at, mask = _tile(rows, size, block, ROWS, SIZE)
-        q = tl.load(query + row[:, None] * query_row + column[None, :], mask=mask, other=0.0).to(EXACT)[None, :, :]
-        g = tl.load(grad + at, mask=mask, other=0.0).to(EXACT)
-        # The mean over sources of the gradients of the weights: no pass over the sources is needed for it.
-        mean = tl.sum(g * tl.load(out + at, mask=mask, other=0.0).to(EXACT), axis=1)[None, :]
-        row_sum = tl.zeros([ROWS, SIZE], dtype=EXACT)
-        for start in range(0, num_sources, SOURCES):
-            n = start + tl.arange(0, SOURCES)
-            there = (n < num_sources)[:, None] & inside[None, :]
-            k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-            if SHARED:  # noqa: SIM108
-                v = k
-            else:
-                v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
-            weight = tl.load(weights + row[None, :] * num_sources + n[:, None], mask=there, other=0.0)
-            of_score = weight * (tl.sum(g[None, :, :] * v, axis=2) - mean)
-            tl.store(of_last + row[None, :] + n[:, None] * 0, of_score, mask=there & (n == num_sources - 1)[:, None])
-            of_dot = of_score * SCALE
-            if FACTORS:
-                address = tl.load(factor_grads + n, mask=n < num_sources, other=0)[:, None]
-                of_factor = address.to(tl.pointer_type(EXACT)) + row[None, :]
-                tl.store(of_factor, of_dot * tl.sum(q * k, axis=2), mask=there)
-                of_dot *= _factors(factors, n, row, num_sources, there, EXACT)
-            row_sum += tl.sum(of_dot[:, :, None] * k, axis=0)
-            of_k = of_dot[:, :, None] * q
-            of_v = weight[:, :, None] * g[None, :, :]
-            if SHARED:
-                _write(value_grads, n, num_sources, at, mask, of_k + of_v, WIDE, NARROW)
-            else:
-                _write(key_grads, n, num_sources, at, mask, of_k, WIDE, NARROW)
-                _write(value_grads, n, num_sources, at, mask, of_v, WIDE, NARROW)
-        if COMMON:
-            shared_sum += row_sum
-        else:
-            tl.store(of_query + at, row_sum, mask=mask)
-    if COMMON:
-        tl.store(of_query + tl.program_id(0) * size + column, tl.sum(shared_sum, axis=0), mask=column < size)
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
+    q = tl.load(query + at, mask=mask, other=0.0).to(EXACT)[None, :, :]
+    g = tl.load(grad + at, mask=mask, other=0.0).to(EXACT)
+    # The mean over sources of the gradients of the weights: no pass over the sources is needed for it.
+    mean = tl.sum(g * tl.load(out + at, mask=mask, other=0.0).to(EXACT), axis=1)[None, :]
+    total = tl.zeros([ROWS, SIZE], dtype=EXACT)
+    for start in range(0, num_sources, SOURCES):
+        n = start + tl.arange(0, SOURCES)
+        there = (n < num_sources)[:, None] & inside[None, :]
+        k = _read(keys, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        v = _read(values, n, num_sources, at, mask, WIDE, NARROW, EXACT)
+        weight = tl.load(weights + row[None, :] * num_sources + n[:, None], mask=there, other=0.0)
+        of_dot = weight * (tl.sum(g[None, :, :] * v, axis=2) - mean) * SCALE
+        total += tl.sum(of_dot[:, :, None] * k, axis=0)
+        _write(key_grads, n, num_sources, at, mask, of_dot[:, :, None] * q, WIDE, NARROW)
+        _write(value_grads, n, num_sources, at, mask, weight[:, :, None] * g[None, :, :], WIDE, NARROW)
+    tl.store(of_query + at, total, mask=mask)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mixerzoo.ops import forms
-from mixerzoo.ops.source_softmax import dot
 
 
 def reads_at_once(source: Tensor) -> bool:
@@ -27,46 +26,38 @@ def reads_at_once(source: Tensor) -> bool:
 
 
 def source_reads(
-    sources: Sequence[Tensor], inverse_rms: Sequence[Tensor], queries: Tensor
+    sources: Sequence[Tensor], scores: Sequence[Sequence[Tensor]]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """First phase: what each query reads of the sources, each of which is read once for all of them.
 
     Args:
         sources: N tensors [..., D].
-        inverse_rms: of each, [...].
-        queries: [Q, D], gains folded in.
+        scores: of each source those of the Q queries [...], as `source_scores` gives them.
 
     Returns:
         Q softmax-weighted sums [..., D], and the logarithms of their softmax's sums [...].
     """
-    scores = torch.stack([dot(x, queries.mT) * r.unsqueeze(-1) for x, r in zip(sources, inverse_rms, strict=True)], -1)
-    log_sums = scores.logsumexp(-1)
+    together = torch.stack([torch.stack([*of_source], dim=-1) for of_source in scores], dim=-1)
+    log_sums = together.logsumexp(-1)
     dtype = forms.common_dtype(sources)
-    weights = (scores - log_sums.unsqueeze(-1)).exp().to(dtype)
+    weights = (together - log_sums.unsqueeze(-1)).exp().to(dtype)
     with forms.no_autocast(sources[0]):
         values = weights @ torch.stack([x.to(dtype) for x in sources], dim=-2)
     return values.unbind(-2), log_sums.unbind(-1)
 
 
-def join_source(
-    value: Tensor, log_sum: Tensor, source: Tensor, inverse_rms: Tensor, query: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def join_source(value: Tensor, log_sum: Tensor, source: Tensor, score: Tensor) -> Tensor:
     """Second phase: what a query reads of the sources of the first phase and of one more.
 
     Args:
         value: [..., D], as `source_reads` gives it.
         log_sum: [...], likewise.
         source: [..., D].
-        inverse_rms: of it, [...].
-        query: [D].
-        bias: [1], added to the source's score; None: nothing.
+        score: of it [...].
 
     Returns:
         [..., D], in the widest dtype of value and source.
     """
-    score = dot(source, query) * inverse_rms
-    if bias is not None:
-        score = score + bias
     dtype = forms.common_dtype([value, source])
     share = (score - log_sum).sigmoid().to(dtype).unsqueeze(-1)
     return torch.lerp(value.to(dtype), source.to(dtype), share)

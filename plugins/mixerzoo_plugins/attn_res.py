@@ -47,15 +47,15 @@ class Config(MixerConfig):
 
 
 class Source(NamedTuple):
-    """A vector to attend to, and 1 / rms of it, computed once.
+    """A vector to attend to, and its scores with all queries that will read it, computed once.
 
     Attributes:
         value: [B, T, D].
-        inverse_rms: [B, T], float32 (float64 for float64 values).
+        scores: [B, T] each, float32 (float64 for float64 values); the last is the final read's.
     """
 
     value: Tensor
-    inverse_rms: Tensor
+    scores: tuple[Tensor, ...]
 
 
 #: Reads that are prepared at once. More would read finished sources more seldom, and hold more in flight.
@@ -78,18 +78,20 @@ class State(NamedTuple):
     """Between two calls.
 
     Attributes:
+        queries: [reads but the first, D], gains folded in.
         finished: sources that do not change any more.
         running: the sum of the open block (kimi, None before its first output) or of everything so far (snapshot).
         prepared: reads of the finished sources, of long prompts; empty where a read looks at them itself.
     """
 
+    queries: Tensor
     finished: tuple[Source, ...]
     running: Tensor | None
     prepared: Prepared = Prepared()
 
 
 class DepthQuery(nn.Module):
-    """The learned query of one site: softmax over sources of w·(γ ⊙ v / rms(v)), then the weighted sum.
+    """The learned query of one site: its score with a source v is w·(γ ⊙ v / rms(v)).
 
     Args:
         size: D.
@@ -101,20 +103,6 @@ class DepthQuery(nn.Module):
         self.query = nn.Parameter(torch.empty(size))
         self.gain = nn.Parameter(torch.empty(size))
         self.recency_bias = nn.Parameter(torch.empty(1)) if bias else None
-
-    def forward(self, sources: Sequence[Source]) -> Tensor:
-        """Mix sources [B, T, D]."""
-        values, inverse_rms = zip(*sources, strict=True)
-        return ops.source_softmax(values, inverse_rms, self.query * self.gain, self.recency_bias)
-
-    def join(self, value: Tensor, log_sum: Tensor, source: Source) -> Tensor:
-        """Mix what was read of the finished sources, [B, T, D] with its sum [B, T], with the running one."""
-        return ops.join_source(value, log_sum, *source, self.query * self.gain, self.recency_bias)
-
-    def weights(self, sources: Sequence[Source]) -> Tensor:
-        """α [B, T, N] of sources [B, T, D]."""
-        values, inverse_rms = zip(*sources, strict=True)
-        return ops.source_weights(values, inverse_rms, self.query * self.gain, self.recency_bias)
 
 
 class AttnRes(Mixer[Config]):
@@ -131,8 +119,8 @@ class AttnRes(Mixer[Config]):
         parameters="2L·2·D (snapshot: 2L·(2·D + 1))",
         kv_bytes="2·L·G·d·e",
         in_flight_bytes=(
-            "Full (2L+1)·(D·e + 4); blocks (blocks + 1)·(D·e + 4) + D·e, and for long prompts up to 4·(D·e + 4) of "
-            "prepared reads, which the figures leave out"
+            "Full (2L+1)·D·e + L·(2L+3)·4; blocks (blocks + 2)·D·e and 4 for each pair of a finished source and a "
+            "read of it, and for long prompts up to 4·(D·e + 4) of prepared reads, which the figures leave out"
         ),
         neutral=(
             "kimi, block_size 1, at initialisation (w = 0): the uniform mean, equal to the residual sum up to "
@@ -184,7 +172,9 @@ class AttnRes(Mixer[Config]):
                 nn.init.constant_(query.recency_bias, self.config.recency_bias)
 
     def start(self, x: Tensor, context: Context) -> State:
-        return State((self._source(x),), x if self.keeps_stream else None)
+        each = [self._query(done) for done in range(1, self.num_sublayers + 1)]
+        queries = torch.stack([one.query for one in each]) * torch.stack([one.gain for one in each])
+        return State(queries, (self._source(x, queries),), x if self.keeps_stream else None)
 
     def read(self, state: State, site: Site) -> Tensor:
         return self._attend(state, site.number)
@@ -194,9 +184,10 @@ class AttnRes(Mixer[Config]):
         done = site.number + 1
         if done not in self.closing:
             prepared = Prepared(state.prepared.values[1:], state.prepared.log_sums[1:])
-            return State(state.finished, running, prepared if prepared.values else self._prepare(state.finished, done))
-        finished = (*state.finished, self._source(running))
-        return State(finished, running if self.keeps_stream else None, self._prepare(finished, done))
+            prepared = prepared if prepared.values else self._prepare(state.finished, done)
+            return state._replace(running=running, prepared=prepared)
+        finished = (*state.finished, self._source(running, state.queries[done - 1 :]))
+        return State(state.queries, finished, running if self.keeps_stream else None, self._prepare(finished, done))
 
     def finish(self, state: State) -> Tensor:
         return self._attend(state, self.num_sublayers)
@@ -243,19 +234,38 @@ class AttnRes(Mixer[Config]):
         unused = frozenset(name for name, own in names.items() if own.startswith("queries.0."))
         return ReferenceReading(options, names, unused)
 
-    def _source(self, value: Tensor) -> Source:
-        return Source(value, ops.inverse_rms(value, self.shape.norm_eps))
+    def _source(self, value: Tensor, queries: Tensor) -> Source:
+        return Source(value, ops.source_scores(value, queries, self.shape.norm_eps))
 
     def _attend(self, state: State, done: int) -> Tensor:
         if done == 0:
             (embedding,) = state.finished
             return embedding.value
-        query = self._query(done)
         if state.prepared.values:
             value, log_sum = state.prepared.values[0], state.prepared.log_sums[0]
-            return value if state.running is None else query.join(value, log_sum, self._source(state.running))
-        mixed: Tensor = query(self._attended(state))
-        return mixed
+            if state.running is None:
+                return value
+            return ops.join_source(value, log_sum, state.running, self._running_score(state, state.running, done))
+        return ops.source_softmax(*self._attended(state, done))
+
+    def _attended(self, state: State, done: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What a read after the first attends to, and the scores."""
+        values = [source.value for source in state.finished]
+        scores = [score for source in state.finished for score in self._scores(source, done)]
+        if state.running is not None:
+            values.append(state.running)
+            scores.append(self._running_score(state, state.running, done))
+        return values, scores
+
+    def _scores(self, source: Source, done: int, count: int = 1) -> tuple[Tensor, ...]:
+        """Of a finished source, for the reads after ``done`` sublayers and on."""
+        first = len(source.scores) - (self.num_sublayers + 1 - done)
+        return source.scores[first : first + count]
+
+    def _running_score(self, state: State, running: Tensor, done: int) -> Tensor:
+        (score,) = ops.source_scores(running, state.queries[done - 1 : done], self.shape.norm_eps)
+        bias = self._query(done).recency_bias
+        return score if bias is None else score + bias
 
     def _prepare(self, finished: tuple[Source, ...], done: int) -> Prepared:
         """The finished sources' part of the reads after ``done`` sublayers and on, until another one is finished.
@@ -265,25 +275,17 @@ class AttnRes(Mixer[Config]):
         count = self.num_prepared[done]
         if len(finished) < 2 or count < 2 or not ops.reads_at_once(finished[0].value):
             return Prepared()
-        together = [self._query(number) for number in range(done, done + count)]
-        queries = torch.stack([query.query * query.gain for query in together])
-        values, inverse_rms = zip(*finished, strict=True)
-        return Prepared(*ops.source_reads(values, inverse_rms, queries))
+        values = [source.value for source in finished]
+        return Prepared(*ops.source_reads(values, [self._scores(source, done, count) for source in finished]))
 
     def _query(self, done: int) -> DepthQuery:
         query = self.queries[str(done)]
         assert isinstance(query, DepthQuery)
         return query
 
-    def _attended(self, state: State) -> tuple[Source, ...]:
-        """What a read after the first attends to."""
-        return state.finished if state.running is None else (*state.finished, self._source(state.running))
-
     def _weights(self, state: State, done: int) -> MixingWeights:
-        sources = self._attended(state)
-        return MixingWeights(
-            self._query(done).weights(sources), tuple(source.value for source in sources), self._sources(done)
-        )
+        values, scores = self._attended(state, done)
+        return MixingWeights(ops.source_weights(scores), tuple(values), self._sources(done))
 
     def _sources(self, done: int) -> tuple[Site | None, ...]:
         sites = self.shape.sites()

@@ -29,15 +29,23 @@ class Config(MixerConfig):
 
 
 class Source(NamedTuple):
-    """A change [B, T, D] of the stream, and 1 / rms of it [B, T], computed once."""
+    """A change [B, T, D] of the stream, and its scores [B, T] with all queries that will read it, computed once."""
 
     value: Tensor
-    inverse_rms: Tensor
+    scores: tuple[Tensor, ...]
 
 
 class State(NamedTuple):
-    """The stream [B, T, D], the finished sources, and the sum of the open block's outputs, if one is open."""
+    """Between two calls.
 
+    Attributes:
+        queries: [reads of several sources, D], gains folded in; None where there are none.
+        x: the stream [B, T, D].
+        sources: the finished ones.
+        running: the sum [B, T, D] of the open block's outputs, if one is open.
+    """
+
+    queries: Tensor | None
     x: Tensor
     sources: tuple[Source, ...]
     running: Tensor | None
@@ -66,7 +74,10 @@ class DeltaAttnRes(Mixer[Config]):
         acts_on="hidden states, before each sublayer but the first",
         parameters="max(2L − block_size, 0)·2·D",
         kv_bytes="2·L·G·d·e",
-        in_flight_bytes="(2L+1)·D·e + 2L·4; blocks of S at most (⌊(2L−1)/S⌋ + 3)·D·e + (⌊(2L−1)/S⌋ + 1)·4",
+        in_flight_bytes=(
+            "(2L+1)·D·e + (L+1)·(2L−1)·4; blocks of S at most (⌊(2L−1)/S⌋ + 3)·D·e and 4 for each pair of a source and "
+            "a read of it"
+        ),
         notes=(
             "As the authors' code does it: what is weighed is added to the stream, the embedding is the first source, "
             "the change v_j is the output of sublayer j, and the final norm reads the stream alone. With blocks that "
@@ -95,24 +106,29 @@ class DeltaAttnRes(Mixer[Config]):
             nn.init.ones_(query.gain)
 
     def start(self, x: Tensor, context: Context) -> State:
-        return State(x, (self._source(x),), None)
+        each = [query for query in self.queries.values() if isinstance(query, DepthQuery)]
+        queries = None
+        if each:
+            queries = torch.stack([one.query for one in each]) * torch.stack([one.gain for one in each])
+        return State(queries, x, (self._source(x, queries),), None)
 
     def read(self, state: State, site: Site) -> Tensor:
         if site.number == 0:
             return state.x
         if len(state.sources) == 1:
             return state.x + state.sources[0].value
-        values, inverse_rms = zip(*state.sources, strict=True)
-        return state.x + ops.source_softmax(values, inverse_rms, self._weight(site))
+        return state.x + ops.source_softmax(*self._read(state, site))
 
     def write(self, state: State, site: Site, y: Tensor) -> State:
         x, done = state.x + y, site.number + 1
         if done == self.num_sublayers:
-            return State(x, (), None)
+            return State(None, x, (), None)
         running = y if state.running is None else state.running + y
         if done in self.closing:
-            return State(x, (*state.sources, self._source(running)), None)
-        return State(x, state.sources, running if done < max(self.closing, default=0) else None)
+            assert state.queries is not None
+            source = self._source(running, state.queries[done - self.config.block_size :])
+            return State(state.queries, x, (*state.sources, source), None)
+        return state._replace(x=x, running=running if done < max(self.closing, default=0) else None)
 
     def finish(self, state: State) -> Tensor:
         return state.x
@@ -120,8 +136,8 @@ class DeltaAttnRes(Mixer[Config]):
     def mixing_weights(self, state: State, site: Site, call: AttentionCall | None = None) -> MixingWeights | None:
         if len(state.sources) == 1:
             return None
-        values, inverse_rms = zip(*state.sources, strict=True)
-        weights = ops.source_weights(values, inverse_rms, self._weight(site))
+        values, scores = self._read(state, site)
+        weights = ops.source_weights(scores)
         # The stream itself comes first, as it is.
         return MixingWeights(torch.cat([torch.ones_like(weights[..., :1]), weights], dim=-1), (state.x, *values))
 
@@ -139,14 +155,14 @@ class DeltaAttnRes(Mixer[Config]):
         sites = self.shape.sites()
         return (None, *(sites[closed - 1] for closed in sorted(self.closing) if closed <= site.number))
 
-    def _weight(self, site: Site) -> Tensor:
-        """w ⊙ γ [D] of a site."""
-        query = self.queries[str(site.number)]
-        assert isinstance(query, DepthQuery)
-        return query.query * query.gain
+    def _source(self, value: Tensor, queries: Tensor | None) -> Source:
+        """A source that each of ``queries`` will read."""
+        return Source(value, () if queries is None else ops.source_scores(value, queries, self.shape.norm_eps))
 
-    def _source(self, value: Tensor) -> Source:
-        return Source(value, ops.inverse_rms(value, self.shape.norm_eps))
+    def _read(self, state: State, site: Site) -> tuple[list[Tensor], list[Tensor]]:
+        """The sources, and their scores with the query of a site."""
+        from_last = site.number - self.num_sublayers
+        return [source.value for source in state.sources], [source.scores[from_last] for source in state.sources]
 
 
 @hookimpl

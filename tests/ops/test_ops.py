@@ -21,7 +21,7 @@ import zoo
 from case import ZooCase
 from mixerzoo import ops
 from mixerzoo.ops import forms, joint_attention, sequence_attention
-from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, Drawn, gradients, operation
+from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, Drawn, attended, gradients, operation
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
@@ -77,10 +77,7 @@ def unusual(name: str) -> Drawn:
     if name == "factors of other dtypes":
         sources = [leaf(2, 3, 8), leaf(2, 3, 8, dtype=torch.float32)]
 
-        def softmax(*leaves: Tensor) -> Tensor:
-            return ops.source_softmax(leaves[:2], [ops.inverse_rms(x, EPS) for x in leaves[:2]], leaves[2])
-
-        return softmax, [*sources, leaf(8)]
+        return lambda *leaves: attended(leaves[:2], leaves[2]), [*sources, leaf(8)]
     dtypes = (torch.float16, torch.bfloat16) if name == "two short dtypes" else (torch.float64,) * 2
     shape = {"weights of all rows": (1, 1, 2), "weights of each token": (1, 3, 2)}.get(name, (2, 3, 2))
     sources = [leaf(2, 3, 8, dtype=dtype) for dtype in dtypes]
@@ -103,7 +100,7 @@ def many_programs() -> Iterator[None]:
 
     small = {name: replace(tiling, elements=16) for name, tiling in kernels.TILINGS.items()}
     with (
-        mock.patch.multiple(kernels, PROGRAMS=2, TILINGS=small),
+        mock.patch.multiple(kernels, TILINGS=small),
         mock.patch.multiple(stream_kernels, ELEMENTS=64, CELLS=16),
     ):
         yield
@@ -152,15 +149,16 @@ def test_attention_residuals_read_ahead_give_the_same(options: dict[str, Any], m
 @given(**{**DRAWN, "dtypes": st.just([torch.float64] * 2)}, num_queries=st.integers(1, 5), biased=st.booleans())
 @settings(max_examples=10)
 def test_two_phases_are_one_softmax(num_queries: int, biased: bool, num_sources: int, **drawn: Any) -> None:
-    _, (*sources, _) = operation("source_softmax", num_sources + 1, **drawn)
+    _, (*sources, _, _) = operation("source_softmax, queries", num_sources + 1, **drawn)
     queries = torch.randn(num_queries, sources[0].size(-1), dtype=torch.float64)
     bias = torch.tensor([3.0], dtype=torch.float64) if biased else None
-    inverse_rms = [ops.inverse_rms(x, EPS) for x in sources]
-    reads = zip(*ops.source_reads(sources[:-1], inverse_rms[:-1], queries), queries, strict=True)
-    for value, log_sum, query in reads:
-        once = ops.source_softmax(sources, inverse_rms, query, bias)
-        zoo.assert_close(ops.join_source(value, log_sum, sources[-1], inverse_rms[-1], query, bias), once, 1e-12)
-        zoo.assert_close(value, ops.source_softmax(sources[:-1], inverse_rms[:-1], query), 1e-12)
+    scores = [ops.source_scores(x, queries, EPS) for x in sources]
+    reads = zip(*ops.source_reads(sources[:-1], scores[:-1]), queries, scores[-1], strict=True)
+    for value, log_sum, query, score in reads:
+        once = attended(sources, query, bias)
+        last = score if bias is None else score + bias
+        zoo.assert_close(ops.join_source(value, log_sum, sources[-1], last), once, 1e-12)
+        zoo.assert_close(value, attended(sources[:-1], query), 1e-12)
 
 
 def test_gradient_of_sinkhorn_where_entries_lie_on_its_floor() -> None:
@@ -230,5 +228,6 @@ def test_one_node_under_compile(name: str) -> None:
     pairs = zip(gradients((compiled, leaves), "fused"), gradients((function, leaves), "naive"), strict=True)
     assert all(torch.allclose(got, expected, rtol=0, atol=1e-10) for got, expected in pairs)
     (graph,) = graphs
-    assert sum("mixerzoo" in str(node.target) for node in graph.graph.nodes) == 1
+    # A score of each source is a node of its own.
+    assert sum("mixerzoo" in str(node.target) for node in graph.graph.nodes) == (4 if name.endswith("queries") else 1)
     torch._dynamo.reset()

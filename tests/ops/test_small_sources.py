@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixerzoo import ops
 from mixerzoo.benchmark import kept_bytes
 from mixerzoo.ops import forms
-from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, gradients, operation
+from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, attended, gradients, operation
 
 CPU = torch.device("cpu")
 
@@ -71,8 +71,8 @@ def test_as_many_weights_as_sources(form: Any) -> None:
             ops.weighted_sums(sources, [torch.ones(4), torch.ones(1, 2, 4)])
         with pytest.raises(ValueError, match="2 sums cannot have 1 weights of channels"):
             ops.weighted_sums(sources, [torch.ones(4), torch.ones(4)], [torch.ones(4, 4)])
-        with pytest.raises(ValueError, match="4 sources cannot have 1 / rms of 1"):
-            ops.source_softmax(sources, [torch.ones(1, 2)], torch.ones(4))
+        with pytest.raises(ValueError, match="4 sources cannot have 1 scores"):
+            ops.source_softmax(sources, [torch.ones(1, 2)])
         with pytest.raises(ValueError, match="2 keys cannot weigh 3 values"):
             ops.depth_softmax(torch.ones(1, 2, 3, 4), [torch.ones(1, 1, 3, 4)] * 2, [torch.ones(1, 1, 3, 4)] * 3)
 
@@ -171,7 +171,7 @@ def test_gradients_where_a_score_says_nothing_of_its_dot(case: str) -> None:
     found = []
     for form in ("naive", "fused"):
         with forms.forced(form):
-            out = ops.source_softmax(xs, [ops.inverse_rms(x, EPS) for x in xs], query, bias)
+            out = attended(xs, query, bias)
             found.append(torch.autograd.grad((out / scale).sin().sum(), xs))
     for naive, fused in zip(*found, strict=True):
         assert fused.isfinite().all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from hypothesis import strategies as st
@@ -34,15 +34,24 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
     if name in JOINT:
         return joint_operation(name, num_sources, tokens, size, leaf)
     sources = [leaf(2, tokens, size, dtype=first if n == 0 else other) for n in range(num_sources)]
-    if name.startswith("source_softmax"):
-        bias = [leaf(1)] if name.endswith("bias") else []
+    if name == "source_softmax":
+        scores = [leaf(2, tokens, dtype=forms.exact_dtype(sources[0])) for _ in range(num_sources)]
+        return lambda *leaves: ops.source_softmax(leaves[:num_sources], leaves[num_sources:]), [*sources, *scores]
+    if name == "source_softmax, queries":
 
-        def softmax(*leaves: Tensor) -> Tensor:
-            xs, query, last = leaves[:num_sources], leaves[num_sources], leaves[num_sources + 1 :]
-            return ops.source_softmax(xs, [ops.inverse_rms(x, EPS) for x in xs], query, *last)
+        def attend(*leaves: Tensor) -> Tensor:
+            return attended(leaves[:num_sources], *leaves[num_sources:])
 
-        return softmax, [*sources, leaf(size), *bias]
+        return attend, [*sources, leaf(size), leaf(1)]
     return sums_operation(name, sources, leaf)
+
+
+def attended(sources: Sequence[Tensor], query: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What a query [D] attends to, of which the last source's score has a bias [1]."""
+    scores = [ops.source_scores(x, query.unsqueeze(0), EPS)[0] for x in sources]
+    if bias is not None:
+        scores[-1] = scores[-1] + bias
+    return ops.source_softmax(sources, scores)
 
 
 def sums_operation(name: str, sources: list[Tensor], leaf: Callable[..., Tensor]) -> Drawn:
@@ -147,7 +156,7 @@ NAMES = (
     "several per token",
     "several per token and channel",
     "source_softmax",
-    "source_softmax, bias",
+    "source_softmax, queries",
     "depth_softmax",
     *STREAMS,
     *JOINT,

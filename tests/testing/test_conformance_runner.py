@@ -269,7 +269,7 @@ def test_varied_cases_have_each_choice_and_larger_numbers_and_reach_what_large_t
     assert [dict(case.options) for case in cases] == [{"block_size": 6}, {"dialect": "snapshot", "block_size": 6}]
     taken = []
     read = ops.source_reads
-    monkeypatch.setattr(ops, "source_reads", lambda *given: taken.append(len(given[2])) or read(*given))
+    monkeypatch.setattr(ops, "source_reads", lambda *given: taken.append(len(given[1][0])) or read(*given))
     for case in cases:
         rerun("cached_decoding", AttnRes, case)
     # Of the prefill and of the forward: four reads at once, and what is left of them before the next source.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mixerzoo.errors import MixerzooError
@@ -53,27 +55,40 @@ def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
 
 def assert_in_flight_bytes(decoder: Decoder, case: Case) -> None:
     """Demand 4.2 of a decoder, which is cast to float32, then to bf16."""
-    num_tokens = case.batch_size * tokens_of_a_call(decoder, case.num_tokens)
+    # What a mixer makes of its parameters for a whole forward is not a token's: more tokens add nothing to it.
+    one_at_a_time = decoder.plan.is_sequential
+    more = replace(case, batch_size=case.batch_size + 1) if one_at_a_time else replace(case, chunks=(*case.chunks, 1))
+    num_tokens, added = (each.batch_size * tokens_of_a_call(decoder, each.num_tokens) for each in (case, more))
     for dtype in (torch.float32, torch.bfloat16):
         decoder.to(dtype)
-        with observed(decoder.mixer) as calls:
-            decoder(case.tokens())
-        measured = max(state_bytes(calls)) / num_tokens
+        calls = _calls(decoder, case)
+        sizes, larger = state_bytes(calls), state_bytes(_calls(decoder, more))
+        per_token = [(size - less) / (added - num_tokens) for size, less in zip(larger, sizes, strict=True)]
+        measured = max(per_token)
         declared = decoder.mixer.in_flight_bytes(dtype)
+        counted = f"that of {num_tokens} tokens is largest {largest_state(calls)}"
         assert measured <= declared <= 2 * measured, (
-            f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared; "
-            f"{_counted(calls, num_tokens)}"
+            f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared; {counted}"
+        )
+        shared = max(size - num_tokens * each for size, each in zip(sizes, per_token, strict=True))
+        parameters = sum(parameter.nbytes for parameter in decoder.mixer.parameters())
+        assert shared <= parameters, (
+            f"{shared:g} bytes of the state are the same for all tokens, more than the mixer's parameters, which are "
+            f"{parameters}; {counted}"
         )
         claimed = _claimed(decoder, "in_flight_bytes", dtype)
         # A formula says what is usual, and one layer may hold less.
         assert claimed is None or declared <= claimed <= 2 * declared, (
             f"the card says {decoder.mixer.card.in_flight_bytes} = {claimed:g} bytes per token, {declared} are "
-            f"declared; {_counted(calls, num_tokens)}"
+            f"declared; {counted}"
         )
 
 
-def _counted(calls: Calls, num_tokens: int) -> str:
-    return f"that of {num_tokens} tokens is largest {largest_state(calls)}"
+def _calls(decoder: Decoder, case: Case) -> Calls:
+    """What the mixer's hooks were called with, in a forward."""
+    with observed(decoder.mixer) as calls:
+        decoder(case.tokens())
+    return calls
 
 
 @clause("4.3", large=())

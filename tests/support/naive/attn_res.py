@@ -219,13 +219,14 @@ def ends(mixer: Mixer, done: int) -> list[int]:
 
 
 def in_flight_bytes(mixer: Mixer, dtype: torch.dtype) -> int:
-    """Finished sources, each with its inverse norm, and the running sum where it is not one of them."""
+    """Finished sources, each with its score at every read but the first, and the sum where it is not one of them."""
     hidden, scalar = mixer.shape.hidden_size * dtype.itemsize, max(4, dtype.itemsize)
-    most = 0
-    for done in range(2 * mixer.shape.num_steps + 1):
-        finished = len(range(0, done + 1, block(mixer)))
+    last, most = 2 * mixer.shape.num_steps, 0
+    for done in range(last + 1):
+        finished = range(0, done + 1, block(mixer))
+        scores = sum(len(range(max(1, end), last + 1)) for end in finished)
         running = done % block(mixer) != 0
-        most = max(most, finished * (hidden + scalar) + running * hidden)
+        most = max(most, len(finished) * hidden + scores * scalar + running * hidden)
     return most
 
 

@@ -72,7 +72,7 @@ def num_sources(mixer: Mixer, done: int) -> int:
 
 
 def in_flight_bytes(mixer: Mixer, dtype: torch.dtype) -> int:
-    """The stream; sources with a float32 (float64) number each; the sum of an open block that will be read."""
+    """The stream; sources, and a float32 (float64) score of each and each of its reads; an open block to be read."""
     hidden = mixer.shape.hidden_size * dtype.itemsize
     number = max(dtype.itemsize, 4)
     size = int(mixer.config.model_dump()["block_size"])
@@ -81,7 +81,9 @@ def in_flight_bytes(mixer: Mixer, dtype: torch.dtype) -> int:
     for done in range(1, last + 1):
         closes = -(-done // size) * size
         is_open = done % size != 0 and closes <= last
-        peak = max(peak, hidden * (1 + is_open) + num_sources(mixer, done) * (hidden + number))
+        count = num_sources(mixer, done)
+        scores = sum(len(range(max(size, end), last + 1)) for end in range(0, count * size, size))
+        peak = max(peak, hidden * (1 + is_open + count) + number * scores)
     return peak
 
 
