@@ -29,9 +29,10 @@ def test_what_is_kept_for_the_backward() -> None:
     # What its entries are, attention keeps in any case.
     allowed[ZooCase("moda", {"mlp": False})] = 0
     allowed[ZooCase("delta_attn_res")] = allowed[ZooCase("attn_res")]
-    for variant, logits in (("hc", 24), ("mhc", 24), ("mhc_lite", 2 * 4 + math.factorial(4))):
+    variants = [("hc", 24), ("mhc", 24), ("mhc_lite", 2 * 4 + math.factorial(4))]
+    cases = [(ZooCase("hyper_connections", {"variant": variant}), logits) for variant, logits in variants]
+    for case, logits in [*cases, (ZooCase("krom_hc"), 24)]:
         # Four streams and what is added to them; what is weighed, by logits and weights.
-        case = ZooCase("hyper_connections", {"variant": variant})
         allowed[case] = 2 * LAYERS * (5 * one_source + TOKENS * (24 + 2 * logits) * 4)
     for case, sources_and_weights in allowed.items():
         assert kept(case) - residual <= 1.1 * sources_and_weights + 0.001 * residual, str(case)
