@@ -51,7 +51,7 @@ def follow(mixer: Mixer) -> Followed | None:
     try:
         with torch.enable_grad(), torch.device("cpu"):
             for made in walk.made(walk.cut):
-                tensors = [*_tensors(made.state), *made.given]
+                tensors = [*walk.made_of(made.state), *made.given]
                 used = {id(leaf) for leaf in _leaves(tensors)} & walk.parameters.keys()
                 if made.hook == "write":
                     streams.append(_streams(made.state, mixer.shape.hidden_size))
@@ -77,6 +77,8 @@ class _Traced(Walk):
         self.parameters = {id(parameter): parameter for parameter in mixer.parameters()}
         #: Leaf → itself, so that it stays alive, and whose outputs are in it.
         self.known: dict[int, tuple[Tensor, frozenset[Site | None]]] = {}
+        #: Parts of states, made of leaves alone: a state passes most of them on.
+        self.parts: dict[int, State] = {}
 
     def output(self, site: Site | None) -> Tensor:
         return self._leaf(super().output(site), frozenset({site}))
@@ -93,21 +95,25 @@ class _Traced(Walk):
             return state
         if isinstance(state, Tensor):
             return state if id(state) in self.known else self._leaf(state, frozenset(self.behind((state,))))
+        if id(state) in self.parts:
+            return state
         parts = [self.cut(part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+        leaves: State = type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+        self.parts[id(leaves)] = leaves
+        return leaves
+
+    def made_of(self, state: State) -> Iterator[Tensor]:
+        """Tensors of a state, but for those of parts that are known to be leaves."""
+        if isinstance(state, Tensor):
+            yield state
+        elif state is not None and id(state) not in self.parts:
+            for part in state:
+                yield from self.made_of(part)
 
     def _leaf(self, tensor: Tensor, sources: frozenset[Site | None]) -> Tensor:
         leaf = tensor.detach().requires_grad_()
         self.known[id(leaf)] = (leaf, sources)
         return leaf
-
-
-def _tensors(state: State) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif state is not None:
-        for part in state:
-            yield from _tensors(part)
 
 
 def _leaves(tensors: Any) -> Iterator[Tensor]:
@@ -135,6 +141,10 @@ def _is_table(parameter: Tensor, mixer: Mixer) -> bool:
 
 def _streams(state: State, hidden_size: int) -> int:
     """n of the one tensor of a state, [B, T, n, D], else 1."""
-    tensors = list(_tensors(state))
-    sizes = tensors[0].shape if len(tensors) == 1 else ()
+    while isinstance(state, tuple):
+        parts = [part for part in state if isinstance(part, Tensor) or part]
+        if len(parts) != 1:
+            return 1
+        (state,) = parts
+    sizes = state.shape if isinstance(state, Tensor) else ()
     return sizes[2] if len(sizes) == 4 and (sizes[1], sizes[3]) == (_TOKENS, hidden_size) else 1

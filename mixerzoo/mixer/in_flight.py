@@ -69,7 +69,7 @@ class _Counted(Walk):
         super().__init__(mixer, dtype, num_tokens)
         # By address; whatever is there stays alive, lest another gets its place.
         self.lent: dict[int, Tensor] = {}
-        self.spans: dict[int, tuple[Tensor, _Spans]] = {}
+        self.spans: dict[int, tuple[State, _Spans]] = {}
 
     def zeros(self, before: tuple[int, ...], after: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         tensor = super().zeros(before, after, dtype)
@@ -84,13 +84,18 @@ class _Counted(Walk):
 
     def _collect(self, state: State, spans: _Spans) -> None:
         """Enter every tensor of a state."""
-        if isinstance(state, Tensor):
-            if id(state) not in self.spans:
-                self.spans[id(state)] = (state, self._span(state))
-            spans.update(self.spans[id(state)][1])
-        elif state is not None:
-            for part in state:
-                self._collect(part, spans)
+        if state is None:
+            return
+        if id(state) not in self.spans:
+            found: _Spans = {}
+            if isinstance(state, Tensor):
+                found = self._span(state)
+            else:
+                for part in state:
+                    self._collect(part, found)
+            # A state passes most of its parts on.
+            self.spans[id(state)] = (state, found)
+        spans.update(self.spans[id(state)][1])
 
     def _span(self, tensor: Tensor) -> _Spans:
         storage = tensor.untyped_storage()

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from mixerzoo.ops import forms, programs
 
+#: Programs at most where a program walks over several tiles, to sum the gradient of a query that all rows share.
+PROGRAMS = 1056
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -47,6 +50,7 @@ TILINGS = {
     "sum_backward": Tiling(sources=4, elements=2048, warps=4),
     "attend": Tiling(sources=1, elements=2048, warps=4),
     "attend_backward": Tiling(sources=4, elements=2048, warps=4),
+    "score": Tiling(sources=1, elements=2048, warps=4),
 }
 
 #: Triton's name of each dtype.
@@ -134,6 +138,28 @@ def depth_softmax_backward(
     return [*of_keys, *of_values, of_query]
 
 
+def normed_dot(x: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """⟨query, x⟩ / rms(x) [..., 1] of x [..., D] and one query [D], and 1 / rms(x) [..., 1]."""
+    x, launch = x.contiguous(), _Launch([x])
+    scores, inverse_rms = (torch.empty((*x.shape[:-1], 1), dtype=launch.exact, device=x.device) for _ in range(2))
+    given = (x, query.contiguous(), scores, inverse_rms)
+    launch.run_one(programs.score_kernel, launch.tiles(TILINGS["score"]), *given, EPS=eps)
+    return scores, inverse_rms
+
+
+def normed_dot_backward(
+    grad: Tensor, x: Tensor, query: Tensor, scores: Tensor, inverse_rms: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the query."""
+    x, launch = x.contiguous(), _Launch([x])
+    count = min(PROGRAMS, launch.tiles(TILINGS["score"]))
+    of_x = torch.empty_like(x)
+    of_query = torch.empty((count, launch.size), dtype=launch.exact, device=x.device)
+    given = (grad.contiguous(), x, query.contiguous(), scores.contiguous(), inverse_rms.contiguous())
+    launch.run_one(programs.score_backward_kernel, count, *given, of_x, of_query)
+    return of_x, of_query.sum(0)
+
+
 class _Launch:
     """Sizes and dtypes that every kernel over some sources shares.
 
@@ -156,6 +182,10 @@ class _Launch:
         """Rows of a program's tile."""
         return max(1, min(tiling.elements // self.tile_size, int(triton.next_power_of_2(self.rows))))
 
+    def tiles(self, tiling: Tiling) -> int:
+        """Tiles that hold all rows."""
+        return -(-self.rows // self.tile_rows(tiling))
+
     def tables(self, *each: Sequence[Tensor]) -> list[Tensor]:
         """For each sequence: addresses int64 [N] and whether each is of the wide dtype [N], on the device."""
         numbers = [[x.data_ptr() for x in xs] + [int(x.dtype == self.wide) for x in xs] for xs in each]
@@ -168,21 +198,28 @@ class _Launch:
         # The first argument is a table of the sources.
         count = arguments[0].numel() // 2
         wider = max(1, self.tile_size // tiling.elements)
-        warps = min(MOST_WARPS, tiling.warps * wider)
         # So many threads have half as many registers each.
         sources = max(1, tiling.sources * MOST_WARPS // (2 * tiling.warps * wider))
+        self._start(
+            kernel[(self.tiles(tiling),)], tiling, *arguments, **options,
+            SOURCES=min(sources, tiling.sources, triton.next_power_of_2(count)),
+            WIDE=TRITON_DTYPES[self.wide], NARROW=TRITON_DTYPES[self.narrow],
+        )  # fmt: skip
+
+    def run_one(self, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+        """Launch a kernel that reads one source."""
+        self._start(kernel[(programs,)], TILINGS["score"], *arguments, self.rows, self.size, **options)
+
+    def _start(self, launched: Any, tiling: Tiling, *arguments: Any, **options: Any) -> None:
         # Triton launches on the current device.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[(-(-self.rows // self.tile_rows(tiling)),)](
+            launched(
                 *arguments,
                 **options,
-                SOURCES=min(sources, tiling.sources, triton.next_power_of_2(count)),
                 ROWS=self.tile_rows(tiling),
                 SIZE=self.tile_size,
-                WIDE=TRITON_DTYPES[self.wide],
-                NARROW=TRITON_DTYPES[self.narrow],
                 EXACT=TRITON_DTYPES[self.exact],
-                num_warps=warps,
+                num_warps=min(MOST_WARPS, tiling.warps * max(1, self.tile_size // tiling.elements)),
             )
 
 

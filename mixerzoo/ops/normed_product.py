@@ -14,7 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 from mixerzoo.ops import forms
 from mixerzoo.ops.flops import Shape, of_products
 
-#: Products of matrices are the vendor's, on CUDA too. Compiled, the equation is fused and recomputed.
+#: Products of matrices are the vendor's, on CUDA too; of a single row a kernel reads x once, where the vendor's product
+#: wants a copy in float32. Compiled, the equation is fused and recomputed.
 POLICY = forms.Policy(few=0, compiled=False, always=True)
 
 
@@ -30,17 +31,23 @@ def normed_product(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None = 
     Returns:
         [..., rows] in float32 (float64 for float64).
     """
-    if forms.choose([x], POLICY, [weight]) == "naive":
-        return _naive(x, weight, eps, gain)
-    out, _ = _op(x, weight, eps, gain)
+    form = forms.choose([x], POLICY, [weight])
+    if form == "naive":
+        return naive_product(x, weight, eps, gain)
+    out, _ = product_op(x, weight, eps, gain, form == "kernel" and weight.size(0) == 1)
     return out  # type: ignore[no-any-return]
 
 
-def _naive(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> Tensor:
+def naive_product(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> Tensor:
     exact = x.to(forms.exact_dtype(x))
-    with forms.no_autocast(x):
-        # Divided after the product, so that no normed copy is made.
-        product = exact @ _matrix(weight, gain, exact.dtype).mT
+    matrix = _matrix(weight, gain, exact.dtype)
+    # Divided after the product, so that no normed copy is made.
+    if torch.compiler.is_compiling() and weight.size(0) == 1:
+        # The compiler makes one pass of this and the norm.
+        product = (exact * matrix).sum(-1, keepdim=True)
+    else:
+        with forms.no_autocast(x):
+            product = exact @ matrix.mT
     return product * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
 
 
@@ -49,9 +56,13 @@ def _matrix(weight: Tensor, gain: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 @torch.library.custom_op("mixerzoo::normed_product", mutates_args=())
-def _op(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+def product_op(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None, kernel: bool) -> tuple[Tensor, Tensor]:
     """The product, and 1 / rms [..., 1]."""
     exact = forms.exact_dtype(x)
+    if kernel:
+        from mixerzoo.ops import kernels
+
+        return kernels.normed_dot(x, _matrix(weight, gain, exact)[0], eps)
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square()
     inverse_rms = torch.rsqrt(square / x.size(-1) + eps)
     with forms.no_autocast(x):
@@ -59,53 +70,62 @@ def _op(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> tuple[Ten
     return product.mul_(inverse_rms), inverse_rms
 
 
-@_op.register_fake
-def _(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+@product_op.register_fake
+def _(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None, kernel: bool) -> tuple[Tensor, Tensor]:
     exact = forms.exact_dtype(x)
     rows = x.shape[:-1]
     return x.new_empty((*rows, weight.size(0)), dtype=exact), x.new_empty((*rows, 1), dtype=exact)
 
 
 @torch.library.custom_op("mixerzoo::normed_product_backward", mutates_args=())
-def _backward_op(
-    grad: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, out: Tensor, inverse_rms: Tensor
+def product_backward_op(
+    grad: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, out: Tensor, inverse_rms: Tensor, kernel: bool
 ) -> list[Tensor]:
     """Gradients of x and of W, then that of the gain if there is one."""
-    exact = x.to(grad.dtype)
-    scaled = grad * inverse_rms
-    with forms.no_autocast(x):
-        of_x = scaled @ _matrix(weight, gain, grad.dtype)
-        of_matrix = scaled.flatten(0, -2).mT @ exact.flatten(0, -2)
-    shrink = (grad * out).sum(-1, keepdim=True) * inverse_rms.square() / -x.size(-1)
-    of_x = of_x.addcmul_(shrink, exact).to(x.dtype)
+    matrix = _matrix(weight, gain, grad.dtype)
+    if kernel:
+        from mixerzoo.ops import kernels
+
+        of_x, of_query = kernels.normed_dot_backward(grad, x, matrix[0], out, inverse_rms)
+        of_matrix = of_query.unsqueeze(0)
+    else:
+        exact = x.to(grad.dtype)
+        scaled = grad * inverse_rms
+        with forms.no_autocast(x):
+            of_x = scaled @ matrix
+            of_matrix = scaled.flatten(0, -2).mT @ exact.flatten(0, -2)
+        shrink = (grad * out).sum(-1, keepdim=True) * inverse_rms.square() / -x.size(-1)
+        of_x = of_x.addcmul_(shrink, exact).to(x.dtype)
     if gain is None:
         return [of_x, of_matrix.to(weight.dtype)]
     of_gain = (of_matrix * weight.to(grad.dtype)).sum(0).to(gain.dtype)
     return [of_x, (of_matrix * gain.to(grad.dtype)).to(weight.dtype), of_gain]
 
 
-@_backward_op.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, out: Tensor, inverse_rms: Tensor) -> list[Tensor]:
+@product_backward_op.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, out: Tensor, inverse_rms: Tensor, kernel: bool
+) -> list[Tensor]:
     return [like.new_empty(like.shape) for like in (x, weight, gain) if like is not None]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, ctx.eps, gain = inputs
+    x, weight, ctx.eps, gain, ctx.kernel = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, weight, *output, *([] if gain is None else [gain]))
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
     x, weight, out, inverse_rms, *gains = ctx.saved_tensors
     gain = gains[0] if gains else None
     if torch.is_grad_enabled():
-        found = forms.gradients(_naive(x, weight, ctx.eps, gain), [x, weight, *gains], grad)
+        found = forms.gradients(naive_product(x, weight, ctx.eps, gain), [x, weight, *gains], grad)
     else:
-        found = _backward_op(grad, x, weight, gain, out, inverse_rms)
-    return found[0], found[1], None, found[2] if gains else None
+        found = product_backward_op(grad, x, weight, gain, out, inverse_rms, ctx.kernel)
+    return found[0], found[1], None, found[2] if gains else None, None
 
 
-_op.register_autograd(_backward, setup_context=_keep)
+product_op.register_autograd(_backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.mixerzoo.normed_product)

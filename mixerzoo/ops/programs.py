@@ -164,3 +164,37 @@ def attend_backward_kernel(
         _write(key_grads, n, num_sources, at, mask, of_dot[:, :, None] * q, WIDE, NARROW)
         _write(value_grads, n, num_sources, at, mask, weight[:, :, None] * g[None, :, :], WIDE, NARROW)
     tl.store(of_query + at, total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def score_kernel(
+    x, query, scores, inverse_rms, rows, size,
+    EPS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, SIZE)
+    row, inside, at, mask = _tile(rows, size, tl.program_id(0), ROWS, SIZE)
+    value = tl.load(x + at, mask=mask, other=0.0).to(EXACT)
+    q = tl.load(query + column, mask=column < size, other=0.0).to(EXACT)[None, :]
+    factor = 1 / tl.sqrt(tl.sum(value * value, axis=1) / size + EPS)
+    tl.store(inverse_rms + row, factor, mask=inside)
+    tl.store(scores + row, tl.sum(value * q, axis=1) * factor, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def score_backward_kernel(
+    grad, x, query, scores, inverse_rms, of_x, of_query, rows, size,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, SIZE)
+    q = tl.load(query + column, mask=column < size, other=0.0).to(EXACT)[None, :]
+    total = tl.zeros([ROWS, SIZE], dtype=EXACT)
+    for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row, inside, at, mask = _tile(rows, size, block, ROWS, SIZE)
+        value = tl.load(x + at, mask=mask, other=0.0).to(EXACT)
+        factor = tl.load(inverse_rms + row, mask=inside, other=0.0)
+        of_dot = tl.load(grad + row, mask=inside, other=0.0).to(EXACT) * factor
+        shrink = of_dot * tl.load(scores + row, mask=inside, other=0.0) * factor / size
+        of_value = of_dot[:, None] * q - shrink[:, None] * value
+        tl.store(of_x + at, of_value.to(of_x.dtype.element_ty), mask=mask)
+        total += of_dot[:, None] * value
+    tl.store(of_query + tl.program_id(0) * size + column, tl.sum(total, axis=0), mask=column < size)

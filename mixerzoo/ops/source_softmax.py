@@ -10,9 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from mixerzoo.ops import forms, weighted_sum
-from mixerzoo.ops.normed_product import normed_product
+from mixerzoo.ops import forms
+from mixerzoo.ops.flops import Shape, of_products
+from mixerzoo.ops.normed_product import POLICY as PRODUCT_POLICY
+from mixerzoo.ops.normed_product import naive_product, product_backward_op, product_op
+from mixerzoo.ops.weighted_sum import naive as weighted_sum
+from mixerzoo.ops.weighted_sum import stack_sum, sums_backward_op, sums_op
 
 #: On an H100, with a kernel that made the scores too, the equation takes 1.6 times the kernel's time with 5 sources and
 #: 2.6 with 49, and keeps 20 to 160 times as much. Compiled, both take the same, but the first step of a decoder with 17
@@ -21,18 +26,121 @@ from mixerzoo.ops.normed_product import normed_product
 POLICY = forms.Policy(few=1, compiled=True, stacked=1 << 14)
 
 
-def source_scores(source: Tensor, queries: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """⟨w, x⟩ / rms(x) of one source x and every query w that will read it: a source is read once for all of them.
+def source_scores(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Tensor], eps: float) -> tuple[Tensor, ...]:
+    """⟨w ⊙ γ, x⟩ / rms(x) of one source x and every query w that will read it: x is read once for all of them.
 
     Args:
         source: x [..., D].
-        queries: w [Q, D], the norm's gain folded in.
-        eps: of the norm.
+        queries: w, Q tensors [D].
+        gains: γ of the norm in front of each query, Q tensors [D].
+        eps: of the norms.
 
     Returns:
         Q tensors [...], in float32 (float64 for float64).
+
+    Raises:
+        ValueError: there are not as many gains as queries.
     """
-    return normed_product(source, queries, eps).unbind(-1)
+    if len(queries) != len(gains):
+        raise ValueError(f"{len(queries)} queries cannot have {len(gains)} gains")
+    form = forms.choose([source], PRODUCT_POLICY, [*queries, *gains])
+    if form == "naive":
+        return _naive_scores(source, queries, gains, eps).unbind(-1)
+    kernel = form == "kernel" and len(queries) == 1
+    scores: Tensor = _scores_op(source, list(queries), list(gains), eps, kernel)[0]
+    return scores.unbind(-1)
+
+
+def _naive_scores(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Tensor], eps: float) -> Tensor:
+    return naive_product(source, _folded(source, queries, gains), eps, None)
+
+
+def _folded(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Tensor]) -> Tensor:
+    """Queries [Q, D], gains folded in."""
+    exact = forms.exact_dtype(source)
+    return torch.stack([*queries]).to(exact) * torch.stack([*gains]).to(exact)
+
+
+@torch.library.custom_op("mixerzoo::source_scores", mutates_args=())
+def _scores_op(
+    source: Tensor, queries: list[Tensor], gains: list[Tensor], eps: float, kernel: bool
+) -> tuple[Tensor, Tensor]:
+    """The scores [..., Q], and 1 / rms [..., 1]."""
+    found: tuple[Tensor, Tensor] = product_op(source, _folded(source, queries, gains), eps, None, kernel)
+    return found
+
+
+@_scores_op.register_fake
+def _(source: Tensor, queries: list[Tensor], gains: list[Tensor], eps: float, kernel: bool) -> tuple[Tensor, Tensor]:
+    exact, rows = forms.exact_dtype(source), source.shape[:-1]
+    return source.new_empty((*rows, len(queries)), dtype=exact), source.new_empty((*rows, 1), dtype=exact)
+
+
+@torch.library.custom_op("mixerzoo::source_scores_backward", mutates_args=())
+def _scores_backward_op(
+    grad: Tensor,
+    source: Tensor,
+    queries: list[Tensor],
+    gains: list[Tensor],
+    scores: Tensor,
+    inverse_rms: Tensor,
+    kernel: bool,
+) -> list[Tensor]:
+    """Gradients of the source, of the queries and of the gains [Q, D]."""
+    folded = _folded(source, queries, gains)
+    of_source, of_folded = product_backward_op(grad, source, folded, None, scores, inverse_rms, kernel)
+    return [of_source, *(of_folded * torch.stack(each) for each in (gains, queries))]
+
+
+@_scores_backward_op.register_fake
+def _(
+    grad: Tensor,
+    source: Tensor,
+    queries: list[Tensor],
+    gains: list[Tensor],
+    scores: Tensor,
+    inverse_rms: Tensor,
+    kernel: bool,
+) -> list[Tensor]:
+    like = grad.new_empty((len(queries), source.size(-1)))
+    return [source.new_empty(source.shape), like, like.clone()]
+
+
+def _keep_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    source, queries, gains, ctx.eps, ctx.kernel = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(source, *output, *queries, *gains)
+
+
+def _backward_scores(
+    ctx: Any, grad: Tensor, _: Tensor
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None], None, None]:
+    source, scores, inverse_rms, *parameters = ctx.saved_tensors
+    count = len(parameters) // 2
+    queries, gains = parameters[:count], parameters[count:]
+    if torch.is_grad_enabled():
+        again = _naive_scores(source, queries, gains, ctx.eps)
+        of_source, *found = forms.gradients(again, [source, *parameters], grad)
+        return of_source, [*found[:count]], [*found[count:]], None, None
+    of_source, *both = _scores_backward_op(grad, source, queries, gains, scores, inverse_rms, ctx.kernel)
+    of_queries, of_gains = (
+        [found.to(each.dtype) for found, each in zip(of_all.unbind(0), like, strict=True)]
+        for of_all, like in zip(both, (queries, gains), strict=True)
+    )
+    return of_source, of_queries, of_gains, None, None
+
+
+_scores_op.register_autograd(_backward_scores, setup_context=_keep_scores)
+
+
+@register_flop_formula(torch.ops.mixerzoo.source_scores)
+def _(source: Shape, queries: list[Shape], *_: Any, **__: Any) -> int:
+    return of_products(source, queries)
+
+
+@register_flop_formula(torch.ops.mixerzoo.source_scores_backward)
+def _(grad: Shape, source: Shape, queries: list[Shape], *_: Any, **__: Any) -> int:
+    return 2 * of_products(source, queries)
 
 
 def source_weights(scores: Sequence[Tensor]) -> Tensor:
@@ -61,13 +169,13 @@ def source_softmax(sources: Sequence[Tensor], scores: Sequence[Tensor]) -> Tenso
         return mixed
     weights = source_weights(scores)
     if forms.stacks(sources, POLICY):
-        return weighted_sum.stack_sum(torch.stack([*sources], dim=-2), weights)
-    return weighted_sum.naive(sources, weights)
+        return stack_sum(torch.stack([*sources], dim=-2), weights)
+    return weighted_sum(sources, weights)
 
 
 @torch.library.custom_op("mixerzoo::source_softmax", mutates_args=(), tags=forms.TAGS)
 def _op(sources: list[Tensor], scores: list[Tensor], kernel: bool) -> Tensor:
-    out: list[Tensor] = weighted_sum.op(sources, [source_weights(scores)], [], kernel)
+    out: list[Tensor] = sums_op(sources, [source_weights(scores)], [], kernel)
     return out[0]
 
 
@@ -82,14 +190,14 @@ def _backward_op(grad: Tensor, sources: list[Tensor], scores: list[Tensor], kern
     # Made again from the scores, which other nodes keep in any case.
     weights = source_weights(scores)
     exact = grad if kernel else grad.to(weights.dtype)
-    *of_sources, of_weights = weighted_sum.backward_op([exact], sources, [weights], [], kernel)
+    *of_sources, of_weights = sums_backward_op([exact], sources, [weights], [], kernel)
     weighted = weights * of_weights
     return [*of_sources, torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)]
 
 
 @_backward_op.register_fake
 def _(grad: Tensor, sources: list[Tensor], scores: list[Tensor], kernel: bool) -> list[Tensor]:
-    of_scores = scores[0].new_empty((*scores[0].shape, len(scores)))
+    of_scores = scores[0].new_empty((*scores[0].shape, len(scores)), dtype=forms.common_dtype(scores))
     return [*(x.new_empty(x.shape) for x in sources), of_scores]
 
 
@@ -102,7 +210,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], list[Tensor], None]
     saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
     sources, scores = list(saved[: len(saved) // 2]), list(saved[len(saved) // 2 :])
     if torch.is_grad_enabled():
-        found = forms.gradients(weighted_sum.naive(sources, source_weights(scores)), saved, grad)
+        found = forms.gradients(weighted_sum(sources, source_weights(scores)), saved, grad)
         return found[: len(sources)], found[len(sources) :], None
     *of_sources, of_scores = _backward_op(grad, sources, scores, ctx.kernel)
     return of_sources, list(of_scores.unbind(-1)), None

@@ -72,7 +72,7 @@ def weighted_sums(
             stack = torch.stack([*sources], dim=-2)
             return tuple(stack_sum(stack, *way) for way in _ways(weights, added))
         return tuple(_naive(sources, weights, added))
-    return tuple(op(list(sources), list(weights), added, form == "kernel"))
+    return tuple(sums_op(list(sources), list(weights), added, form == "kernel"))
 
 
 def _shapes(*weights: Tensor | None) -> str:
@@ -130,7 +130,7 @@ def _each(dtype: torch.dtype, weights: Tensor, channels: Tensor | None = None) -
 
 
 @torch.library.custom_op("mixerzoo::weighted_sum", mutates_args=(), tags=forms.TAGS)
-def op(sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool) -> list[Tensor]:
+def sums_op(sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool) -> list[Tensor]:
     if kernel:
         from mixerzoo.ops import kernels
 
@@ -138,13 +138,13 @@ def op(sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], ker
     return [total.contiguous() for total in _naive(sources, weights, channels)]
 
 
-@op.register_fake
+@sums_op.register_fake
 def _(sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool) -> list[Tensor]:
     return [sources[0].new_empty(sources[0].shape, dtype=forms.common_dtype(sources)) for _ in weights]
 
 
 @torch.library.custom_op("mixerzoo::weighted_sum_backward", mutates_args=(), tags=forms.TAGS)
-def backward_op(
+def sums_backward_op(
     grads: list[Tensor], sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool
 ) -> list[Tensor]:
     """Gradients of the sources, then those of the weights, then those of the channels' weights if there are any."""
@@ -188,7 +188,7 @@ def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
     return product.flatten(0, -2).sum(0, dtype=dtype)
 
 
-@backward_op.register_fake
+@sums_backward_op.register_fake
 def _(
     grads: list[Tensor], sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool
 ) -> list[Tensor]:
@@ -219,7 +219,7 @@ def _backward(
         inputs = [*sources, *weights, *channels]
         found = forms.gradients(totals, inputs, torch.cat([grad.flatten() for grad in given]))
     else:
-        found = backward_op(given, sources, weights, channels, ctx.kernel)
+        found = sums_backward_op(given, sources, weights, channels, ctx.kernel)
     of_sources, *others = _split(found, [len(sources), len(weights), len(channels)])
     of_weights, of_channels = (dict(zip(read, each, strict=False)) for each in others)
     ways = range(len(grads))
@@ -237,4 +237,4 @@ def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tenso
     return list(tensors[:sources]), list(tensors[sources : sources + weights]), list(tensors[sources + weights :])
 
 
-op.register_autograd(_backward, setup_context=_keep)
+sums_op.register_autograd(_backward, setup_context=_keep)

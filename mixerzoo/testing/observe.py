@@ -159,16 +159,6 @@ def state_bytes(calls: Calls) -> list[int]:
     return [sum(nbytes for _, nbytes in _kept(call.state, lent).values()) for call in calls.made]
 
 
-def same_bytes(calls: Calls, of_more: Calls) -> list[int]:
-    """Of the bytes in each call's state, those of tensors that are no larger in a forward over more tokens."""
-    lent, also_lent = _lent(calls), _lent(of_more)
-    found = []
-    for call, larger in zip(calls.made, of_more.made, strict=True):
-        same = {words for words, _ in _kept(larger.state, also_lent).values()}
-        found.append(sum(nbytes for words, nbytes in _kept(call.state, lent).values() if words in same))
-    return found
-
-
 def largest_state(calls: Calls) -> str:
     """In words: the call after which the state is largest, and the tensors that are counted there."""
     sizes, lent = state_bytes(calls), _lent(calls)

@@ -78,13 +78,11 @@ class State(NamedTuple):
     """Between two calls.
 
     Attributes:
-        queries: [reads but the first, D], gains folded in.
         finished: sources that do not change any more.
         running: the sum of the open block (kimi, None before its first output) or of everything so far (snapshot).
         prepared: reads of the finished sources, of long prompts; empty where a read looks at them itself.
     """
 
-    queries: Tensor
     finished: tuple[Source, ...]
     running: Tensor | None
     prepared: Prepared = Prepared()
@@ -172,9 +170,7 @@ class AttnRes(Mixer[Config]):
                 nn.init.constant_(query.recency_bias, self.config.recency_bias)
 
     def start(self, x: Tensor, context: Context) -> State:
-        each = [self._query(done) for done in range(1, self.num_sublayers + 1)]
-        queries = torch.stack([one.query for one in each]) * torch.stack([one.gain for one in each])
-        return State(queries, (self._source(x, queries),), x if self.keeps_stream else None)
+        return State((self._source(x, 1),), x if self.keeps_stream else None)
 
     def read(self, state: State, site: Site) -> Tensor:
         return self._attend(state, site.number)
@@ -184,10 +180,9 @@ class AttnRes(Mixer[Config]):
         done = site.number + 1
         if done not in self.closing:
             prepared = Prepared(state.prepared.values[1:], state.prepared.log_sums[1:])
-            prepared = prepared if prepared.values else self._prepare(state.finished, done)
-            return state._replace(running=running, prepared=prepared)
-        finished = (*state.finished, self._source(running, state.queries[done - 1 :]))
-        return State(state.queries, finished, running if self.keeps_stream else None, self._prepare(finished, done))
+            return State(state.finished, running, prepared if prepared.values else self._prepare(state.finished, done))
+        finished = (*state.finished, self._source(running, done))
+        return State(finished, running if self.keeps_stream else None, self._prepare(finished, done))
 
     def finish(self, state: State) -> Tensor:
         return self._attend(state, self.num_sublayers)
@@ -234,8 +229,15 @@ class AttnRes(Mixer[Config]):
         unused = frozenset(name for name, own in names.items() if own.startswith("queries.0."))
         return ReferenceReading(options, names, unused)
 
-    def _source(self, value: Tensor, queries: Tensor) -> Source:
-        return Source(value, ops.source_scores(value, queries, self.shape.norm_eps))
+    def _source(self, value: Tensor, done: int) -> Source:
+        """A finished source, which the reads after ``done`` sublayers and on attend to."""
+        return Source(value, self._scored(value, done, self.num_sublayers + 1 - done))
+
+    def _scored(self, value: Tensor, done: int, count: int = 1) -> tuple[Tensor, ...]:
+        """Scores of a source with the queries of so many reads, without a bias."""
+        each = [self._query(number) for number in range(done, done + count)]
+        queries, gains = [one.query for one in each], [one.gain for one in each]
+        return ops.source_scores(value, queries, gains, self.shape.norm_eps)
 
     def _attend(self, state: State, done: int) -> Tensor:
         if done == 0:
@@ -245,7 +247,7 @@ class AttnRes(Mixer[Config]):
             value, log_sum = state.prepared.values[0], state.prepared.log_sums[0]
             if state.running is None:
                 return value
-            return ops.join_source(value, log_sum, state.running, self._running_score(state, state.running, done))
+            return ops.join_source(value, log_sum, state.running, self._running_score(state.running, done))
         return ops.source_softmax(*self._attended(state, done))
 
     def _attended(self, state: State, done: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -254,7 +256,7 @@ class AttnRes(Mixer[Config]):
         scores = [score for source in state.finished for score in self._scores(source, done)]
         if state.running is not None:
             values.append(state.running)
-            scores.append(self._running_score(state, state.running, done))
+            scores.append(self._running_score(state.running, done))
         return values, scores
 
     def _scores(self, source: Source, done: int, count: int = 1) -> tuple[Tensor, ...]:
@@ -262,8 +264,8 @@ class AttnRes(Mixer[Config]):
         first = len(source.scores) - (self.num_sublayers + 1 - done)
         return source.scores[first : first + count]
 
-    def _running_score(self, state: State, running: Tensor, done: int) -> Tensor:
-        (score,) = ops.source_scores(running, state.queries[done - 1 : done], self.shape.norm_eps)
+    def _running_score(self, running: Tensor, done: int) -> Tensor:
+        (score,) = self._scored(running, done)
         bias = self._query(done).recency_bias
         return score if bias is None else score + bias
 

@@ -39,13 +39,11 @@ class State(NamedTuple):
     """Between two calls.
 
     Attributes:
-        queries: [reads of several sources, D], gains folded in; None where there are none.
         x: the stream [B, T, D].
         sources: the finished ones.
         running: the sum [B, T, D] of the open block's outputs, if one is open.
     """
 
-    queries: Tensor | None
     x: Tensor
     sources: tuple[Source, ...]
     running: Tensor | None
@@ -106,11 +104,7 @@ class DeltaAttnRes(Mixer[Config]):
             nn.init.ones_(query.gain)
 
     def start(self, x: Tensor, context: Context) -> State:
-        each = [query for query in self.queries.values() if isinstance(query, DepthQuery)]
-        queries = None
-        if each:
-            queries = torch.stack([one.query for one in each]) * torch.stack([one.gain for one in each])
-        return State(queries, x, (self._source(x, queries),), None)
+        return State(x, (self._source(x, self.config.block_size),), None)
 
     def read(self, state: State, site: Site) -> Tensor:
         if site.number == 0:
@@ -122,13 +116,11 @@ class DeltaAttnRes(Mixer[Config]):
     def write(self, state: State, site: Site, y: Tensor) -> State:
         x, done = state.x + y, site.number + 1
         if done == self.num_sublayers:
-            return State(None, x, (), None)
+            return State(x, (), None)
         running = y if state.running is None else state.running + y
         if done in self.closing:
-            assert state.queries is not None
-            source = self._source(running, state.queries[done - self.config.block_size :])
-            return State(state.queries, x, (*state.sources, source), None)
-        return state._replace(x=x, running=running if done < max(self.closing, default=0) else None)
+            return State(x, (*state.sources, self._source(running, done)), None)
+        return State(x, state.sources, running if done < max(self.closing, default=0) else None)
 
     def finish(self, state: State) -> Tensor:
         return state.x
@@ -155,9 +147,11 @@ class DeltaAttnRes(Mixer[Config]):
         sites = self.shape.sites()
         return (None, *(sites[closed - 1] for closed in sorted(self.closing) if closed <= site.number))
 
-    def _source(self, value: Tensor, queries: Tensor | None) -> Source:
-        """A source that each of ``queries`` will read."""
-        return Source(value, () if queries is None else ops.source_scores(value, queries, self.shape.norm_eps))
+    def _source(self, value: Tensor, done: int) -> Source:
+        """A source, which the reads after ``done`` sublayers and on attend to."""
+        each = [self.queries[str(number)] for number in range(done, self.num_sublayers)]
+        queries, gains = ([getattr(query, name) for query in each] for name in ("query", "gain"))
+        return Source(value, ops.source_scores(value, queries, gains, self.shape.norm_eps) if each else ())
 
     def _read(self, state: State, site: Site) -> tuple[list[Tensor], list[Tensor]]:
         """The sources, and their scores with the query of a site."""

@@ -20,7 +20,7 @@ from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, attended, gradients, ope
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("per ", "several", "source", "depth"))])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("per ", "several", "source_softmax", "depth"))])
 @given(**{**DRAWN, "num_sources": st.sampled_from([2, 3, 5, 97])})
 @settings(max_examples=15)
 def test_small_sources_are_stacked(name: str, num_sources: int, **drawn: Any) -> None:
@@ -73,6 +73,8 @@ def test_as_many_weights_as_sources(form: Any) -> None:
             ops.weighted_sums(sources, [torch.ones(4), torch.ones(4)], [torch.ones(4, 4)])
         with pytest.raises(ValueError, match="4 sources cannot have 1 scores"):
             ops.source_softmax(sources, [torch.ones(1, 2)])
+        with pytest.raises(ValueError, match="2 queries cannot have 1 gains"):
+            ops.source_scores(sources[0], [torch.ones(4)] * 2, [torch.ones(4)], 1e-6)
         with pytest.raises(ValueError, match="2 keys cannot weigh 3 values"):
             ops.depth_softmax(torch.ones(1, 2, 3, 4), [torch.ones(1, 1, 3, 4)] * 2, [torch.ones(1, 1, 3, 4)] * 3)
 
@@ -101,7 +103,9 @@ def test_gradients_of_normed_linear_are_made_where_they_are_needed(needed: int) 
     assert found["fused"][1] == found["naive"][1]
 
 
-@pytest.mark.parametrize("name", ["normed_linear", "normed_linear, gain", "normed_product", "normed_product, gain"])
+@pytest.mark.parametrize(
+    "name", ["normed_linear", "normed_linear, gain", "normed_product", "normed_product, gain", "source_scores"]
+)
 def test_the_counter_of_flops_sees_products_in_a_node(name: str) -> None:
     drawn, flops = operation(name, 2, 3, 8, [torch.float32] * 2), {}
     for form in ("naive", "fused"):
@@ -167,11 +171,12 @@ def test_gradients_where_a_score_says_nothing_of_its_dot(case: str) -> None:
     generator = torch.Generator().manual_seed(0)
     scale = 1e20 if case == "too large" else 1.0
     xs = [(scale * torch.randn(1, 3, 8, generator=generator)).requires_grad_() for _ in range(3)]
-    query, bias = torch.randn(8, generator=generator), None if case == "too large" else torch.tensor([-torch.inf])
+    query, gain = torch.randn(2, 8, generator=generator)
+    bias = None if case == "too large" else torch.tensor([-torch.inf])
     found = []
     for form in ("naive", "fused"):
         with forms.forced(form):
-            out = attended(xs, query, bias)
+            out = attended(xs, query, gain, bias)
             found.append(torch.autograd.grad((out / scale).sin().sum(), xs))
     for naive, fused in zip(*found, strict=True):
         assert fused.isfinite().all()

@@ -42,13 +42,13 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
         def attend(*leaves: Tensor) -> Tensor:
             return attended(leaves[:num_sources], *leaves[num_sources:])
 
-        return attend, [*sources, leaf(size), leaf(1)]
+        return attend, [*sources, leaf(size), leaf(size), leaf(1)]
     return sums_operation(name, sources, leaf)
 
 
-def attended(sources: Sequence[Tensor], query: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What a query [D] attends to, of which the last source's score has a bias [1]."""
-    scores = [ops.source_scores(x, query.unsqueeze(0), EPS)[0] for x in sources]
+def attended(sources: Sequence[Tensor], query: Tensor, gain: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What a query [D] attends to, behind a norm with a gain [D]; the last source's score has a bias [1]."""
+    scores = [ops.source_scores(x, [query], [gain], EPS)[0] for x in sources]
     if bias is not None:
         scores[-1] = scores[-1] + bias
     return ops.source_softmax(sources, scores)
@@ -79,13 +79,8 @@ def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf:
     """An operation of hyper-connections on leaves that ``leaf`` makes."""
     num_streams = min(num_streams, 5)
     shape = (2, tokens, num_streams)
-    if name.startswith("normed_product"):
-        gain = [leaf(size)] if name.endswith("gain") else []
-        return lambda x, weight, *gain: ops.normed_product(x, weight, EPS, *gain), [
-            leaf(*shape, size), leaf(3, size), *gain
-        ]  # fmt: skip
-    if name.startswith("normed_linear"):
-        return linear_operation(name, shape, size, leaf)
+    if name in NORMED:
+        return normed_operation(name, shape, size, leaf)
     if name == "sinkhorn":
         logits = leaf(*shape, num_streams)
         if logits.dtype == torch.bfloat16:
@@ -101,8 +96,19 @@ def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf:
     return ops.stream_write, [streams, matrix, weights, y]
 
 
-def linear_operation(name: str, shape: tuple[int, ...], size: int, leaf: Callable[..., Tensor]) -> Drawn:
-    """Two linear layers of one normed input; what each gives is weighed apart."""
+def normed_operation(name: str, shape: tuple[int, ...], size: int, leaf: Callable[..., Tensor]) -> Drawn:
+    """Products of one normed input; what each of two linear layers gives is weighed apart."""
+    if name == "inverse_rms":
+        return lambda x: ops.inverse_rms(x, EPS), [leaf(*shape, size)]
+    if name == "source_scores":
+        return lambda x, *each: torch.stack(ops.source_scores(x, each[:3], each[3:], EPS), dim=-1), [
+            leaf(*shape, size), *(leaf(size) for _ in range(6))
+        ]  # fmt: skip
+    if name.startswith("normed_product"):
+        gain = [leaf(size)] if name.endswith("gain") else []
+        return lambda x, weight, *gain: ops.normed_product(x, weight, EPS, *gain), [
+            leaf(*shape, size), leaf(1 if "one row" in name else 3, size), *gain
+        ]  # fmt: skip
     if name.endswith("gain"):
         return lambda x, gain, w, v, b, c: torch.cat(ops.normed_linear(x, [w, v], EPS, gain, [b, c]), dim=-1), [
             leaf(*shape, size), leaf(size), leaf(3, size), leaf(2, size), leaf(3), leaf(2)
@@ -134,11 +140,18 @@ def joint_operation(name: str, num_entries: int, tokens: int, size: int, leaf: C
 
 
 JOINT = ("joint", "joint, causal", "joint, masked")
-STREAMS = (
+NORMED = (
+    "inverse_rms",
     "normed_linear",
     "normed_linear, gain",
     "normed_product",
     "normed_product, gain",
+    "normed_product, one row",
+    "normed_product, one row and gain",
+    "source_scores",
+)
+STREAMS = (
+    *NORMED,
     "sinkhorn",
     "stream_read",
     "stream_read, static",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from mixerzoo.errors import MixerzooError
@@ -13,7 +11,7 @@ from mixerzoo.testing.case import Case
 from mixerzoo.testing.check import clause
 from mixerzoo.testing.count import counted_flops
 from mixerzoo.testing.formula import evaluate, is_formula, names_in
-from mixerzoo.testing.observe import Calls, largest_state, observed, same_bytes, state_bytes, tokens_of_a_call
+from mixerzoo.testing.observe import Calls, largest_state, observed, state_bytes, tokens_of_a_call
 
 
 @clause("4.1")
@@ -47,8 +45,6 @@ def assert_kv_bytes(decoder: Decoder, case: Case) -> None:
 def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
     """The state never takes more bytes per token than declared, and at its peak at least half of that.
 
-    Tensors that are the same for any number of tokens are left out, up to the bytes of the mixer's parameters.
-
     Sees: float32, bf16; without gradients.
     Blind: peaks within a call, what autograd keeps, and a factor of two (10.2).
     """
@@ -58,35 +54,26 @@ def in_flight_bytes(mixer: type[Mixer], case: Case) -> None:
 def assert_in_flight_bytes(decoder: Decoder, case: Case) -> None:
     """Demand 4.2 of a decoder, which is cast to float32, then to bf16."""
     num_tokens = case.batch_size * tokens_of_a_call(decoder, case.num_tokens)
-    # Steps that write in turn get one token each, of however many.
-    more = {"batch_size": 2 * case.batch_size} if decoder.plan.is_sequential else {"chunks": 2 * case.chunks}
     for dtype in (torch.float32, torch.bfloat16):
         decoder.to(dtype)
-        calls, of_more = _calls(decoder, case), _calls(decoder, replace(case, **more))
-        # What a mixer makes of its parameters for a whole forward is not a token's.
-        parameters = sum(parameter.nbytes for parameter in decoder.mixer.parameters())
-        measured = max(
-            (size - min(same, parameters)) / num_tokens
-            for size, same in zip(state_bytes(calls), same_bytes(calls, of_more), strict=True)
-        )
+        with observed(decoder.mixer) as calls:
+            decoder(case.tokens())
+        measured = max(state_bytes(calls)) / num_tokens
         declared = decoder.mixer.in_flight_bytes(dtype)
-        counted = f"that of {num_tokens} tokens is largest {largest_state(calls)}"
         assert measured <= declared <= 2 * measured, (
-            f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared; {counted}"
+            f"the state takes {measured:g} bytes per token in {dtype}, {declared} are declared; "
+            f"{_counted(calls, num_tokens)}"
         )
         claimed = _claimed(decoder, "in_flight_bytes", dtype)
         # A formula says what is usual, and one layer may hold less.
         assert claimed is None or declared <= claimed <= 2 * declared, (
             f"the card says {decoder.mixer.card.in_flight_bytes} = {claimed:g} bytes per token, {declared} are "
-            f"declared; {counted}"
+            f"declared; {_counted(calls, num_tokens)}"
         )
 
 
-def _calls(decoder: Decoder, case: Case) -> Calls:
-    """What the mixer's hooks were called with, in a forward."""
-    with observed(decoder.mixer) as calls:
-        decoder(case.tokens())
-    return calls
+def _counted(calls: Calls, num_tokens: int) -> str:
+    return f"that of {num_tokens} tokens is largest {largest_state(calls)}"
 
 
 @clause("4.3", large=())

@@ -101,14 +101,6 @@ class KeepsAMap(Kept):
         return History(x, (x.new_zeros(*x.shape[:2], 8 * num_blocks),) if num_blocks else ())
 
 
-@caught_by("in_flight_bytes")
-class KeepsATable(Kept):
-    """A table as large for one token as for many, that is made of no parameter."""
-
-    def start(self, x: Tensor, context: Context) -> Any:
-        return History(x, (x.new_zeros(64, x.size(-1)),))
-
-
 @caught_by("accounts_at_size")
 class CapsItsParameters(Stream):
     """A weight for each of the first 64 channels; the card knows of no such limit."""

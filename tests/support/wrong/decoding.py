@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from mixerzoo.errors import MixerError
 from mixerzoo_plugins import depth_attention
 from mixerzoo_plugins.depth_attention import DepthAttention
 from mixerzoo_plugins.residual import Residual
-from wrong.basis import Fusing, Remembering, caught_by, shifted
+from wrong.basis import Fusing, Remembering, Scaled, caught_by, shifted
 
 
 @caught_by("cached_decoding")
@@ -131,6 +131,32 @@ class NarrowsTooFar(Residual):
 
     def last_token(self, state: Tensor) -> Tensor:
         return state[-1:]
+
+
+class Weighed(NamedTuple):
+    """A stream [B, T, D], and weights [1, sublayers] made once a forward."""
+
+    x: Tensor
+    weights: Tensor
+
+
+@caught_by("last_token")
+class CarriesItsWeights(Scaled):
+    """Of a tensor of its state that has no tokens, the last weight stands for the last token."""
+
+    def start(self, x: Tensor, context: Context) -> Any:
+        return Weighed(x, self.scale.exp().unsqueeze(0))
+
+    def read(self, state: Any, site: Site) -> Tensor:
+        x: Tensor = state.x
+        return x
+
+    def write(self, state: Any, site: Site, y: Tensor) -> Any:
+        return Weighed(state.x + state.weights[0, site.number % state.weights.size(1)] * y, state.weights)
+
+    def finish(self, state: Any) -> Tensor:
+        x: Tensor = state.x
+        return x
 
 
 @caught_by("cached_decoding")
