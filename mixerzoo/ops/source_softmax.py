@@ -58,6 +58,8 @@ def _naive_scores(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Ten
 def _folded(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Tensor]) -> Tensor:
     """Queries [Q, D], gains folded in."""
     exact = forms.exact_dtype(source)
+    if len(queries) == 1:
+        return (queries[0].to(exact) * gains[0].to(exact)).unsqueeze(0)
     return torch.stack([*queries]).to(exact) * torch.stack([*gains]).to(exact)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -235,8 +236,11 @@ class AttnRes(Mixer[Config]):
 
     def _scored(self, value: Tensor, done: int, count: int = 1) -> tuple[Tensor, ...]:
         """Scores of a source with the queries of so many reads, without a bias."""
-        each = [self._query(number) for number in range(done, done + count)]
-        queries, gains = [one.query for one in each], [one.gain for one in each]
+        # In the order of reads; a look-up for each number would take as long as the scores of a single token.
+        each = [
+            read for read in islice(self.queries.values(), done - 1, done - 1 + count) if isinstance(read, DepthQuery)
+        ]
+        queries, gains = [read.query for read in each], [read.gain for read in each]
         return ops.source_scores(value, queries, gains, self.shape.norm_eps)
 
     def _attend(self, state: State, done: int) -> Tensor:
