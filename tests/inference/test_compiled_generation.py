@@ -217,6 +217,8 @@ def test_the_default_bounds_what_is_in_flight(mixer: str) -> None:
     assert steps.default_chunk(decoder, 2, length) == (length if mixer == "residual" else chunk // 2)
 
 
+# The equation of attention over depth makes every score at once.
+@pytest.mark.usefixtures("forms_by_size")
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("mixer", "options"),
