@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -139,12 +140,16 @@ def _is_table(parameter: Tensor, mixer: Mixer) -> bool:
     return parameter.ndim > 1 and parameter.size(0) == rows != mixer.shape.hidden_size
 
 
+def _tensors(state: State) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None:
+        for part in state:
+            yield from _tensors(part)
+
+
 def _streams(state: State, hidden_size: int) -> int:
     """n of the one tensor of a state, [B, T, n, D], else 1."""
-    while isinstance(state, tuple):
-        parts = [part for part in state if isinstance(part, Tensor) or part]
-        if len(parts) != 1:
-            return 1
-        (state,) = parts
-    sizes = state.shape if isinstance(state, Tensor) else ()
+    tensors = list(islice(_tensors(state), 2))
+    sizes = tensors[0].shape if len(tensors) == 1 else ()
     return sizes[2] if len(sizes) == 4 and (sizes[1], sizes[3]) == (_TOKENS, hidden_size) else 1

@@ -44,7 +44,7 @@ def naive_product(x: Tensor, weight: Tensor, eps: float, gain: Tensor | None) ->
     # Divided after the product, so that no normed copy is made.
     if torch.compiler.is_compiling() and weight.size(0) == 1:
         # The compiler makes one pass of this and the norm.
-        product = (exact * matrix).sum(-1, keepdim=True)
+        product = (exact * matrix[0]).sum(-1, keepdim=True)
     else:
         with forms.no_autocast(x):
             product = exact @ matrix.mT

@@ -31,7 +31,7 @@ def source_scores(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Ten
 
     Args:
         source: x [..., D].
-        queries: w, Q tensors [D].
+        queries: w, Q tensors [D]; maybe none.
         gains: γ of the norm in front of each query, Q tensors [D].
         eps: of the norms.
 
@@ -43,6 +43,8 @@ def source_scores(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Ten
     """
     if len(queries) != len(gains):
         raise ValueError(f"{len(queries)} queries cannot have {len(gains)} gains")
+    if not queries:
+        return ()
     form = forms.choose([source], PRODUCT_POLICY, [*queries, *gains])
     if form == "naive":
         return _naive_scores(source, queries, gains, eps).unbind(-1)
@@ -60,7 +62,8 @@ def _folded(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Tensor]) 
     exact = forms.exact_dtype(source)
     if len(queries) == 1:
         return (queries[0].to(exact) * gains[0].to(exact)).unsqueeze(0)
-    return torch.stack([*queries]).to(exact) * torch.stack([*gains]).to(exact)
+    # Autocast to one short dtype refuses to stack the other.
+    return torch.stack([each.to(exact) for each in queries]) * torch.stack([each.to(exact) for each in gains])
 
 
 @torch.library.custom_op("mixerzoo::source_scores", mutates_args=())
@@ -91,7 +94,7 @@ def _scores_backward_op(
     """Gradients of the source, of the queries and of the gains [Q, D]."""
     folded = _folded(source, queries, gains)
     of_source, of_folded = product_backward_op(grad, source, folded, None, scores, inverse_rms, kernel)
-    return [of_source, *(of_folded * torch.stack(each) for each in (gains, queries))]
+    return [of_source, *(of_folded * torch.stack([x.to(grad.dtype) for x in each]) for each in (gains, queries))]
 
 
 @_scores_backward_op.register_fake

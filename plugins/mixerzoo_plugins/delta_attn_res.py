@@ -151,7 +151,7 @@ class DeltaAttnRes(Mixer[Config]):
         """A source, which the reads after ``done`` sublayers and on attend to."""
         each = [self.queries[str(number)] for number in range(done, self.num_sublayers)]
         queries, gains = ([getattr(query, name) for query in each] for name in ("query", "gain"))
-        return Source(value, ops.source_scores(value, queries, gains, self.shape.norm_eps) if each else ())
+        return Source(value, ops.source_scores(value, queries, gains, self.shape.norm_eps))
 
     def _read(self, state: State, site: Site) -> tuple[list[Tensor], list[Tensor]]:
         """The sources, and their scores with the query of a site."""

@@ -42,6 +42,15 @@ def test_streams_are_a_dimension_of_the_state(name: str, streams: int) -> None:
     assert found.num_streams == streams
 
 
+def test_streams_are_seen_beside_parts_that_hold_nothing() -> None:
+    compose: type[Mixer] = load_registry().get("compose").mixer
+    options = {"of": [{"name": "hyper_connections"}, {"name": "cla"}]}
+    with torch.device("meta"):
+        found = follow(compose(compose.Config.model_validate(options), SHAPE))
+    assert found is not None
+    assert found.num_streams == 4
+
+
 class Selective(Mixer):
     """Weighs what MLPs write, and adds a vector of the token to what attention reads in layer 1."""
 

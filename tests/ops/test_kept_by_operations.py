@@ -21,8 +21,8 @@ def test_what_is_kept_for_the_backward() -> None:
     weights_of_softmax = sum(TOKENS * n * 4 for n in range(2, 2 * LAYERS + 2))
     allowed = {
         ZooCase("denseformer"): LAYERS * one_source,
-        # Queries with their gains folded in, and 1 / rms of each source.
-        ZooCase("attn_res"): (2 * LAYERS + 1) * (one_source + TOKENS * 4 + SIZE * 4) + weights_of_softmax,
+        # And 1 / rms of each source.
+        ZooCase("attn_res"): (2 * LAYERS + 1) * (one_source + TOKENS * 4) + weights_of_softmax,
         # What a layer projects; what it mixes is kept by attention in any case.
         ZooCase("depth_attention", {"stride": 1}): sum(TOKENS * 2 * (16 + n) * 4 for n in range(2, LAYERS + 1)),
     }

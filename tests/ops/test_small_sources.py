@@ -132,6 +132,29 @@ def test_the_counter_of_flops_sees_attention_in_a_node(name: str) -> None:
     assert backward == 2 * forward > 0
 
 
+@pytest.mark.parametrize("form", ["naive", "fused"])
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)], ids=str)
+def test_scores_under_autocast_to_another_short_dtype(dtypes: tuple[torch.dtype, torch.dtype], form: Any) -> None:
+    own, cast = dtypes
+    parameters = [torch.randn(8, dtype=own, requires_grad=True) for _ in range(4)]
+    source = torch.randn(2, 5, 8, dtype=cast, requires_grad=True)
+    with forms.forced(form), torch.autocast("cpu", cast):
+        scores = torch.stack(ops.source_scores(source, parameters[:2], parameters[2:], EPS))
+    assert scores.dtype == torch.float32
+    found = torch.autograd.grad(scores.sum(), [source, *parameters])
+    assert [grad.dtype for grad in found] == [cast, own, own, own, own]
+
+
+def test_no_query_has_no_scores() -> None:
+    assert ops.source_scores(torch.randn(2, 5, 8), [], [], EPS) == ()
+
+
+def test_one_row_of_one_vector_is_the_same_compiled() -> None:
+    x, weight = torch.randn(8), torch.randn(1, 8)
+    compiled = torch.compile(lambda: ops.normed_product(x, weight, EPS), backend="eager")
+    torch.testing.assert_close(compiled(), ops.normed_product(x, weight, EPS))
+
+
 def test_weights_are_not_cast_for_each_call_that_is_kept() -> None:
     x, weight = torch.randn(2, 5, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
     with forms.forced("fused"), torch.autocast("cpu", torch.bfloat16):

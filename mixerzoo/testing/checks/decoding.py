@@ -120,20 +120,21 @@ def last_token(mixer: type[Mixer], case: Case) -> None:
     with observed(decoder.mixer) as calls:
         expected = decoder(tokens)[:, -1:]
     assert_close(decoder(tokens, last_only=True), expected, "the last token's logits")
-    # Few plans let a decoder ask, so the mixer is asked directly: its calls go on in the same way.
-    for call in calls.made:
+    # Few plans let a decoder ask, so the mixer is asked directly: what it gives must be the same from there on.
+    for call, after in zip(calls.made, [*calls.made[1:], None], strict=True):
         state, *others = call.arguments
         narrowed = decoder.mixer.last_token(state) if call.name in ("read", "write", "finish") else None
         if narrowed is None:
             continue
-        given = [each[:, -1:] if isinstance(each, Tensor) else each for each in others]
-        again = tensors_in(getattr(decoder.mixer, call.name)(narrowed, *given))
+        seen = call
         if call.name == "write":
-            expected_again = tensors_in(decoder.mixer.last_token(call.result))
-        else:
-            expected_again = [whole[:, -1:] for whole in tensors_in(call.result)]
-        for ours, theirs in zip(again, expected_again, strict=True):
-            assert_close(ours, theirs, f"{call} of the state of the last token")
+            if after is None or after.name not in ("read", "finish"):
+                continue
+            site, y = others
+            narrowed, seen = decoder.mixer.write(narrowed, site, y[:, -1:]), after
+        again = getattr(decoder.mixer, seen.name)(narrowed, *seen.arguments[1:])
+        for ours, whole in zip(tensors_in(again), tensors_in(seen.result), strict=True):
+            assert_close(ours, whole[:, -1:], f"{seen} of the state of the last token, from {call} on")
     cache = decoder.new_cache(case.batch_size)
     for piece in case.pieces(tokens):
         last = decoder(piece, cache, last_only=True)
