@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +52,7 @@ def follow(mixer: Mixer) -> Followed | None:
     try:
         with torch.enable_grad(), torch.device("cpu"):
             for made in walk.made(walk.cut):
-                tensors = [*walk.made_of(made.state), *made.given]
+                tensors = [*_tensors(made.state, walk.parts), *made.given]
                 used = {id(leaf) for leaf in _leaves(tensors)} & walk.parameters.keys()
                 if made.hook == "write":
                     streams.append(_streams(made.state, mixer.shape.hidden_size))
@@ -103,14 +103,6 @@ class _Traced(Walk):
         self.parts[id(leaves)] = leaves
         return leaves
 
-    def made_of(self, state: State) -> Iterator[Tensor]:
-        """Tensors of a state, but for those of parts that are known to be leaves."""
-        if isinstance(state, Tensor):
-            yield state
-        elif state is not None and id(state) not in self.parts:
-            for part in state:
-                yield from self.made_of(part)
-
     def _leaf(self, tensor: Tensor, sources: frozenset[Site | None]) -> Tensor:
         leaf = tensor.detach().requires_grad_()
         self.known[id(leaf)] = (leaf, sources)
@@ -140,12 +132,13 @@ def _is_table(parameter: Tensor, mixer: Mixer) -> bool:
     return parameter.ndim > 1 and parameter.size(0) == rows != mixer.shape.hidden_size
 
 
-def _tensors(state: State) -> Iterator[Tensor]:
+def _tensors(state: State, known: Container[int] = ()) -> Iterator[Tensor]:
+    """Tensors of a state, but for those of parts whose identity is known."""
     if isinstance(state, Tensor):
         yield state
-    elif state is not None:
+    elif state is not None and id(state) not in known:
         for part in state:
-            yield from _tensors(part)
+            yield from _tensors(part, known)
 
 
 def _streams(state: State, hidden_size: int) -> int:

@@ -149,7 +149,7 @@ class DeltaAttnRes(Mixer[Config]):
 
     def _source(self, value: Tensor, done: int) -> Source:
         """A source, which the reads after ``done`` sublayers and on attend to."""
-        each = [self.queries[str(number)] for number in range(done, self.num_sublayers)]
+        each = list(self.queries.values())[done - self.config.block_size :]
         queries, gains = ([getattr(query, name) for query in each] for name in ("query", "gain"))
         return Source(value, ops.source_scores(value, queries, gains, self.shape.norm_eps))
 
