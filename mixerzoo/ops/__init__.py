@@ -10,6 +10,7 @@ from mixerzoo.ops.depth_softmax import depth_softmax, depth_weights
 from mixerzoo.ops.joint_attention import attention_with_depth
 from mixerzoo.ops.normed_linear import normed_linear
 from mixerzoo.ops.normed_product import normed_product
+from mixerzoo.ops.shared import shared
 from mixerzoo.ops.sinkhorn import sinkhorn
 from mixerzoo.ops.source_softmax import source_scores, source_softmax, source_weights
 from mixerzoo.ops.streams import stream_read, stream_write
@@ -30,6 +31,7 @@ __all__ = [
     "normed_linear",
     "normed_product",
     "reads_at_once",
+    "shared",
     "sinkhorn",
     "source_reads",
     "source_scores",

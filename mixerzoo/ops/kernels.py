@@ -78,12 +78,13 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | 
 
 
 def weighted_sum_backward(
-    grads: Sequence[Tensor], sources: Sequence[Tensor], ways: Sequence[tuple[Tensor, ...]]
+    grads: Sequence[Tensor], sources: Sequence[Tensor], ways: Sequence[tuple[Tensor, ...]], wanted: Sequence[bool]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the sources of several sums, and those of weights [N] or [..., N]. Those of weights of channels,
-    sums over rows, are left."""
+    """Gradients of the wanted sources of several sums, and those of weights [N] or [..., N]. Those of weights of
+    channels, sums over rows, are left."""
     sources, launch = _prepare(sources)
-    of_sources, of_weights = [torch.empty_like(x) for x in sources], []
+    of_sources = [torch.empty_like(x) if is_wanted else None for x, is_wanted in zip(sources, wanted, strict=True)]
+    of_weights = []
     tables = launch.tables(sources, of_sources)
     for way, (grad, given) in enumerate(zip(grads, ways, strict=True)):
         has_dots = given[0].ndim != 2
@@ -98,7 +99,7 @@ def weighted_sum_backward(
         )  # fmt: skip
         if has_dots:
             of_weights.append(dots.sum_to_size(shape).to(weights.dtype))
-    return of_sources, of_weights
+    return [each for each in of_sources if each is not None], of_weights
 
 
 def _apart(weights: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -186,9 +187,12 @@ class _Launch:
         """Tiles that hold all rows."""
         return -(-self.rows // self.tile_rows(tiling))
 
-    def tables(self, *each: Sequence[Tensor]) -> list[Tensor]:
-        """For each sequence: addresses int64 [N] and whether each is of the wide dtype [N], on the device."""
-        numbers = [[x.data_ptr() for x in xs] + [int(x.dtype == self.wide) for x in xs] for xs in each]
+    def tables(self, *each: Sequence[Tensor | None]) -> list[Tensor]:
+        """For each sequence, on the device: addresses int64 [N], 0 for none, and whether each is of the wide dtype."""
+        numbers = [
+            [0 if x is None else x.data_ptr() for x in xs] + [int(x is not None and x.dtype == self.wide) for x in xs]
+            for xs in each
+        ]
         flat = torch.tensor([number for some in numbers for number in some], pin_memory=self.device.type == "cuda")
         # One copy for all, from pinned memory, so that it waits for nobody.
         return list(torch.split(flat.to(self.device, non_blocking=True), [len(some) for some in numbers]))

@@ -30,9 +30,15 @@ def _addresses(table, n, num_sources, TYPE: tl.constexpr):
 
 
 @triton.jit
+def _there(table, n, num_sources):
+    """Which sources [N, 1, 1] have an address."""
+    return (tl.load(table + n, mask=n < num_sources, other=0) != 0)[:, None, None]
+
+
+@triton.jit
 def _read(table, n, num_sources, at, mask, WIDE: tl.constexpr, NARROW: tl.constexpr, EXACT: tl.constexpr):
     """Tiles [N, ROWS, SIZE] of sources ``n``; the table has addresses, then 1 for sources of the wide dtype."""
-    there = (n < num_sources)[:, None, None] & mask[None, :, :]
+    there = _there(table, n, num_sources) & mask[None, :, :]
     wide = _addresses(table, n, num_sources, WIDE) + at[None, :, :]
     if WIDE == NARROW:
         x = tl.load(wide, mask=there, other=0.0).to(EXACT)
@@ -47,7 +53,7 @@ def _read(table, n, num_sources, at, mask, WIDE: tl.constexpr, NARROW: tl.conste
 @triton.jit
 def _write(table, n, num_sources, at, mask, x, WIDE: tl.constexpr, NARROW: tl.constexpr):
     """Store tiles [N, ROWS, SIZE] where the table says, in the dtypes that it says."""
-    there = (n < num_sources)[:, None, None] & mask[None, :, :]
+    there = _there(table, n, num_sources) & mask[None, :, :]
     wide = _addresses(table, n, num_sources, WIDE) + at[None, :, :]
     if WIDE == NARROW:
         tl.store(wide, x.to(WIDE), mask=there)

@@ -5,6 +5,7 @@ Letters in shapes: N sources of one shape [..., D].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.ops import forms
+from mixerzoo.ops.shared import Read, Unsummed, are_shared
 
 #: Forward and backward of 8192 × 1536 bf16 on an H100: the equation takes 0.18 ms a source, the kernel about 1 ms for 4
 #: to 25. Compiled, a step of DenseFormer takes 1.045 of residual's as the equation, 1.076 with the kernel.
@@ -145,14 +147,20 @@ def _(sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kern
 
 @torch.library.custom_op("mixerzoo::weighted_sum_backward", mutates_args=(), tags=forms.TAGS)
 def sums_backward_op(
-    grads: list[Tensor], sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool
+    grads: list[Tensor],
+    sources: list[Tensor],
+    weights: list[Tensor],
+    channels: list[Tensor],
+    wanted: list[bool],
+    kernel: bool,
 ) -> list[Tensor]:
-    """Gradients of the sources, then those of the weights, then those of the channels' weights if there are any."""
+    """Gradients of the sources of which they are wanted, then those of the weights, then those of the channels' weights
+    if there are any."""
     exact = forms.exact_dtype(grads[0])
     if kernel:
         from mixerzoo.ops import kernels
 
-        of_sources, of_numbers = kernels.weighted_sum_backward(grads, sources, _ways(weights, channels))
+        of_sources, of_numbers = kernels.weighted_sum_backward(grads, sources, _ways(weights, channels), wanted)
         per_channel = channels or [weight for weight in weights if weight.ndim == 2]
         sums = [
             torch.stack([_summed(grad * source, exact) for source in sources]).to(like.dtype)
@@ -167,20 +175,25 @@ def sums_backward_op(
     of_channels: list[list[Tensor]] = [[] for _ in channels]
     # One piece of memory for all products: new ones of this size cost a CPU more than the arithmetic.
     product = torch.empty_like(grads[0])
-    for source in sources:
+    for source, is_wanted, *of_ways in zip(sources, wanted, *ways, strict=True):
         of_source: Tensor | None = None
-        for way, grad in enumerate(grads):
-            for weight in next(ways[way]):
+        for way, (grad, each) in enumerate(zip(grads, of_ways, strict=True)):
+            for weight in each if is_wanted else ():
                 of_source = weight * grad if of_source is None else of_source.addcmul_(weight, grad)
             torch.mul(grad, source, out=product)
             of_weights[way].append(product.sum(summed, dtype=exact))
             if channels:
                 of_channels[way].append(_summed(product, exact))
-        assert of_source is not None
-        found.append(of_source.to(source.dtype).contiguous())
-    for way, weight in enumerate(weights):
-        found.append(torch.stack(of_weights[way], dim=-1 if weight.ndim > 2 else 0).to(weight.dtype))
+        if of_source is not None:
+            found.append(of_source.to(source.dtype).contiguous())
+    found += [_source_last(torch.stack(of_weights[way])).to(weight.dtype) for way, weight in enumerate(weights)]
     return found + [torch.stack(of_channels[way]).to(each.dtype) for way, each in enumerate(channels)]
+
+
+def _source_last(weights: Tensor) -> Tensor:
+    """Weights [N], [N, D] or, of each token, [N, …] as [..., N]. In memory sources come first: a CPU takes a fifth of
+    the time."""
+    return weights.movedim(0, -1) if weights.ndim > 2 else weights
 
 
 def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
@@ -190,15 +203,29 @@ def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
 
 @sums_backward_op.register_fake
 def _(
-    grads: list[Tensor], sources: list[Tensor], weights: list[Tensor], channels: list[Tensor], kernel: bool
+    grads: list[Tensor],
+    sources: list[Tensor],
+    weights: list[Tensor],
+    channels: list[Tensor],
+    wanted: list[bool],
+    kernel: bool,
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (*sources, *weights, *channels)]
+    of_sources = [x for x, is_wanted in zip(sources, wanted, strict=True) if is_wanted]
+    found = [x.new_empty(x.shape) for x in of_sources]
+    if kernel:
+        found += [x.new_empty(x.shape) for x in weights]
+    else:
+        found += [
+            _source_last(x.new_empty((len(sources), *grads[0].shape[:-1]) if x.ndim > 2 else x.shape)) for x in weights
+        ]
+    return found + [x.new_empty(x.shape) for x in channels]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     sources, weights, channels, ctx.kernel = inputs
     ctx.set_materialize_grads(False)
     ctx.counts = [len(sources), len(weights), len(channels)]
+    ctx.are_shared = are_shared(sources)
     ctx.save_for_backward(*sources, *weights, *channels)
 
 
@@ -219,7 +246,7 @@ def _backward(
         inputs = [*sources, *weights, *channels]
         found = forms.gradients(totals, inputs, torch.cat([grad.flatten() for grad in given]))
     else:
-        found = sums_backward_op(given, sources, weights, channels, ctx.kernel)
+        found = gradients(given, sources, weights, channels, ctx.are_shared, ctx.kernel)
     of_sources, *others = _split(found, [len(sources), len(weights), len(channels)])
     of_weights, of_channels = (dict(zip(read, each, strict=False)) for each in others)
     ways = range(len(grads))
@@ -229,6 +256,54 @@ def _backward(
         [of_channels.get(way) for way in ways] if channels else [],
         None,
     )
+
+
+def gradients(
+    grads: list[Tensor],
+    sources: list[Tensor],
+    weights: list[Tensor],
+    channels: list[Tensor],
+    are_shared: Sequence[bool],
+    kernel: bool,
+) -> list[Tensor]:
+    """Gradients of the sources, those of shared ones unsummed, then of the weights, then of the channels' weights if
+    there are any."""
+    # A compiler that traces the backward sums by itself.
+    later = [each and not torch.compiler.is_compiling() for each in are_shared]
+    found = sums_backward_op(grads, sources, weights, channels, [not each for each in later], kernel)
+    if not any(later):
+        return found  # type: ignore[no-any-return]
+    no_channels: list[tuple[Tensor | None, ...]] = [(None,) * len(sources)] * len(weights)
+    added = [each.unbind(0) for each in channels] or no_channels
+    ways = [each.unbind(-1 if each.ndim > 2 else 0) for each in weights]
+    add_up = functools.partial(_add_up, kernel=kernel)
+    given, whole = iter(found), []
+    for n, (source, is_later) in enumerate(zip(sources, later, strict=True)):
+        reads = tuple(Read(grad, way[n], each[n]) for grad, way, each in zip(grads, ways, added, strict=True))
+        whole.append(Unsummed(reads, source, add_up) if is_later else next(given))
+    return [*whole, *given]
+
+
+def _add_up(reads: Sequence[Read], kernel: bool) -> list[Tensor]:
+    """The weighted sum of the gradients of reads of one source; several if their weights are of several kinds."""
+    kinds: dict[tuple[int, bool], list[tuple[Tensor, Read]]] = {}
+    for read in reads:
+        weight = read.weight
+        assert weight is not None
+        if weight.ndim > 1:
+            weight = weight.expand(read.grad.shape[:-1])
+        kinds.setdefault((weight.ndim, read.channels is None), []).append((weight, read))
+    totals: list[Tensor] = []
+    for alike in kinds.values():
+        weights = torch.stack([weight for weight, _ in alike])
+        channels = [read.channels for _, read in alike if read.channels is not None]
+        totals += sums_op(
+            [read.grad for _, read in alike],
+            [_source_last(weights)],
+            [torch.stack(channels)] if channels else [],
+            kernel,
+        )
+    return totals
 
 
 def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

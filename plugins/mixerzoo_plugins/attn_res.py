@@ -232,6 +232,7 @@ class AttnRes(Mixer[Config]):
 
     def _source(self, value: Tensor, done: int) -> Source:
         """A finished source, which the reads after ``done`` sublayers and on attend to."""
+        value = ops.shared(value)
         return Source(value, self._scored(value, done, self.num_sublayers + 1 - done))
 
     def _scored(self, value: Tensor, done: int, count: int = 1) -> tuple[Tensor, ...]:

@@ -151,6 +151,7 @@ class DeltaAttnRes(Mixer[Config]):
         """A source, which the reads after ``done`` sublayers and on attend to."""
         each = list(self.queries.values())[done - self.config.block_size :]
         queries, gains = ([getattr(query, name) for query in each] for name in ("query", "gain"))
+        value = ops.shared(value)
         return Source(value, ops.source_scores(value, queries, gains, self.shape.norm_eps))
 
     def _read(self, state: State, site: Site) -> tuple[list[Tensor], list[Tensor]]:

@@ -87,6 +87,7 @@ class DenseFormer(Mixer[Config]):
             nn.init.ones_(weight[-1:])
 
     def start(self, x: Tensor, context: Context) -> State:
+        x = ops.shared(x)
         return State(x, (x,) if self.held[0] else ())
 
     def read(self, state: State, site: Site) -> Tensor:
@@ -96,7 +97,7 @@ class DenseFormer(Mixer[Config]):
         x = state.x + y
         if site.branch == "attention":
             return State(x, state.history)
-        t = site.step + 1
+        t, x = site.step + 1, ops.shared(x)
         outputs = self._outputs(state, t, x)
         if t in self.averaged:
             x = ops.weighted_sum([outputs[j] for j in self.averaged[t]], self.weights[str(t)])

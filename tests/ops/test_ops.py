@@ -21,7 +21,7 @@ import zoo
 from case import ZooCase
 from mixerzoo import ops
 from mixerzoo.ops import forms, joint_attention, sequence_attention
-from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, Drawn, attended, gradients, operation
+from operations import CLOSE, DRAWN, EPS, JOINT, NAMES, SHARED, Drawn, attended, gradients, operation
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
@@ -229,6 +229,7 @@ def test_one_node_under_compile(name: str) -> None:
     assert all(torch.allclose(got, expected, rtol=0, atol=1e-10) for got, expected in pairs)
     (graph,) = graphs
     # The scores of each source are a node of their own; 1 / rms alone is left to the compiler.
-    nodes = {"source_softmax, queries": 4, "inverse_rms": 0}.get(name, 1)
+    nodes = {"source_softmax, queries": 4, "inverse_rms": 0}.get(name.removeprefix(SHARED), 1)
+    nodes *= 1 + name.startswith(SHARED)
     assert sum("mixerzoo" in str(node.target) for node in graph.graph.nodes) == nodes
     torch._dynamo.reset()

@@ -26,6 +26,10 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
     def leaf(*shape: int, dtype: torch.dtype = other) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
+    if name.startswith(SHARED):
+        return shared_operation(
+            *operation(name.removeprefix(SHARED), num_sources, tokens, size, dtypes, seed), num_sources
+        )
     if name == "depth_softmax":
         q, kv = leaf(2, 4, tokens, size), [leaf(2, 2, tokens, size) for _ in range(2 * num_sources)]
         return lambda q, *kv: ops.depth_softmax(q, kv[:num_sources], kv[num_sources:]), [q, *kv]
@@ -34,16 +38,20 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
     if name in JOINT:
         return joint_operation(name, num_sources, tokens, size, leaf)
     sources = [leaf(2, tokens, size, dtype=first if n == 0 else other) for n in range(num_sources)]
-    if name == "source_softmax":
-        scores = [leaf(2, tokens, dtype=forms.exact_dtype(sources[0])) for _ in range(num_sources)]
-        return lambda *leaves: ops.source_softmax(leaves[:num_sources], leaves[num_sources:]), [*sources, *scores]
-    if name == "source_softmax, queries":
-
-        def attend(*leaves: Tensor) -> Tensor:
-            return attended(leaves[:num_sources], *leaves[num_sources:])
-
-        return attend, [*sources, leaf(size), leaf(size), leaf(1)]
+    if name.startswith("source_softmax"):
+        return softmax_operation(name, sources, leaf)
     return sums_operation(name, sources, leaf)
+
+
+def shared_operation(function: Callable[..., Tensor], leaves: list[Tensor], num_sources: int) -> Drawn:
+    """An operation of shared sources, two reads of which and one without an operation differ in their gradients."""
+
+    def read(*leaves: Tensor) -> Tensor:
+        sources, others = [ops.shared(x) for x in leaves[:num_sources]], leaves[num_sources:]
+        out = torch.cat([function(*sources, *others), function(*reversed(sources), *others)], dim=-1)
+        return torch.cat([out, sources[-1].to(out.dtype)], dim=-1)
+
+    return read, leaves
 
 
 def attended(sources: Sequence[Tensor], query: Tensor, gain: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,6 +60,19 @@ def attended(sources: Sequence[Tensor], query: Tensor, gain: Tensor, bias: Tenso
     if bias is not None:
         scores[-1] = scores[-1] + bias
     return ops.source_softmax(sources, scores)
+
+
+def softmax_operation(name: str, sources: list[Tensor], leaf: Callable[..., Tensor]) -> Drawn:
+    """A softmax over sources [2, tokens, size], of scores or of a query."""
+    if name == "source_softmax":
+        scores = [leaf(*sources[0].shape[:-1], dtype=forms.exact_dtype(sources[0])) for _ in range(len(sources))]
+        return lambda *leaves: ops.source_softmax(leaves[: len(sources)], leaves[len(sources) :]), [*sources, *scores]
+    size = sources[0].size(-1)
+
+    def attend(*leaves: Tensor) -> Tensor:
+        return attended(leaves[: len(sources)], *leaves[len(sources) :])
+
+    return attend, [*sources, leaf(size), leaf(size), leaf(1)]
 
 
 def sums_operation(name: str, sources: list[Tensor], leaf: Callable[..., Tensor]) -> Drawn:
@@ -139,6 +160,7 @@ def joint_operation(name: str, num_entries: int, tokens: int, size: int, leaf: C
     return attend, [q, *kv]
 
 
+SHARED = "shared, "
 JOINT = ("joint", "joint, causal", "joint, masked")
 NORMED = (
     "inverse_rms",
@@ -159,7 +181,7 @@ STREAMS = (
     "stream_write, static",
     "stream_write, no matrix",
 )
-NAMES = (
+SUMS = (
     "per site",
     "per channel",
     "per token",
@@ -170,6 +192,10 @@ NAMES = (
     "several per token and channel",
     "source_softmax",
     "source_softmax, queries",
+)
+NAMES = (
+    *SUMS,
+    *(f"{SHARED}{name}" for name in SUMS),
     "depth_softmax",
     *STREAMS,
     *JOINT,
