@@ -92,11 +92,12 @@ def weighted_sum_backward(
         added = weights if channels is None else channels.contiguous()
         shape, weights = weights.shape, _for_rows(weights, sources[0])
         dots = grad.new_empty((*grad.shape[:-1], len(sources)) if has_dots else 1, dtype=launch.exact)
-        launch.run(
-            programs.sum_backward_kernel, TILINGS["sum_backward"],
-            *tables, weights, added, grad.contiguous(), dots, len(sources), launch.rows, launch.size,
-            _per_row(weights), CHANNELS=channels is not None, DOTS=has_dots, ADDS=way > 0,
-        )  # fmt: skip
+        if has_dots or any(wanted):
+            launch.run(
+                programs.sum_backward_kernel, TILINGS["sum_backward"],
+                *tables, weights, added, grad.contiguous(), dots, len(sources), launch.rows, launch.size,
+                _per_row(weights), CHANNELS=channels is not None, DOTS=has_dots, ADDS=way > 0,
+            )  # fmt: skip
         if has_dots:
             of_weights.append(dots.sum_to_size(shape).to(weights.dtype))
     return [each for each in of_sources if each is not None], of_weights

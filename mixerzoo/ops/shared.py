@@ -2,8 +2,8 @@
 
 A read that weighs a source with w and is told the gradient g of its sum gives the source w·g. Added up one by one, as
 autograd does, the products of N readers are N vectors of the source's size, each written and read again. Here a read
-gives its w and g themselves, autograd joins them to longer lists, and the weighted sum of the g of all readers is made
-where the source was.
+gives its w and g themselves, autograd joins them to longer lists, and the weighted sum of the g of many readers is made
+in one go.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from torch.utils._pytree import tree_map_only
 
 from mixerzoo.ops import forms
 
+#: Reads that are summed at once. More would hold more gradients of sums at a time, of which there may be several for
+#: each layer, where a source has but one gradient.
+AT_ONCE = 16
+
 
 def shared(source: Tensor) -> Tensor:
-    """The same source for many readers, whose gradients are added up at once where these operations weigh it.
+    """The same source for many readers, whose gradients are added up together where these operations weigh it.
 
     Args:
         source: [..., D]; other readers may read it, too.
 
     Returns:
-        A view of it. Itself where no gradient is wanted, and where the equations are computed (`mixerzoo.ops.forms`),
-        as for small sources.
+        A view of it. Itself where no gradient is wanted, under a compiler, on the meta device, and where the equations
+        are computed (`mixerzoo.ops.forms`), as for small sources. What wraps the view in another node, as FSDP2 does at
+        every layer, has gradients added up one by one.
     """
     if not (torch.is_grad_enabled() and source.requires_grad) or source.is_meta or torch.compiler.is_compiling():
         return source
@@ -34,17 +39,25 @@ def shared(source: Tensor) -> Tensor:
     if form == "naive" or (form is None and source.numel() < forms.SMALLEST):
         return source
     share: Callable[[Tensor], Tensor] = _Shared.apply
-    return share(source)
+    view = share(source)
+    # Before all other hooks, and before autograd gives the gradient to whoever asked for it.
+    view.register_hook(_summed)
+    return view
 
 
 class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, source: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         return source.view_as(source)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.summed() if isinstance(grad, Unsummed) else grad
+    def backward(ctx: Any, grad: Tensor | None) -> Tensor | None:
+        return grad
+
+
+def _summed(grad: Tensor) -> Tensor:
+    return grad.summed() if isinstance(grad, Unsummed) else grad
 
 
 def are_shared(sources: Sequence[Tensor]) -> list[bool]:
@@ -57,30 +70,36 @@ class Read(NamedTuple):
 
     Attributes:
         grad: g, of the sum [..., D].
-        weight: w of the source: a number, [D] one per channel, or [...] one per token; None: 1.
+        weight: w of the source: a number, [D] one per channel, or [...] one per token.
         channels: what is added to weights of tokens [D], or None.
     """
 
     grad: Tensor
-    weight: Tensor | None
+    weight: Tensor
     channels: Tensor | None = None
+
+
+#: Adds up reads, into one total [..., D] or more, which are new.
+AddUp = Callable[[Sequence[Read]], list[Tensor]]
 
 
 class Unsummed(Tensor):
     """A gradient as the reads that it is the sum of. Whatever else is done with it is done with the sum.
 
     Args:
-        reads: one or more.
+        reads: one or more, or none where there is a rest.
         source: of which it is the gradient.
-        add_up: adds reads that have weights, and gives one total [..., D] or more, which are new.
+        add_up: of the reads.
+        rest: what is added to their sum, of the source's shape and dtype.
     """
 
     reads: tuple[Read, ...]
-    add_up: Callable[[Sequence[Read]], list[Tensor]]
+    add_up: AddUp
+    rest: Tensor | None
 
-    def __new__(cls, reads: tuple[Read, ...], source: Tensor, add_up: Callable[[Sequence[Read]], list[Tensor]]) -> Self:
+    def __new__(cls, reads: tuple[Read, ...], source: Tensor, add_up: AddUp, rest: Tensor | None = None) -> Self:
         made: Self = Tensor._make_wrapper_subclass(cls, source.shape, dtype=source.dtype, device=source.device)
-        made.reads, made.add_up = reads, add_up
+        made.reads, made.add_up, made.rest = reads, add_up, rest
         return made
 
     @classmethod
@@ -93,21 +112,41 @@ class Unsummed(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # PyTorch declares it without its first arguments
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.aten.add.Tensor and not kwargs and args[0].dtype == args[1].dtype:
-            # The engine joins the gradients of two readers.
+        # The engine joins the gradients of two readers.
+        if func is torch.ops.aten.add.Tensor and not kwargs and _are_alike(*args):
             first, second = args
-            unsummed = first if isinstance(first, cls) else second
-            return cls(_reads(first) + _reads(second), unsummed, unsummed.add_up)
+            return first.joined(second) if isinstance(first, cls) else second.joined(first)
         args, kwargs = tree_map_only(cls, cls.summed, (args, kwargs or {}))
         return func(*args, **kwargs)
 
+    def joined(self, other: Tensor) -> Tensor:
+        """The sum with another gradient of the source."""
+        rests, reads = [self.rest], self.reads
+        if isinstance(other, Unsummed):
+            rests, reads = [self.rest, other.rest], reads + other.reads
+        else:
+            rests.append(other)
+        given = [rest for rest in rests if rest is not None]
+        # Not in place: it may be somebody else's.
+        rest = given[0] + given[1] if len(given) > 1 else given[0] if given else None
+        found = Unsummed(reads, self, self.add_up, rest)
+        return found if len(reads) <= AT_ONCE else Unsummed((), self, self.add_up, found.summed())
+
     def summed(self) -> Tensor:
         """The gradient itself."""
-        total, *others = self.add_up([read for read in self.reads if read.weight is not None])
-        for each in (*others, *(read.grad for read in self.reads if read.weight is None)):
+        if not self.reads:
+            assert self.rest is not None
+            return self.rest
+        total, *others = self.add_up(self.reads)
+        for each in others if self.rest is None else (*others, self.rest):
             total = total.add_(each)
         return total.to(self.dtype)
 
 
-def _reads(grad: Tensor) -> tuple[Read, ...]:
-    return grad.reads if isinstance(grad, Unsummed) else (Read(grad, None),)
+def _are_alike(first: object, second: object) -> bool:
+    """Whether both are gradients of one source."""
+    return (
+        isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and (first.shape, first.dtype) == (second.shape, second.dtype)
+    )

@@ -263,19 +263,20 @@ def gradients(
     sources: list[Tensor],
     weights: list[Tensor],
     channels: list[Tensor],
-    are_shared: Sequence[bool],
+    takes_reads: Sequence[bool],
     kernel: bool,
 ) -> list[Tensor]:
-    """Gradients of the sources, those of shared ones unsummed, then of the weights, then of the channels' weights if
-    there are any."""
+    """Gradients of the sources, some as the reads that they are the sum of, then of the weights, then of the channels'
+    weights if there are any."""
     # A compiler that traces the backward sums by itself.
-    later = [each and not torch.compiler.is_compiling() for each in are_shared]
+    later = [takes and not torch.compiler.is_compiling() for takes in takes_reads]
     found = sums_backward_op(grads, sources, weights, channels, [not each for each in later], kernel)
     if not any(later):
         return found  # type: ignore[no-any-return]
+    # Copies, for an optimizer may step before the backward has come to the sources.
+    ways = [each.clone().unbind(-1 if each.ndim > 2 else 0) for each in weights]
     no_channels: list[tuple[Tensor | None, ...]] = [(None,) * len(sources)] * len(weights)
-    added = [each.unbind(0) for each in channels] or no_channels
-    ways = [each.unbind(-1 if each.ndim > 2 else 0) for each in weights]
+    added = [each.clone().unbind(0) for each in channels] or no_channels
     add_up = functools.partial(_add_up, kernel=kernel)
     given, whole = iter(found), []
     for n, (source, is_later) in enumerate(zip(sources, later, strict=True)):
@@ -286,23 +287,15 @@ def gradients(
 
 def _add_up(reads: Sequence[Read], kernel: bool) -> list[Tensor]:
     """The weighted sum of the gradients of reads of one source; several if their weights are of several kinds."""
-    kinds: dict[tuple[int, bool], list[tuple[Tensor, Read]]] = {}
+    kinds: dict[tuple[int, bool], list[Read]] = {}
     for read in reads:
-        weight = read.weight
-        assert weight is not None
-        if weight.ndim > 1:
-            weight = weight.expand(read.grad.shape[:-1])
-        kinds.setdefault((weight.ndim, read.channels is None), []).append((weight, read))
+        weight = read.weight.expand(read.grad.shape[:-1]) if read.weight.ndim > 1 else read.weight
+        kinds.setdefault((weight.ndim, read.channels is None), []).append(read._replace(weight=weight))
     totals: list[Tensor] = []
     for alike in kinds.values():
-        weights = torch.stack([weight for weight, _ in alike])
-        channels = [read.channels for _, read in alike if read.channels is not None]
-        totals += sums_op(
-            [read.grad for _, read in alike],
-            [_source_last(weights)],
-            [torch.stack(channels)] if channels else [],
-            kernel,
-        )
+        grads, weights, channels = zip(*alike, strict=True)
+        added = [] if channels[0] is None else [torch.stack(channels)]
+        totals += sums_op([*grads], [_source_last(torch.stack(weights))], added, kernel)
     return totals
 
 

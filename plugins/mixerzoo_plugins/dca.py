@@ -177,7 +177,8 @@ class Dca(Mixer[Config]):
                 nn.init.zeros_(module.score)
 
     def start(self, x: Tensor, context: Context) -> State:
-        x = ops.shared(x)
+        # In outputs every sum also scores its sources, each by itself, which cannot be added up later.
+        x = ops.shared(x) if self.streams else x
         return State(x, x, None, (x,))
 
     def read(self, state: State, site: Site) -> Tensor | AttentionInputs:
@@ -191,18 +192,17 @@ class Dca(Mixer[Config]):
     def write(self, state: State, site: Site, y: Tensor) -> State:
         stream = state.stream + y
         if self.streams:
-            if site.branch == "mlp":
-                stream = ops.shared(stream)
+            stream = ops.shared(stream) if site.branch == "mlp" else stream
             return State(stream, stream, None, self._streams(state, site, stream))
         if site.branch == "attention":
             x = self.queries[str(site.step)](state.stream, state.sources) + y if site.step else stream
             return State(stream, x, y, state.sources)
         assert state.attended is not None
-        sources = (*state.sources, ops.shared(state.attended + y))
+        sources = (*state.sources, state.attended + y)
         if site.step > self.num_recent:
             # The sum of the old blocks, and the one that is no longer recent.
             embedding, old, latest, *recent = sources
-            sources = (embedding, ops.shared(old + latest), *recent)
+            sources = (embedding, old + latest, *recent)
         return State(stream, stream, None, sources)
 
     def finish(self, state: State) -> Tensor:

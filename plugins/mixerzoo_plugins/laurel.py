@@ -130,7 +130,7 @@ class ResidualBranch(NamedTuple):
             # The map is linear: one of the sum is the sum of all.
             x = x + (weighed if self.previous_map is None else self.previous_map(weighed))
         x = x + y if alpha is None else torch.addcmul(x, alpha, y)
-        return State(x, activations[: self.num_kept])
+        return State(ops.shared(x) if self.num_kept else x, activations[: self.num_kept])
 
     def _bounded(self, weights: Tensor) -> Tensor:
         """α and β [2]."""
@@ -207,7 +207,7 @@ class Laurel(ConnectionMixer[Config]):
         return {name: matrix for name, _ in self.named_parameters() if name.endswith((".a", ".b"))}
 
     def start(self, x: Tensor, context: Context) -> State:
-        return State(x, ())
+        return State(ops.shared(x) if self.num_previous else x, ())
 
     def connection(self, site: Site) -> ResidualBranch:
         number = site.number

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from case import ZooCase
 from mixerzoo import ops
 from mixerzoo.ops import forms
-from mixerzoo.ops.shared import Unsummed
+from mixerzoo.ops.shared import AT_ONCE, Unsummed
+from operations import operation
 
 READERS = 5
 
@@ -24,6 +26,21 @@ READERS = 5
 def one_node_for_each_read() -> Iterator[None]:
     with forms.forced("fused"):
         yield
+
+
+@pytest.fixture
+def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many reads are summed at once, each time."""
+    found: list[int] = []
+    summed = Unsummed.summed
+
+    def counted(grad: Unsummed) -> Tensor:
+        if grad.reads:
+            found.append(len(grad.reads))
+        return summed(grad)
+
+    monkeypatch.setattr(Unsummed, "summed", counted)
+    return found
 
 
 class Calls(TorchDispatchMode):
@@ -100,22 +117,72 @@ def test_weights_of_all_kinds_meet_at_one_source() -> None:
         zoo.assert_close(got, like, 1e-12)
 
 
-def test_hooks_see_the_sum() -> None:
+def test_whoever_asks_for_the_gradient_of_a_shared_source_gets_the_sum() -> None:
     x, weight = leaf(2, 3, 4), torch.rand(2, 3, 1).double()
-    seen: list[Tensor] = []
     source = ops.shared(x * 1)
+    seen: list[Tensor] = []
 
-    def doubled(grad: Tensor) -> Tensor:
-        seen.append(grad * 1)
-        return 2 * grad
+    def read() -> Tensor:
+        return ops.weighted_sum([source], weight).sum() + ops.weighted_sum([source], 3 * weight).sum()
 
-    source.register_hook(doubled)
-    (ops.weighted_sum([source], weight).sum() + ops.weighted_sum([source], 3 * weight).sum()).backward()
+    def changed(grad: Tensor) -> Tensor:
+        seen.append(grad)
+        return 2 * (grad + 1)
+
     expected = (4 * weight).expand(2, 3, 4)
-    zoo.assert_close(seen[0], expected, 1e-12)
-    assert type(seen[0]) is Tensor
+    (found,) = torch.autograd.grad(read(), source)
+    source.register_hook(changed)
+    source.retain_grad()
+    read().backward()
+    assert source.grad is not None
     assert x.grad is not None
-    zoo.assert_close(x.grad, 2 * expected, 1e-12)
+    for got, like in [(found, expected), (seen[0], expected), (source.grad, 2 * expected + 2)]:
+        assert type(got) is Tensor
+        zoo.assert_close(got, like, 1e-12)
+    zoo.assert_close(x.grad, 2 * expected + 2, 1e-12)
+
+
+def test_two_backwards_of_one_graph() -> None:
+    x, weight = leaf(2, 3, 4), leaf(2, 3, 1, seed=1)
+    source = ops.shared(x * 1)
+    out = sum(ops.weighted_sum([source], n * weight).square().sum() for n in range(1, 4))
+    assert isinstance(out, Tensor)
+    once = torch.autograd.grad(out, [x, weight], retain_graph=True)
+    for first, second in zip(once, torch.autograd.grad(out, [x, weight]), strict=True):
+        zoo.assert_close(first, second, 0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 4), (2, 3, 1)], ids=["site", "channel", "token"])
+def test_an_optimizer_may_step_within_the_backward(shape: tuple[int, ...]) -> None:
+    x, weights = leaf(2, 3, 4), [leaf(*shape, seed=1)]
+    if len(shape) == 3:
+        weights.append(leaf(1, 4, seed=2))  # of channels
+    with torch.no_grad():
+        expected = torch.stack(torch.broadcast_tensors(*weights)).sum(0).expand(2, 3, 4)
+
+    def step(weight: Tensor) -> None:
+        weight.data.zero_()
+
+    for weight in weights:
+        weight.register_post_accumulate_grad_hook(step)
+    ops.weighted_sum([ops.shared(x * 1)], *weights).sum().backward()
+    assert x.grad is not None
+    zoo.assert_close(x.grad, expected, 1e-12)
+    assert not any(weight.any() for weight in weights)
+
+
+def test_few_gradients_are_held_at_once(sums: list[int]) -> None:
+    x, weights = leaf(2, 3, 4), [leaf(2, 3, 1, seed=n) for n in range(3 * AT_ONCE)]
+
+    def read(source: Tensor) -> Tensor:
+        return (
+            torch.stack([ops.weighted_sum([source], weight).square() for weight in weights]).sum() + source.exp().sum()
+        )
+
+    (expected,) = torch.autograd.grad(read(x * 1), x)
+    (found,) = torch.autograd.grad(read(ops.shared(x * 1)), x)
+    zoo.assert_close(found, expected, 1e-12)
+    assert sorted(sums) == [AT_ONCE - 2, AT_ONCE + 1, AT_ONCE + 1]
 
 
 def test_a_source_is_shared_only_where_a_gradient_is_wanted() -> None:
@@ -130,29 +197,32 @@ def test_a_source_is_shared_only_where_a_gradient_is_wanted() -> None:
     assert ops.shared(x).data_ptr() == x.data_ptr()
 
 
+@pytest.mark.parametrize("kind", ["per site", "per channel", "per token", "several per token and channel"])
+def test_a_compiler_is_told_how_gradients_lie_in_memory(kind: str) -> None:
+    _, leaves = operation(kind, 3, 4, 6, [torch.float64] * 2)
+    sources = [x.detach() for x in leaves[:3]]
+    weights = [x.detach() for x in leaves[3:] if "channel" not in kind or x.ndim > 2 or kind == "per channel"]
+    channels = [x.detach() for x in leaves[3 + len(weights) :]]
+    grads = [torch.randn_like(sources[0]) for _ in weights]
+    arguments = (grads, sources, weights, channels, [True, False, True], False)
+    opcheck(torch.ops.mixerzoo.weighted_sum_backward.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize(
-    ("case", "num_readers"),
+    ("case", "num_reads"),
     [
-        (ZooCase("attn_res"), 8),
-        (ZooCase("attn_res", {"block_size": 3}), 8),
-        (ZooCase("delta_attn_res"), 7),
-        (ZooCase("denseformer"), 4),
-        (ZooCase("mudd"), 4),
-        (ZooCase("dca"), 3),
-        (ZooCase("dca", {"dialect": "outputs"}), 3),
+        (ZooCase("attn_res"), [8, 8, 7, 6, 5, 4, 3, 2, 1]),
+        # The open block is not shared.
+        (ZooCase("attn_res", {"block_size": 3}), [8, 6, 3]),
+        (ZooCase("delta_attn_res"), [7, 7, 6, 5, 4, 3, 2, 1]),
+        (ZooCase("denseformer"), [4, 4, 3, 2, 1]),
+        (ZooCase("mudd"), [13, 13, 9, 5, 1]),
+        (ZooCase("dca"), [9, 9, 6, 3]),
+        (ZooCase("dca", {"num_recent": 1}), [9, 6, 6, 3]),
+        (ZooCase("laurel", {"variant": "pa", "num_previous": 3}), [3, 3, 3, 3, 3, 3, 2, 1]),
     ],
     ids=str,
 )
-def test_mixers_share_the_sources_that_many_sites_read(
-    case: ZooCase, num_readers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    most: list[int] = []
-    summed = Unsummed.summed
-
-    def counted(grad: Unsummed) -> Tensor:
-        most.append(len(grad.reads))
-        return summed(grad)
-
-    monkeypatch.setattr(Unsummed, "summed", counted)
+def test_mixers_share_the_sources_that_many_sites_read(case: ZooCase, num_reads: list[int], sums: list[int]) -> None:
     zoo.make(case, num_layers=4)(zoo.some_tokens(1, 4)).sum().backward()
-    assert max(most) >= num_readers
+    assert sorted(sums, reverse=True) == num_reads
