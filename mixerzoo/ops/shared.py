@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 from mixerzoo.ops import forms
 
-#: Reads that are summed at once. More would hold more gradients of sums at a time, of which there may be several for
-#: each layer, where a source has but one gradient.
+#: From so many reads on they are summed. Until then their g are held, which are more than the gradients of few sources:
+#: a layer may make several sums, and on a CPU those of a softmax over sources in bfloat16 are in float32.
 AT_ONCE = 16
 
 
@@ -26,7 +26,7 @@ def shared(source: Tensor) -> Tensor:
     """The same source for many readers, whose gradients are added up together where these operations weigh it.
 
     Args:
-        source: [..., D]; other readers may read it, too.
+        source: [..., D]; other readers may read it, too. Neither it nor what is returned may be changed in place.
 
     Returns:
         A view of it. Itself where no gradient is wanted, under a compiler, on the meta device, and where the equations
@@ -84,7 +84,7 @@ AddUp = Callable[[Sequence[Read]], list[Tensor]]
 
 
 class Unsummed(Tensor):
-    """A gradient as the reads that it is the sum of. Whatever else is done with it is done with the sum.
+    """A gradient as the reads that it is the sum of. What is done with it is done with the sum; in place nothing is.
 
     Args:
         reads: one or more, or none where there is a rest.
@@ -116,6 +116,8 @@ class Unsummed(Tensor):
         if func is torch.ops.aten.add.Tensor and not kwargs and _are_alike(*args):
             first, second = args
             return first.joined(second) if isinstance(first, cls) else second.joined(first)
+        if func._schema.is_mutable and isinstance(args[0], cls):
+            raise RuntimeError(f"{func} would change a gradient that is not summed yet")
         args, kwargs = tree_map_only(cls, cls.summed, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -130,7 +132,7 @@ class Unsummed(Tensor):
         # Not in place: it may be somebody else's.
         rest = given[0] + given[1] if len(given) > 1 else given[0] if given else None
         found = Unsummed(reads, self, self.add_up, rest)
-        return found if len(reads) <= AT_ONCE else Unsummed((), self, self.add_up, found.summed())
+        return found if len(reads) < AT_ONCE else Unsummed((), self, self.add_up, found.summed())
 
     def summed(self) -> Tensor:
         """The gradient itself."""

@@ -64,8 +64,13 @@ def _folded(source: Tensor, queries: Sequence[Tensor], gains: Sequence[Tensor]) 
     exact = forms.exact_dtype(source)
     if len(queries) == 1:
         return (queries[0].to(exact) * gains[0].to(exact)).unsqueeze(0)
-    # Autocast to one short dtype refuses to stack the other.
-    return torch.stack([each.to(exact) for each in queries]) * torch.stack([each.to(exact) for each in gains])
+    return _stacked(queries, exact) * _stacked(gains, exact)
+
+
+def _stacked(vectors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    # One by one: autocast to one short dtype refuses to stack the other. Calls of `to` take time in decoding, even with
+    # nothing to do.
+    return torch.stack([x if x.dtype == dtype else x.to(dtype) for x in vectors])
 
 
 @torch.library.custom_op("mixerzoo::source_scores", mutates_args=())
@@ -96,7 +101,7 @@ def _scores_backward_op(
     """Gradients of the source, of the queries and of the gains [Q, D]."""
     folded = _folded(source, queries, gains)
     of_source, of_folded = product_backward_op(grad, source, folded, None, scores, inverse_rms, kernel)
-    return [of_source, *(of_folded * torch.stack([x.to(grad.dtype) for x in each]) for each in (gains, queries))]
+    return [of_source, *(of_folded * _stacked(each, grad.dtype) for each in (gains, queries))]
 
 
 @_scores_backward_op.register_fake

@@ -246,6 +246,9 @@ def _backward(
         inputs = [*sources, *weights, *channels]
         found = forms.gradients(totals, inputs, torch.cat([grad.flatten() for grad in given]))
     else:
+        if any(ctx.are_shared):
+            # An optimizer may step before the backward has come to the sources.
+            weights, channels = ([each.clone() for each in part] for part in (weights, channels))
         found = gradients(given, sources, weights, channels, ctx.are_shared, ctx.kernel)
     of_sources, *others = _split(found, [len(sources), len(weights), len(channels)])
     of_weights, of_channels = (dict(zip(read, each, strict=False)) for each in others)
@@ -263,20 +266,19 @@ def gradients(
     sources: list[Tensor],
     weights: list[Tensor],
     channels: list[Tensor],
-    takes_reads: Sequence[bool],
+    unsummed: Sequence[bool],
     kernel: bool,
 ) -> list[Tensor]:
-    """Gradients of the sources, some as the reads that they are the sum of, then of the weights, then of the channels'
+    """Gradients of the sources, some `Unsummed`, which hold the weights, then of the weights, then of the channels'
     weights if there are any."""
     # A compiler that traces the backward sums by itself.
-    later = [takes and not torch.compiler.is_compiling() for takes in takes_reads]
+    later = [each and not torch.compiler.is_compiling() for each in unsummed]
     found = sums_backward_op(grads, sources, weights, channels, [not each for each in later], kernel)
     if not any(later):
         return found  # type: ignore[no-any-return]
-    # Copies, for an optimizer may step before the backward has come to the sources.
-    ways = [each.clone().unbind(-1 if each.ndim > 2 else 0) for each in weights]
+    ways = [each.unbind(-1 if each.ndim > 2 else 0) for each in weights]
     no_channels: list[tuple[Tensor | None, ...]] = [(None,) * len(sources)] * len(weights)
-    added = [each.clone().unbind(0) for each in channels] or no_channels
+    added = [each.unbind(0) for each in channels] or no_channels
     add_up = functools.partial(_add_up, kernel=kernel)
     given, whole = iter(found), []
     for n, (source, is_later) in enumerate(zip(sources, later, strict=True)):

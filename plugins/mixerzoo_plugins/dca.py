@@ -177,9 +177,8 @@ class Dca(Mixer[Config]):
                 nn.init.zeros_(module.score)
 
     def start(self, x: Tensor, context: Context) -> State:
-        # In outputs every sum also scores its sources, each by itself, which cannot be added up later.
-        x = ops.shared(x) if self.streams else x
-        return State(x, x, None, (x,))
+        # In outputs every sum also scores each source by itself, and those gradients are added up one by one anyway.
+        return State(x, x, None, (ops.shared(x) if self.streams else x,))
 
     def read(self, state: State, site: Site) -> Tensor | AttentionInputs:
         if site.branch == "mlp":
@@ -192,7 +191,6 @@ class Dca(Mixer[Config]):
     def write(self, state: State, site: Site, y: Tensor) -> State:
         stream = state.stream + y
         if self.streams:
-            stream = ops.shared(stream) if site.branch == "mlp" else stream
             return State(stream, stream, None, self._streams(state, site, stream))
         if site.branch == "attention":
             x = self.queries[str(site.step)](state.stream, state.sources) + y if site.step else stream
@@ -263,7 +261,7 @@ class Dca(Mixer[Config]):
         if site.step + 1 == self.shape.num_steps:
             return ()
         if site.branch == "mlp":
-            return (*state.sources, stream)
+            return (*state.sources, ops.shared(stream))
         embedding, *blocks = state.sources
         return (embedding, *blocks[-self.num_recent :])
 

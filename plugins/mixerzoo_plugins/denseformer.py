@@ -87,8 +87,7 @@ class DenseFormer(Mixer[Config]):
             nn.init.ones_(weight[-1:])
 
     def start(self, x: Tensor, context: Context) -> State:
-        x = ops.shared(x)
-        return State(x, (x,) if self.held[0] else ())
+        return State(x, (ops.shared(x),) if self.held[0] else ())
 
     def read(self, state: State, site: Site) -> Tensor:
         return state.x

@@ -152,8 +152,7 @@ class Mudd(Mixer[Config]):
         return {name: ParameterRole(decay=True) for name, _ in self.named_parameters() if not name.endswith("bias")}
 
     def start(self, x: Tensor, context: Context) -> State:
-        x = ops.shared(x)
-        return State(x, (x,), None)
+        return State(x, (ops.shared(x),), None)
 
     def read(self, state: State, site: Site) -> Tensor | AttentionInputs:
         if site.branch == "mlp" or state.weights is None:
@@ -165,8 +164,8 @@ class Mudd(Mixer[Config]):
         if site.branch == "attention":
             x = state.x if state.weights is None else ops.weighted_sum(state.outputs, state.weights[..., -1, :])
             return State(x + y, state.outputs, None)
-        x = ops.shared(state.x + y)
-        return State(x, (*state.outputs, x), self.mixes[str(site.step + 1)](x))
+        x = state.x + y
+        return State(x, (*state.outputs, ops.shared(x)), self.mixes[str(site.step + 1)](x))
 
     def finish(self, state: State) -> Tensor:
         assert state.weights is not None
