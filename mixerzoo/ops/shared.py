@@ -123,16 +123,12 @@ class Unsummed(Tensor):
 
     def joined(self, other: Tensor) -> Tensor:
         """The sum with another gradient of the source."""
-        rests, reads = [self.rest], self.reads
-        if isinstance(other, Unsummed):
-            rests, reads = [self.rest, other.rest], reads + other.reads
-        else:
-            rests.append(other)
-        given = [rest for rest in rests if rest is not None]
-        # Not in place: it may be somebody else's.
-        rest = given[0] + given[1] if len(given) > 1 else given[0] if given else None
-        found = Unsummed(reads, self, self.add_up, rest)
-        return found if len(reads) < AT_ONCE else Unsummed((), self, self.add_up, found.summed())
+        reads, rest = (other.reads, other.rest) if isinstance(other, Unsummed) else ((), other)
+        if self.rest is not None:
+            # Not in place: either may be somebody else's.
+            rest = self.rest if rest is None else self.rest + rest
+        found = Unsummed(self.reads + reads, self, self.add_up, rest)
+        return found if len(found.reads) < AT_ONCE else Unsummed((), self, self.add_up, found.summed())
 
     def summed(self) -> Tensor:
         """The gradient itself."""

@@ -273,9 +273,9 @@ def gradients(
     weights if there are any."""
     # A compiler that traces the backward sums by itself.
     later = [each and not torch.compiler.is_compiling() for each in unsummed]
-    found = sums_backward_op(grads, sources, weights, channels, [not each for each in later], kernel)
+    found: list[Tensor] = sums_backward_op(grads, sources, weights, channels, [not each for each in later], kernel)
     if not any(later):
-        return found  # type: ignore[no-any-return]
+        return found
     ways = [each.unbind(-1 if each.ndim > 2 else 0) for each in weights]
     no_channels: list[tuple[Tensor | None, ...]] = [(None,) * len(sources)] * len(weights)
     added = [each.unbind(0) for each in channels] or no_channels
