@@ -64,15 +64,16 @@ TRITON_DTYPES = {
 
 def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | None = None) -> Tensor:
     """As `mixerzoo.ops.weighted_sum`."""
-    sources, launch = _prepare(sources)
+    sources = _prepare(sources)
+    launch = _Launch(sources)
     weights, channels = _apart(weights, channels)
     added = weights if channels is None else channels.contiguous()
     weights = _for_rows(weights, sources[0])
-    out = torch.empty(sources[0].shape, dtype=forms.common_dtype(sources), device=sources[0].device)
+    out = torch.empty(sources[0].shape, dtype=launch.wide, device=launch.device)
     launch.run(
         programs.sum_kernel, TILINGS["sum"],
-        *launch.tables(sources), weights, added, out, len(sources), launch.rows, launch.size, _per_row(weights),
-        CHANNELS=channels is not None,
+        *launch.tables(sources), weights, added, out, len(sources), launch.num_wide, launch.rows, launch.size,
+        _per_row(weights), CHANNELS=channels is not None, NARROW=launch.narrow,
     )  # fmt: skip
     return out
 
@@ -82,25 +83,28 @@ def weighted_sum_backward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of the wanted sources of several sums, and those of weights [N] or [..., N]. Those of weights of
     channels, sums over rows, are left."""
-    sources, launch = _prepare(sources)
+    given, sources = sources, _prepare(sources)
+    launch = _Launch(sources)
     of_sources = [torch.empty_like(x) if is_wanted else None for x, is_wanted in zip(sources, wanted, strict=True)]
     of_weights = []
     tables = launch.tables(sources, of_sources)
-    for way, (grad, given) in enumerate(zip(grads, ways, strict=True)):
-        has_dots = given[0].ndim != 2
-        weights, channels = _apart(*given)
+    for number, (grad, way) in enumerate(zip(grads, ways, strict=True)):
+        has_dots = way[0].ndim != 2
+        weights, channels = _apart(*way)
         added = weights if channels is None else channels.contiguous()
         shape, weights = weights.shape, _for_rows(weights, sources[0])
         dots = grad.new_empty((*grad.shape[:-1], len(sources)) if has_dots else 1, dtype=launch.exact)
         if has_dots or any(wanted):
             launch.run(
                 programs.sum_backward_kernel, TILINGS["sum_backward"],
-                *tables, weights, added, grad.contiguous(), dots, len(sources), launch.rows, launch.size,
-                _per_row(weights), CHANNELS=channels is not None, DOTS=has_dots, ADDS=way > 0,
+                *tables, weights, added, grad.contiguous(), dots, len(sources), launch.num_wide, launch.rows,
+                launch.size, _per_row(weights),
+                CHANNELS=channels is not None, DOTS=has_dots, ADDS=number > 0, NARROW=launch.narrow,
             )  # fmt: skip
         if has_dots:
             of_weights.append(dots.sum_to_size(shape).to(weights.dtype))
-    return [each for each in of_sources if each is not None], of_weights
+    found = [of_x.to(x.dtype) for x, of_x in zip(given, of_sources, strict=True) if of_x is not None]
+    return found, of_weights
 
 
 def _apart(weights: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -110,11 +114,12 @@ def _apart(weights: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Ten
 
 def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The mix [..., d] and its weights [..., N] of a query [..., d] for each row."""
-    both, launch = _prepare([*keys, *values])
-    keys, values = both[: len(keys)], both[len(keys) :]
-    first = values[0]
-    out = torch.empty(first.shape, dtype=forms.common_dtype(values), device=first.device)
-    scores = torch.empty((*first.shape[:-1], len(keys)), dtype=launch.exact, device=first.device)
+    out_dtype = forms.common_dtype(values)
+    keys, values = _one_dtype(keys, values)
+    launch = _Launch(keys)
+    shape = values[0].shape
+    out = torch.empty(shape, dtype=out_dtype, device=launch.device)
+    scores = torch.empty((*shape[:-1], len(keys)), dtype=launch.exact, device=launch.device)
     launch.run(
         programs.attend_kernel, TILINGS["attend"],
         *launch.tables(keys, values), q.contiguous(), out, scores, len(keys), launch.rows, launch.size,
@@ -127,8 +132,9 @@ def depth_softmax_backward(
     grad: Tensor, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], out: Tensor, weights: Tensor
 ) -> list[Tensor]:
     """Gradients of the keys, of the values and of the query."""
-    both, launch = _prepare([*keys, *values])
-    keys, values = both[: len(keys)], both[len(keys) :]
+    given = [*keys, *values]
+    keys, values = _one_dtype(keys, values)
+    launch = _Launch(keys)
     of_keys, of_values = [torch.empty_like(x) for x in keys], [torch.empty_like(x) for x in values]
     of_query = torch.empty(q.shape, dtype=launch.exact, device=q.device)
     launch.run(
@@ -137,7 +143,8 @@ def depth_softmax_backward(
         weights.contiguous(), of_query, len(keys), launch.rows, launch.size,
         SCALE=1 / math.sqrt(q.size(-1)),
     )  # fmt: skip
-    return [*of_keys, *of_values, of_query]
+    found = [of_x.to(x.dtype) for x, of_x in zip(given, [*of_keys, *of_values], strict=True)]
+    return [*found, of_query]
 
 
 def normed_dot(x: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -163,7 +170,7 @@ def normed_dot_backward(
 
 
 class _Launch:
-    """Sizes and dtypes that every kernel over some sources shares.
+    """Sizes and dtypes that every kernel over some sources shares, and the order of those: the wide dtype's come first.
 
     Args:
         sources: contiguous, of one shape, of at most two dtypes.
@@ -176,8 +183,10 @@ class _Launch:
         self.device = first.device
         self.wide = forms.common_dtype(sources)
         narrow = {x.dtype for x in sources} - {self.wide}
-        self.narrow = narrow.pop() if narrow else self.wide
+        self.narrow = TRITON_DTYPES[narrow.pop() if narrow else self.wide]
         self.exact = torch.promote_types(self.wide, torch.float32)
+        self.order = sorted(range(len(sources)), key=lambda n: sources[n].dtype != self.wide)
+        self.num_wide = sum(x.dtype == self.wide for x in sources)
         self.tile_size = int(triton.next_power_of_2(self.size))
 
     def tile_rows(self, tiling: Tiling) -> int:
@@ -189,11 +198,10 @@ class _Launch:
         return -(-self.rows // self.tile_rows(tiling))
 
     def tables(self, *each: Sequence[Tensor | None]) -> list[Tensor]:
-        """For each sequence, on the device: addresses int64 [N], 0 for none, and whether each is of the wide dtype."""
-        numbers = [
-            [0 if x is None else x.data_ptr() for x in xs] + [int(x is not None and x.dtype == self.wide) for x in xs]
-            for xs in each
-        ]
+        """For each sequence, on the device int64 [2N]: addresses, 0 for none, the wide dtype's first; then, in that
+        order, which source each is."""
+        ordered = [[xs[n] for n in self.order] for xs in each]
+        numbers = [[0 if x is None else x.data_ptr() for x in xs] + self.order for xs in ordered]
         flat = torch.tensor([number for some in numbers for number in some], pin_memory=self.device.type == "cuda")
         # One copy for all, from pinned memory, so that it waits for nobody.
         return list(torch.split(flat.to(self.device, non_blocking=True), [len(some) for some in numbers]))
@@ -207,8 +215,7 @@ class _Launch:
         sources = max(1, tiling.sources * MOST_WARPS // (2 * tiling.warps * wider))
         self._start(
             kernel[(self.tiles(tiling),)], tiling, *arguments, **options,
-            SOURCES=min(sources, tiling.sources, triton.next_power_of_2(count)),
-            WIDE=TRITON_DTYPES[self.wide], NARROW=TRITON_DTYPES[self.narrow],
+            SOURCES=min(sources, tiling.sources, triton.next_power_of_2(count)), WIDE=TRITON_DTYPES[self.wide],
         )  # fmt: skip
 
     def run_one(self, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
@@ -228,13 +235,18 @@ class _Launch:
             )
 
 
-def _prepare(sources: Sequence[Tensor]) -> tuple[list[Tensor], _Launch]:
-    """Sources as kernels read them: contiguous, of one dtype beside the common one, aligned to 16 bytes."""
+def _prepare(sources: Sequence[Tensor], num_dtypes: int = 2) -> list[Tensor]:
+    """Sources as kernels read them: contiguous, of so many dtypes with the common one, aligned to 16 bytes."""
     wide = forms.common_dtype(sources)
-    several = len({x.dtype for x in sources} - {wide}) > 1
+    several = len({wide, *(x.dtype for x in sources)}) > num_dtypes
     ready = [(x.to(wide) if several else x).contiguous() for x in sources]
-    ready = [x if x.data_ptr() % 16 == 0 else x.clone() for x in ready]
-    return ready, _Launch(ready)
+    return [x if x.data_ptr() % 16 == 0 else x.clone() for x in ready]
+
+
+def _one_dtype(keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values as kernels read them."""
+    ready = _prepare([*keys, *values], num_dtypes=1)
+    return ready[: len(keys)], ready[len(keys) :]
 
 
 def _for_rows(weights: Tensor, source: Tensor) -> Tensor:

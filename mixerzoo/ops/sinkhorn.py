@@ -22,12 +22,15 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     Columns come last, so they sum to 1 up to rounding; rows do as far as the iterations have converged.
 
     Args:
-        logits: [..., n, n], float32 or float64.
+        logits: [..., n, n]; computed in float32, or float64 for float64.
         iterations: passes over rows and columns.
 
     Returns:
-        [..., n, n].
+        [..., n, n], in the logits' dtype.
     """
+    exact = forms.exact_dtype(logits)
+    if logits.dtype != exact:
+        return sinkhorn(logits.to(exact), iterations).to(logits.dtype)
     form = forms.forced_form()
     if form == "naive":
         return _naive(logits, iterations)

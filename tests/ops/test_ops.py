@@ -78,13 +78,22 @@ def unusual(name: str) -> Drawn:
         sources = [leaf(2, 3, 8), leaf(2, 3, 8, dtype=torch.float32)]
 
         return lambda *leaves: attended(leaves[:2], *leaves[2:]), [*sources, leaf(8), leaf(8)]
-    dtypes = (torch.float16, torch.bfloat16) if name == "two short dtypes" else (torch.float64,) * 2
-    shape = {"weights of all rows": (1, 1, 2), "weights of each token": (1, 3, 2)}.get(name, (2, 3, 2))
+    dtypes = {
+        "two short dtypes": (torch.float16, torch.bfloat16),
+        "wide sources last": (*(torch.bfloat16,) * 5, *(torch.float32,) * 6),
+    }.get(name, (torch.float64,) * 2)
+    shape = {"weights of all rows": (1, 1, 2), "weights of each token": (1, 3, 2)}.get(name, (2, 3, len(dtypes)))
     sources = [leaf(2, 3, 8, dtype=dtype) for dtype in dtypes]
     return lambda *leaves: ops.weighted_sum(leaves[:-1], leaves[-1]), [*sources, leaf(*shape, dtype=dtypes[1])]
 
 
-UNUSUAL = ("scores of other dtypes", "two short dtypes", "weights of all rows", "weights of each token")
+UNUSUAL = (
+    "scores of other dtypes",
+    "two short dtypes",
+    "wide sources last",
+    "weights of all rows",
+    "weights of each token",
+)
 
 
 @pytest.mark.parametrize("form", ["fused", pytest.param("kernel", marks=[interpreted, pytest.mark.slow, quiet])])

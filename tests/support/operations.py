@@ -103,10 +103,7 @@ def streams_operation(name: str, num_streams: int, tokens: int, size: int, leaf:
     if name in NORMED:
         return normed_operation(name, shape, size, leaf)
     if name == "sinkhorn":
-        logits = leaf(*shape, num_streams)
-        if logits.dtype == torch.bfloat16:
-            logits = logits.detach().float().requires_grad_()
-        return lambda x: ops.sinkhorn(x, 7), [logits]
+        return lambda x: ops.sinkhorn(x, 7), [leaf(*shape, num_streams)]
     streams, y = leaf(*shape, size), leaf(2, tokens, size)
     weights = leaf(num_streams) if name.endswith("static") else leaf(*shape)
     if name.startswith("stream_read"):
