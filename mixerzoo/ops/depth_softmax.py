@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mixerzoo.ops import forms
+from mixerzoo.ops.shared import Read, are_shared, sum_later
 from mixerzoo.ops.weighted_sum import naive as weighted_sum
-from mixerzoo.ops.weighted_sum import stack_sum
+from mixerzoo.ops.weighted_sum import stack_sum, unsummed
 
 #: Forward and backward on an H100: with 3 sources the equation takes 0.9 ms and the kernel 1.4, with 13 it takes 3.0
 #: and the kernel 2.4. Compiled, a step of Depth-Attention takes 1.010 of residual's time as the equation, 1.018 with
@@ -93,56 +94,94 @@ def _(q: Tensor, keys: list[Tensor], values: list[Tensor], kernel: bool) -> tupl
 
 @torch.library.custom_op("mixerzoo::depth_softmax_backward", mutates_args=(), tags=forms.TAGS)
 def _backward_op(
-    grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], out: Tensor, weights: Tensor, kernel: bool
+    grad: Tensor,
+    q: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    out: Tensor,
+    weights: Tensor,
+    wanted: list[bool],
+    kernel: bool,
 ) -> list[Tensor]:
-    """Gradients of the keys and the values [B, T, G, …], then of the mean query [B, T, G, d]."""
+    """Gradients of the keys and the values [B, T, G, …] of which they are wanted, of the mean query [B, T, G, d] and of
+    its products with the keys [B, T, G, N]."""
     mean_q = mean_query(q, keys[0].size(1)).transpose(1, 2)
     keys, values = [k.transpose(1, 2) for k in keys], [v.transpose(1, 2) for v in values]
     if kernel and keys[0].size(-1) == values[0].size(-1):
         from mixerzoo.ops import kernels
 
-        return kernels.depth_softmax_backward(grad, mean_q, keys, values, out, weights)
+        return kernels.depth_softmax_backward(grad, mean_q, keys, values, out, weights, wanted)
     exact = forms.exact_dtype(grad)
     grad = grad.to(exact)
     of_weights = torch.stack([(grad * v).sum(-1) for v in values], dim=-1)
     # ⟨grad, out⟩ is the mean over sources of the gradients of the weights.
     of_scores = weights * (of_weights - (grad * out).sum(-1, keepdim=True)) / math.sqrt(q.size(-1))
-    of_keys = [(of_scores[..., n : n + 1] * mean_q).to(k.dtype).contiguous() for n, k in enumerate(keys)]
-    of_values = [(weights[..., n : n + 1] * grad).to(v.dtype).contiguous() for n, v in enumerate(values)]
+    found = [
+        (weight.unsqueeze(-1) * vector).to(x.dtype).contiguous()
+        for (weight, vector), x, is_wanted in zip(
+            _reads(of_scores, mean_q, weights, grad), [*keys, *values], wanted, strict=True
+        )
+        if is_wanted
+    ]
     of_query = of_scores[..., :1] * keys[0]
     for n, key in enumerate(keys[1:], start=1):
         of_query = torch.addcmul(of_query, of_scores[..., n : n + 1], key.to(exact))
-    return [*of_keys, *of_values, of_query.contiguous()]
+    return [*found, of_query.contiguous(), of_scores.contiguous()]
+
+
+def _reads(of_scores: Tensor, mean_q: Tensor, weights: Tensor, grad: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each key and then each value the number and the vector of each token whose product is its gradient."""
+    return [
+        (weight, vector) for numbers, vector in ((of_scores, mean_q), (weights, grad)) for weight in numbers.unbind(-1)
+    ]
 
 
 @_backward_op.register_fake
 def _(
-    grad: Tensor, q: Tensor, keys: list[Tensor], values: list[Tensor], out: Tensor, weights: Tensor, kernel: bool
+    grad: Tensor,
+    q: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    out: Tensor,
+    weights: Tensor,
+    wanted: list[bool],
+    kernel: bool,
 ) -> list[Tensor]:
     def like(x: Tensor, dtype: torch.dtype) -> Tensor:
         batch, groups, tokens, width = x.shape
         return x.new_empty((batch, tokens, groups, width), dtype=dtype)
 
-    return [*(like(x, x.dtype) for x in (*keys, *values)), like(keys[0], forms.exact_dtype(q))]
+    of_sources = [like(x, x.dtype) for x, is_wanted in zip([*keys, *values], wanted, strict=True) if is_wanted]
+    exact = forms.exact_dtype(q)
+    return [*of_sources, like(keys[0], exact), weights.new_empty(weights.shape, dtype=exact)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, keys, values, ctx.kernel = inputs
-    ctx.num_sources = len(keys)
+    ctx.num_sources, ctx.are_shared = len(keys), are_shared([*keys, *values])
     ctx.mark_non_differentiable(output[1])
     # What comes out is kept by attention in any case.
     ctx.save_for_backward(q, *keys, *values, *output)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], None]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, list[Tensor | None], list[Tensor | None], None]:
     n = ctx.num_sources
     q, *others, out, weights = ctx.saved_tensors
     keys, values = list(others[:n]), list(others[n:])
     if torch.is_grad_enabled():
-        of_q, *found = forms.gradients(_naive(q, keys, values)[0], [q, *others], grad.transpose(1, 2))
-        return of_q, found[:n], found[n:], None
-    *found, of_mean = _backward_op(grad, q, keys, values, out, weights, ctx.kernel)
-    found = [x.transpose(1, 2) for x in found]
+        of_q, *exact = forms.gradients(_naive(q, keys, values)[0], [q, *others], grad.transpose(1, 2))
+        return of_q, [*exact[:n]], [*exact[n:]], None
+    later = sum_later(ctx.are_shared)
+    wanted = [not each for each in later]
+    *given, of_mean, of_scores = _backward_op(grad, q, keys, values, out, weights, wanted, ctx.kernel)
+    of_sources = (x.transpose(1, 2) for x in given)
+    found: list[Tensor | None] = [None if is_later else next(of_sources) for is_later in later]
+    if any(later):
+        mean_q = mean_query(q, keys[0].size(1)).transpose(1, 2).contiguous()
+        for number, (weight, vector) in enumerate(_reads(of_scores, mean_q, weights, grad.contiguous())):
+            if later[number]:
+                read = Read(vector.transpose(1, 2), weight.transpose(1, 2))
+                found[number] = unsummed(others[number], (read,), ctx.kernel)
     group = q.size(1) // keys[0].size(1)
     of_q = (of_mean.transpose(1, 2) / group).to(q.dtype).repeat_interleave(group, dim=1)
     return of_q, found[:n], found[n:], None

@@ -129,22 +129,28 @@ def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
 
 
 def depth_softmax_backward(
-    grad: Tensor, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], out: Tensor, weights: Tensor
+    grad: Tensor,
+    q: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    out: Tensor,
+    weights: Tensor,
+    wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of the keys, of the values and of the query."""
+    """Gradients of the keys and the values of which they are wanted, of the query, and of the dots [..., N]."""
     given = [*keys, *values]
     keys, values = _one_dtype(keys, values)
     launch = _Launch(keys)
-    of_keys, of_values = [torch.empty_like(x) for x in keys], [torch.empty_like(x) for x in values]
-    of_query = torch.empty(q.shape, dtype=launch.exact, device=q.device)
+    found = [torch.empty_like(x) if is_wanted else None for x, is_wanted in zip([*keys, *values], wanted, strict=True)]
+    of_query, of_dots = (torch.empty(x.shape, dtype=launch.exact, device=x.device) for x in (q, weights))
     launch.run(
         programs.attend_backward_kernel, TILINGS["attend_backward"],
-        *launch.tables(keys, values, of_keys, of_values), q.contiguous(), grad.contiguous(), out.contiguous(),
-        weights.contiguous(), of_query, len(keys), launch.rows, launch.size,
+        *launch.tables(keys, values, found[: len(keys)], found[len(keys) :]), q.contiguous(), grad.contiguous(),
+        out.contiguous(), weights.contiguous(), of_query, of_dots, len(keys), launch.rows, launch.size,
         SCALE=1 / math.sqrt(q.size(-1)),
     )  # fmt: skip
-    found = [of_x.to(x.dtype) for x, of_x in zip(given, [*of_keys, *of_values], strict=True)]
-    return [*found, of_query]
+    of_sources = [of_x.to(x.dtype) for x, of_x in zip(given, found, strict=True) if of_x is not None]
+    return [*of_sources, of_query, of_dots]
 
 
 def normed_dot(x: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:

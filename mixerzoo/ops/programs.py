@@ -178,7 +178,7 @@ def attend_kernel(
 
 @triton.jit(do_not_specialize=FREE)
 def attend_backward_kernel(
-    keys, values, key_grads, value_grads, query, grad, out, weights, of_query, num_sources, rows, size,
+    keys, values, key_grads, value_grads, query, grad, out, weights, of_query, dots, num_sources, rows, size,
     SCALE: tl.constexpr, SOURCES: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     WIDE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -195,6 +195,7 @@ def attend_backward_kernel(
         v = _read(values, n, num_sources, at, mask, WIDE, EXACT)
         weight = tl.load(weights + row[None, :] * num_sources + n[:, None], mask=there, other=0.0)
         of_dot = weight * (tl.sum(g[None, :, :] * v, axis=2) - mean) * SCALE
+        tl.store(dots + row[None, :] * num_sources + n[:, None], of_dot, mask=there)
         total += tl.sum(of_dot[:, :, None] * k, axis=0)
         _write(key_grads, n, num_sources, at, mask, of_dot[:, :, None] * q, WIDE)
         _write(value_grads, n, num_sources, at, mask, weight[:, :, None] * g[None, :, :], WIDE)

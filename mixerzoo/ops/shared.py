@@ -65,6 +65,12 @@ def are_shared(sources: Sequence[Tensor]) -> list[bool]:
     return [isinstance(source.grad_fn, _Shared._backward_cls) for source in sources]
 
 
+def sum_later(shared: Sequence[bool]) -> list[bool]:
+    """Of sources of which some take `Unsummed` gradients, which are given them: none by a compiler that traces the
+    backward, and sums by itself."""
+    return [each and not torch.compiler.is_compiling() for each in shared]
+
+
 class Read(NamedTuple):
     """A source's gradient by one weighted sum, w·g.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.ops import forms
-from mixerzoo.ops.shared import Read, Unsummed, are_shared
+from mixerzoo.ops.shared import Read, Unsummed, are_shared, sum_later
 
 #: Forward and backward of 8192 × 1536 bf16 on an H100: the equation takes 0.18 ms a source, the kernel about 1 ms for 4
 #: to 25. Compiled, a step of DenseFormer takes 1.045 of residual's as the equation, 1.076 with the kernel.
@@ -266,38 +266,49 @@ def gradients(
     sources: list[Tensor],
     weights: list[Tensor],
     channels: list[Tensor],
-    unsummed: Sequence[bool],
+    are_shared: Sequence[bool],
     kernel: bool,
 ) -> list[Tensor]:
     """Gradients of the sources, some `Unsummed`, which hold the weights, then of the weights, then of the channels'
     weights if there are any."""
-    # A compiler that traces the backward sums by itself.
-    later = [each and not torch.compiler.is_compiling() for each in unsummed]
+    later = sum_later(are_shared)
     found: list[Tensor] = sums_backward_op(grads, sources, weights, channels, [not each for each in later], kernel)
     if not any(later):
         return found
     ways = [each.unbind(-1 if each.ndim > 2 else 0) for each in weights]
     no_channels: list[tuple[Tensor | None, ...]] = [(None,) * len(sources)] * len(weights)
     added = [each.unbind(0) for each in channels] or no_channels
-    add_up = functools.partial(_add_up, kernel=kernel)
     given, whole = iter(found), []
     for n, (source, is_later) in enumerate(zip(sources, later, strict=True)):
         reads = tuple(Read(grad, way[n], each[n]) for grad, way, each in zip(grads, ways, added, strict=True))
-        whole.append(Unsummed(reads, source, add_up) if is_later else next(given))
+        whole.append(unsummed(source, reads, kernel) if is_later else next(given))
     return [*whole, *given]
+
+
+def unsummed(source: Tensor, reads: tuple[Read, ...], kernel: bool) -> Unsummed:
+    """The gradient of a shared source by some reads."""
+    return Unsummed(reads, source, functools.partial(_add_up, kernel=kernel))
 
 
 def _add_up(reads: Sequence[Read], kernel: bool) -> list[Tensor]:
     """The weighted sum of the gradients of reads of one source; several if their weights are of several kinds."""
-    kinds: dict[tuple[int, bool], list[Read]] = {}
+    kinds: dict[tuple[int, bool, bool], list[Read]] = {}
     for read in reads:
-        weight = read.weight.expand(read.grad.shape[:-1]) if read.weight.ndim > 1 else read.weight
-        kinds.setdefault((weight.ndim, read.channels is None), []).append(read._replace(weight=weight))
+        grad, weight = read.grad, read.weight
+        # Of heads, where tokens come first in memory.
+        are_turned = grad.ndim > 3 and not grad.is_contiguous() and grad.transpose(1, 2).is_contiguous()
+        if weight.ndim > 1:
+            weight = weight.expand(grad.shape[:-1])
+            weight = weight.transpose(1, 2) if are_turned else weight
+        kind = (weight.ndim, read.channels is None, are_turned)
+        turned = Read(grad.transpose(1, 2) if are_turned else grad, weight, read.channels)
+        kinds.setdefault(kind, []).append(turned)
     totals: list[Tensor] = []
-    for alike in kinds.values():
+    for (*_, are_turned), alike in kinds.items():
         grads, weights, channels = zip(*alike, strict=True)
         added = [] if channels[0] is None else [torch.stack(channels)]
-        totals += sums_op([*grads], [_source_last(torch.stack(weights))], added, kernel)
+        (total,) = sums_op([*grads], [_source_last(torch.stack(weights))], added, kernel)
+        totals.append(total.transpose(1, 2) if are_turned else total)
     return totals
 
 

@@ -3,6 +3,7 @@ token and mixes their values into the value that attention reads and the cache s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
@@ -158,6 +159,9 @@ class DepthAttention(AttentionMixer[Config]):
                 f"depth_attention: mixes is {config.mixes!r}, but with latent attention only values can be mixed; "
                 "set it to 'value'"
             )
+        readers = Counter(step for read in self.source_steps for step in read)
+        #: Steps whose keys and values several later ones read, by an operation that adds up their gradients together.
+        self.shared = {step for step, count in readers.items() if count > 1 and self.is_one_operation}
         #: step → the steps whose keys and values are held once its own are known, ascending.
         self.held = held_sources(self.source_steps)
 
@@ -171,6 +175,8 @@ class DepthAttention(AttentionMixer[Config]):
         return Memory((), None)
 
     def mix_kv(self, state: AttentionState, call: AttentionCall) -> tuple[AttentionState, Tensor, Tensor]:
+        if call.site.step in self.shared:
+            call = call._replace(k=ops.shared(call.k))
         site, q, k, v = call.site, call.q, call.k, call.v
         before = self.held[site.step - 1] if site.step else ()
         known: dict[int, KeyValue] = dict(zip(before, state.memory.kept, strict=True))
@@ -188,6 +194,8 @@ class DepthAttention(AttentionMixer[Config]):
                 if weights is None:
                     weights = v.new_full((*v.shape[:-1], len(values)), 1 / len(values))
                 unrolled = self._unroll(site.step, weights.to(v.dtype), sources)
+        if site.step in self.shared:
+            v = ops.shared(v)
         known[site.step] = KeyValue(
             k if self.scores or self.mixes_keys else None,
             v if self.mixes_values else None,

@@ -27,9 +27,9 @@ def operation(name: str, num_sources: int, tokens: int, size: int, dtypes: list[
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
     if name.startswith(SHARED):
-        return shared_operation(
-            *operation(name.removeprefix(SHARED), num_sources, tokens, size, dtypes, seed), num_sources
-        )
+        plain = name.removeprefix(SHARED)
+        drawn = operation(plain, num_sources, tokens, size, dtypes, seed)
+        return shared_depth_softmax(*drawn) if plain == "depth_softmax" else shared_operation(*drawn, num_sources)
     if name == "depth_softmax":
         q, kv = leaf(2, 4, tokens, size), [leaf(2, 2, tokens, size) for _ in range(2 * num_sources)]
         return lambda q, *kv: ops.depth_softmax(q, kv[:num_sources], kv[num_sources:]), [q, *kv]
@@ -50,6 +50,16 @@ def shared_operation(function: Callable[..., Tensor], leaves: list[Tensor], num_
         sources, others = [ops.shared(x) for x in leaves[:num_sources]], leaves[num_sources:]
         out = torch.cat([function(*sources, *others), function(*reversed(sources), *others)], dim=-1)
         return torch.cat([out, sources[-1].to(out.dtype)], dim=-1)
+
+    return read, leaves
+
+
+def shared_depth_softmax(function: Callable[..., Tensor], leaves: list[Tensor]) -> Drawn:
+    """Two reads of shared keys and values, which lie in memory as projections give them, and one of the last value."""
+
+    def read(q: Tensor, *kv: Tensor) -> Tensor:
+        kv = tuple(ops.shared(x.transpose(1, 2).contiguous().transpose(1, 2)) for x in kv)
+        return torch.cat([function(q, *kv), function(2 * q, *kv), kv[-1].exp()], dim=-1)
 
     return read, leaves
 
@@ -194,6 +204,7 @@ NAMES = (
     *SUMS,
     *(f"{SHARED}{name}" for name in SUMS),
     "depth_softmax",
+    f"{SHARED}depth_softmax",
     *STREAMS,
     *JOINT,
 )
