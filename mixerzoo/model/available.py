@@ -56,6 +56,7 @@ def check_backend(
             f"the attention backend 'flash' computes in bfloat16 or float16, not in {dtype}; set train.precision to "
             "bf16, or model.attention_backend to 'sdpa'"
         )
+    flash.activate()
 
 
 @functools.cache

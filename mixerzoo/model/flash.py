@@ -38,7 +38,9 @@ def flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             f"the attention backend 'flash' computes in bfloat16 or float16 on CUDA, not in {short} on {kind}; "
             "set model.attention_backend to 'sdpa'"
         )
-    activate()
+    if not torch.compiler.is_compiling():
+        # A compiler cannot import; `check_backend` has done it.
+        activate()
     num_new, length, grouped = q.size(2), k.size(2), q.size(1) != k.size(1)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         if num_new in (1, length):
@@ -69,6 +71,9 @@ def activate() -> str | None:
 
     Returns:
         Its name; None for PyTorch's own.
+
+    Raises:
+        BackendError: what is installed cannot be used; says why.
     """
     from torch.nn import attention
 
@@ -79,7 +84,13 @@ def activate() -> str | None:
         return current
     for name, module in _NEWER.items():
         if name in attention.list_flash_attention_impls() and _is_installed(module):
-            attention.activate_flash_attention_impl(name)
+            try:
+                attention.activate_flash_attention_impl(name)
+            except (ImportError, RuntimeError) as error:
+                raise BackendError(
+                    f"the attention backend 'flash' cannot use {name}, whose package {module} is installed: {error}; "
+                    "mend or uninstall that package, or set model.attention_backend to 'sdpa'"
+                ) from error
             return name
     return None
 

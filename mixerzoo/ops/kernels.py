@@ -242,7 +242,13 @@ class _Launch:
 
 
 def _prepare(sources: Sequence[Tensor], num_dtypes: int = 2) -> list[Tensor]:
-    """Sources as kernels read them: contiguous, of so many dtypes with the common one, aligned to 16 bytes."""
+    """Sources as kernels read them: contiguous, of so many dtypes with the common one, aligned to 16 bytes.
+
+    Raises:
+        ValueError: they are of several shapes, or not on one device: only their addresses would be known.
+    """
+    if len(kinds := {(tuple(x.shape), str(x.device)) for x in sources}) > 1:
+        raise ValueError(f"sources must be of one shape on one device, not {sorted(kinds)}")
     wide = forms.common_dtype(sources)
     several = len({wide, *(x.dtype for x in sources)}) > num_dtypes
     ready = [(x.to(wide) if several else x).contiguous() for x in sources]

@@ -139,27 +139,34 @@ def _divided(matrix, inside, AXIS: tl.constexpr):
 
 
 @triton.jit
+def _started(x, inside, FLOOR: tl.constexpr):
+    """exp of logits less the largest, none below the floor; what is no number stays none."""
+    start = tl.exp(x - _largest(tl.where(inside, x, -1e30)))
+    return tl.where(inside, tl.maximum(start, FLOOR, propagate_nan=tl.PropagateNan.ALL), 0.0)
+
+
+@triton.jit(do_not_specialize=["rows"])
 def sinkhorn_kernel(
     logits, out, rows, num_streams, iterations,
     FLOOR: tl.constexpr, ROWS: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
     at, inside = _cells(rows, num_streams, ROWS, STREAMS)
     x = tl.load(logits + at, mask=inside, other=float("-inf"))
-    matrix = tl.where(inside, tl.maximum(tl.exp(x - _largest(tl.where(inside, x, -1e30))), FLOOR), 0.0)
+    matrix = _started(x, inside, FLOOR)
     for _ in range(iterations):
         matrix, _sums = _divided(matrix, inside, 1)
         matrix, _sums = _divided(matrix, inside, 0)
     tl.store(out + at, matrix, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def sinkhorn_backward_kernel(
     grad, logits, of_logits, rows, num_streams, iterations,
     FLOOR: tl.constexpr, ROWS: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
     at, inside = _cells(rows, num_streams, ROWS, STREAMS)
     x = tl.load(logits + at, mask=inside, other=float("-inf"))
-    start = tl.where(inside, tl.maximum(tl.exp(x - _largest(tl.where(inside, x, -1e30))), FLOOR), 0.0)
+    start = _started(x, inside, FLOOR)
     g = tl.load(grad + at, mask=inside, other=0.0)
     # Nothing is kept of the way there: each step back runs it again up to where it began. That is nothing beside
     # reading the streams.
@@ -173,7 +180,7 @@ def sinkhorn_backward_kernel(
         g = (g - tl.expand_dims(tl.sum(g * by_column, axis=1), 1)) / column_sums
         g = (g - tl.expand_dims(tl.sum(g * by_row, axis=2), 2)) / row_sums
         g = tl.where(inside, g, 0.0)
-    g = tl.where(start > FLOOR, g * start, 0.0)
+    g = tl.where(start <= FLOOR, 0.0, g * start)
     largest = tl.where(inside & (start == 1.0), 1.0, 0.0)
     g -= tl.where(inside & (start == 1.0), _total(g) / tl.maximum(_total(largest), 1.0), 0.0)
     tl.store(of_logits + at, g, mask=inside)

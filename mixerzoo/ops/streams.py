@@ -44,7 +44,12 @@ def stream_write(streams: Tensor, mix: Tensor | None, post: Tensor, y: Tensor) -
 
     Returns:
         [..., n, D], in the widest dtype of streams and y.
+
+    Raises:
+        ValueError: the output is not of the streams' shape.
     """
+    if y.shape != (*streams.shape[:-2], streams.size(-1)):
+        raise ValueError(f"streams of shape {list(streams.shape)} cannot take an output of shape {list(y.shape)}")
     form = forms.choose([streams], POLICY, [post, y, *([] if mix is None else [mix])])
     if form == "naive":
         return _naive_write(streams, mix, post, y)

@@ -33,7 +33,7 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, channels: Tensor | 
         [..., D], in the widest dtype of the sources.
 
     Raises:
-        ValueError: there are not as many weights as sources.
+        ValueError: there are not as many weights as sources, or not one for each channel.
     """
     return weighted_sums(sources, [weights], None if channels is None else [channels])[0]
 
@@ -52,8 +52,8 @@ def weighted_sums(
         Each sum [..., D], in the widest dtype of the sources.
 
     Raises:
-        ValueError: there are not as many weights as sources, or not as many ``channels`` as ``weights``, or weights are
-            of several kinds.
+        ValueError: there are not as many weights as sources, or not one for each channel, or not as many ``channels``
+            as ``weights``, or weights are of several kinds.
     """
     if len({weight.ndim for weight in weights}) > 1:
         raise ValueError(f"weights of shapes {_shapes(*weights)} are of several kinds")
@@ -66,8 +66,12 @@ def weighted_sums(
     for way, weight in enumerate(weights):
         of_channels = added[way] if added else None
         given = weight.size(0 if weight.ndim <= 2 else -1)
-        if not len(sources) == given == (given if of_channels is None else of_channels.size(0)):
-            raise ValueError(f"{len(sources)} sources cannot have weights of shape {_shapes(weight, of_channels)}")
+        per_channel = of_channels if weight.ndim > 2 else weight if weight.ndim == 2 else None
+        fits = per_channel is None or per_channel.shape == (given, sources[0].size(-1))
+        if given != len(sources) or not fits:
+            width = sources[0].size(-1)
+            shapes = _shapes(weight, of_channels)
+            raise ValueError(f"{len(sources)} sources of width {width} cannot have weights of shape {shapes}")
     form = forms.choose(sources, POLICY, [*weights, *added])
     if form == "naive":
         if forms.stacks(sources, POLICY):

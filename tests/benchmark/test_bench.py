@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import mixerzoo
 from benchmarking import MIXERS, SMALL, invoke, small
 from mixerzoo.benchmark import read_benchmark, run_benchmark, running
 from mixerzoo.benchmark.clock import ratio
-from mixerzoo.benchmark.memory import measured_peak
+from mixerzoo.benchmark.memory import Peak, measured_peak
 from mixerzoo.benchmark.models import OurModel, StockModel, build_decoders, compare_logits
 from mixerzoo.errors import BackendError, BenchmarkError, CheckpointError, RecipeError
 from mixerzoo.exchange import stock_format
@@ -233,6 +234,31 @@ def test_a_prompt_that_fails_is_told_where_writing_alone_is_timed(monkeypatch):
     result = invoke("--mixers", "yoco", "--phases", "decode")
     assert result.exit_code == 1
     assert "yoco: prefill: ZeroDivisionError: division by zero" in result.stdout
+
+
+def test_figures_stay_where_the_decoders_leave_no_room_to_measure_the_device_again(monkeypatch):
+    measuring = running.measure_ceilings
+    calls = iter([measuring])
+
+    def once(device, dtype):
+        measure = next(calls, None)
+        if measure is None:
+            raise torch.OutOfMemoryError("none left")
+        return measure(device, dtype)
+
+    monkeypatch.setattr(running, "measure_ceilings", once)
+    result = run_benchmark(small("yoco", phases=["prefill"]))
+    assert all(model["phases"]["prefill"]["floor_share"] > 0 for model in result["models"])
+
+
+@pytest.mark.parametrize(("form", "parts"), [("off", ["prefill", "decode"]), ("whole", ["prefill"])])
+def test_what_a_cuda_graph_took_is_not_known(form, parts, monkeypatch):
+    monkeypatch.setattr(running, "seconds", lambda call, device: call() or 0.0)
+    monkeypatch.setattr(running, "measured_peak", lambda device: nullcontext(Peak()))
+    measured = running.Measured("residual", form, "residual", 0)
+    job = running.Job(dict.fromkeys(("prefill", "decode"), lambda: None), lambda: None, lambda: None)
+    running._first(measured, job, torch.device("cuda"))
+    assert list(measured.peak) == parts
 
 
 def test_without_the_baseline_there_is_nothing_to_compare(monkeypatch):

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -127,7 +129,10 @@ def test_flash_is_refused_on_the_cpu_and_in_long_dtypes(monkeypatch: pytest.Monk
         flash.flash(q, q, q, 1.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    activate = mock.Mock()
+    monkeypatch.setattr(flash, "activate", activate)
     check_backend("flash", "cuda", dtype=torch.bfloat16)
+    activate.assert_called_once()
     with pytest.raises(BackendError, match=r"not in torch.float32; set train.precision to bf16"):
         check_backend("flash", "cuda", dtype=torch.float32)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
@@ -165,9 +170,25 @@ def test_flash_takes_the_newest_implementation_there_is(monkeypatch: pytest.Monk
         assert flash.activate() == expected
     assert activated == ["FA3", "FA4"]
     flash.activate.cache_clear()
+    broken = mock.Mock(side_effect=ImportError("no module named cutlass"))
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", broken, raising=False)
+    with pytest.raises(BackendError, match=r"FA4, whose package flash_attn.cute.interface is installed: no module"):
+        flash.activate()
     monkeypatch.undo()
     assert not flash._is_installed("no_such_package.no_such_module")
     assert flash._is_installed("torch.nn.attention")
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_flash_imports_nothing_under_a_compiler(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    activate = mock.Mock()
+    monkeypatch.setattr(flash, "activate", activate)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: q)
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 3, 8, dtype=torch.bfloat16, device="cuda")
+        assert flash.flash(q, q, q, 1.0) is q
+    assert activate.call_count == (not compiling)
 
 
 # Flex.

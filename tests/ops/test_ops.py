@@ -60,6 +60,52 @@ def test_weights_of_channels_are_added_to_weights_of_any_kind(shape: tuple[int, 
         assert ops.weighted_sum(list(sources.bfloat16()), weights, channels).dtype == torch.bfloat16
 
 
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape)
+
+
+@pytest.mark.parametrize("form", ["naive", "fused", pytest.param("kernel", marks=[interpreted, pytest.mark.slow])])
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: ops.weighted_sum([ones(2, 3, 8)] * 6, ones(6, 1)),
+        lambda: ops.weighted_sum([ones(2, 3, 8)] * 6, ones(2, 3, 6), ones(6, 1)),
+        lambda: ops.stream_write(ones(2, 3, 4, 8), None, ones(2, 3, 4), ones(1, 3, 8)),
+        lambda: ops.stream_write(ones(2, 3, 4, 8), None, ones(2, 3, 4), ones(2, 3, 1)),
+    ],
+    ids=["weights of channels", "channels beside tokens", "output of one row", "output of one channel"],
+)
+def test_what_would_be_read_beyond_its_end_is_refused(refused: Callable[[], Tensor], form: Any) -> None:
+    with forms.forced(form), pytest.raises(ValueError, match=r"cannot (have|take)"):
+        refused()
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [torch.ones(1, 3, 8), torch.ones(2, 3, 8, device="meta")], ids=["shape", "device"])
+def test_a_kernel_refuses_sources_that_are_not_alike(last: Tensor) -> None:
+    from mixerzoo.ops import kernels
+
+    with pytest.raises(ValueError, match="of one shape on one device"):
+        kernels.weighted_sum([*[ones(2, 3, 8)] * 5, last], ones(6))
+
+
+@pytest.mark.parametrize("form", ["naive", "fused", pytest.param("kernel", marks=[interpreted, pytest.mark.slow])])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's NumPy
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_matrix_of_logits_that_are_no_numbers_is_none(bad: float, form: Any) -> None:
+    logits = torch.zeros(2, 3, 3)
+    logits[0, 1, 2] = bad
+    logits.requires_grad_()
+    with forms.forced(form):
+        matrix = ops.sinkhorn(logits, 20)
+        (grad,) = torch.autograd.grad(matrix.square().sum(), logits)
+    assert matrix[0].isnan().all()
+    assert not grad[0].isfinite().all()
+    assert matrix[1].isfinite().all()
+    assert grad[1].isfinite().all()
+
+
 @every_operation
 @given(**DRAWN)
 @settings(max_examples=15)

@@ -236,6 +236,8 @@ def test_a_compiler_is_told_how_gradients_lie_in_memory(kind: str) -> None:
         (ZooCase("mudd"), [13, 13, 9, 5, 1]),
         (ZooCase("dca"), [9, 9, 6, 3]),
         (ZooCase("dca", {"num_recent": 1}), [9, 6, 6, 3]),
+        # Keys and values of the first two layers; the second one reads its keys itself, too.
+        (ZooCase("depth_attention", {"stride": 1}), [3, 3, 3, 2]),
         (ZooCase("laurel", {"variant": "pa", "num_previous": 3}), [3, 3, 3, 3, 3, 3, 2, 1]),
     ],
     ids=str,
