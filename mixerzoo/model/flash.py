@@ -39,7 +39,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             "set model.attention_backend to 'sdpa'"
         )
     if not torch.compiler.is_compiling():
-        # A compiler cannot import; `check_backend` has done it.
+        # A compiler cannot import; `check_backend` does it.
         activate()
     num_new, length, grouped = q.size(2), k.size(2), q.size(1) != k.size(1)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -86,7 +86,7 @@ def activate() -> str | None:
         if name in attention.list_flash_attention_impls() and _is_installed(module):
             try:
                 attention.activate_flash_attention_impl(name)
-            except (ImportError, RuntimeError) as error:
+            except (ImportError, AttributeError, RuntimeError) as error:
                 raise BackendError(
                     f"the attention backend 'flash' cannot use {name}, whose package {module} is installed: {error}; "
                     "mend or uninstall that package, or set model.attention_backend to 'sdpa'"

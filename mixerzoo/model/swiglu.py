@@ -52,7 +52,7 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Gradients of gradients are wanted: those of the equation have their own.
-            of_gate, of_up = forms.gradients(F.silu(gate) * up, [gate, up], grad)
+            of_gate, of_up = forms.gradients(lambda gate, up: F.silu(gate) * up, [gate, up], grad)
             return of_gate, of_up
         # As autograd does it, bit for bit.
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad

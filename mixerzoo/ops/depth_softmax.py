@@ -36,10 +36,12 @@ def depth_softmax(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
         [B, G, T, e].
 
     Raises:
-        ValueError: there are not as many keys as values.
+        ValueError: there are not as many keys as values, or queries have other rows, tokens or width than keys.
     """
     if len(keys) != len(values):
         raise ValueError(f"{len(keys)} keys cannot weigh {len(values)} values")
+    if (q.size(0), q.shape[2:]) != (keys[0].size(0), keys[0].shape[2:]):
+        raise ValueError(f"queries {list(q.shape)} cannot score keys {list(keys[0].shape)}")
     form = forms.choose(values, POLICY, [*keys, q])
     if form == "naive":
         stacked = forms.stacks(values, POLICY) and forms.stacks(keys, POLICY)
@@ -169,7 +171,11 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, list[Tensor | 
     q, *others, out, weights = ctx.saved_tensors
     keys, values = list(others[:n]), list(others[n:])
     if torch.is_grad_enabled():
-        of_q, *exact = forms.gradients(_naive(q, keys, values)[0], [q, *others], grad.transpose(1, 2))
+
+        def again(q: Tensor, *kv: Tensor) -> Tensor:
+            return _naive(q, kv[:n], kv[n:])[0].transpose(1, 2)
+
+        of_q, *exact = forms.gradients(again, [q, *others], grad)
         return of_q, [*exact[:n]], [*exact[n:]], None
     later = sum_later(ctx.are_shared)
     wanted = [not each for each in later]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -136,8 +136,12 @@ def common_dtype(sources: Sequence[Tensor]) -> torch.dtype:
     return functools.reduce(torch.promote_types, [source.dtype for source in sources])
 
 
-def gradients(out: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Gradients of ``out`` by autograd, which can be differentiated again; None for inputs that need none."""
-    wanted = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-    return [next(found) if x.requires_grad else None for x in inputs]  # type: ignore[misc]
+def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """Gradients of what a function makes of the inputs by autograd, which can be differentiated again; None for inputs
+    that need none."""
+    # Of views: that one input is made of another is not this function's, and who has a hook at an input is told of its
+    # gradient once.
+    views = [x.view_as(x) for x in inputs]
+    wanted = [x for x in views if x.requires_grad]
+    found = iter(torch.autograd.grad(function(*views), wanted, grad, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in views]  # type: ignore[misc]

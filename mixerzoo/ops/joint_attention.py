@@ -222,7 +222,11 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, total, *masks = saved[3 + 2 * n :]
     visible = masks[0] if masks else None
     if torch.is_grad_enabled():
-        again = _naive(q, k, v, visible, ctx.causal, ctx.scale, depth_k, depth_v).transpose(1, 2)
+
+        def again(q: Tensor, k: Tensor, v: Tensor, *depth: Tensor) -> Tensor:
+            out = _naive(q, k, v, visible, ctx.causal, ctx.scale, list(depth[:n]), list(depth[n:]))
+            return out.transpose(1, 2)
+
         found = forms.gradients(again, [q, k, v, *depth_k, *depth_v], grad)
     else:
         found = _backward_op(grad, q, k, v, visible, ctx.causal, ctx.scale, depth_k, depth_v, out, total)

@@ -155,6 +155,8 @@ def depth_softmax_backward(
 
 def normed_dot(x: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """⟨query, x⟩ / rms(x) [..., 1] of x [..., D] and one query [D], and 1 / rms(x) [..., 1]."""
+    if query.shape != x.shape[-1:]:
+        raise ValueError(f"a query {list(query.shape)} cannot score a source {list(x.shape)}")
     x, launch = x.contiguous(), _Launch([x])
     scores, inverse_rms = (torch.empty((*x.shape[:-1], 1), dtype=launch.exact, device=x.device) for _ in range(2))
     given = (x, query.contiguous(), scores, inverse_rms)

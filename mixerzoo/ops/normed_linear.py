@@ -150,9 +150,13 @@ def _backward(
     of_x, of_gain, of_layers, *_ = ctx.needs_input_grad
     needed = [of_x, *of_layers, *([] if gain is None else [of_gain])]
     if torch.is_grad_enabled():
-        out = _naive(x, gain, layers, ctx.count, ctx.dtype, ctx.eps)
-        paired = torch.cat([each.flatten() for each in out]), torch.cat([grad.flatten() for grad in grads])
-        found: list[Tensor | None] = [*forms.gradients(paired[0], saved, paired[1])]
+
+        def again(x: Tensor, *others: Tensor) -> Tensor:
+            layers, gains = others[: ctx.num_layers], others[ctx.num_layers :]
+            out = _naive(x, gains[0] if gains else None, layers, ctx.count, ctx.dtype, ctx.eps)
+            return torch.cat([each.flatten() for each in out])
+
+        found: list[Tensor | None] = [*forms.gradients(again, saved, torch.cat([grad.flatten() for grad in grads]))]
     else:
         given = _backward_op(grads, x, gain, list(layers), needed, ctx.eps)
         found = [each if used else None for each, used in zip(given, needed, strict=True)]

@@ -119,7 +119,11 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor 
     x, weight, out, inverse_rms, *gains = ctx.saved_tensors
     gain = gains[0] if gains else None
     if torch.is_grad_enabled():
-        found = forms.gradients(naive_product(x, weight, ctx.eps, gain), [x, weight, *gains], grad)
+
+        def again(x: Tensor, weight: Tensor, *gains: Tensor) -> Tensor:
+            return naive_product(x, weight, ctx.eps, gains[0] if gains else None)
+
+        found = forms.gradients(again, [x, weight, *gains], grad)
     else:
         found = product_backward_op(grad, x, weight, gain, out, inverse_rms, ctx.kernel)
     return found[0], found[1], None, found[2] if gains else None, None

@@ -27,7 +27,12 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 
     Returns:
         [..., n, n], in the logits' dtype.
+
+    Raises:
+        ValueError: the matrices are not square.
     """
+    if logits.size(-2) != logits.size(-1):
+        raise ValueError(f"matrices of logits must be square, not {list(logits.shape)}")
     exact = forms.exact_dtype(logits)
     if logits.dtype != exact:
         return sinkhorn(logits.to(exact), iterations).to(logits.dtype)
@@ -120,7 +125,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, int, bool], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
     (logits,) = ctx.saved_tensors
     if torch.is_grad_enabled():
-        (found,) = forms.gradients(_naive(logits, ctx.iterations), [logits], grad)
+        (found,) = forms.gradients(lambda logits: _naive(logits, ctx.iterations), [logits], grad)
     else:
         found = _backward_op(grad, logits, ctx.iterations, ctx.kernel)
     return found, None, None

@@ -131,8 +131,11 @@ def _backward_scores(
     count = len(parameters) // 2
     queries, gains = parameters[:count], parameters[count:]
     if torch.is_grad_enabled():
-        again = _naive_scores(source, queries, gains, ctx.eps)
-        of_source, *found = forms.gradients(again, [source, *parameters], grad)
+
+        def scores_again(source: Tensor, *parameters: Tensor) -> Tensor:
+            return _naive_scores(source, parameters[:count], parameters[count:], ctx.eps)
+
+        of_source, *found = forms.gradients(scores_again, [source, *parameters], grad)
         return of_source, [*found[:count]], [*found[count:]], None, None
     of_source, *both = _scores_backward_op(grad, source, queries, gains, scores, inverse_rms, ctx.kernel)
     of_queries, of_gains = (
@@ -206,11 +209,16 @@ def _keep(ctx: Any, inputs: tuple[list[Tensor], list[Tensor], bool], output: Ten
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], list[Tensor], None]:
     saved = ctx.saved_tensors  # once: activation checkpointing gives them a single time
     sources, scores = list(saved[: len(saved) // 2]), list(saved[len(saved) // 2 :])
+    count = len(sources)
+    if torch.is_grad_enabled():
+
+        def again(*both: Tensor) -> Tensor:
+            return weighted_sum(both[:count], source_weights(both[count:]))
+
+        found = forms.gradients(again, saved, grad)
+        return found[:count], found[count:], None
     # Made again from the scores, which other nodes keep in any case.
     weights = source_weights(scores)
-    if torch.is_grad_enabled():
-        found = forms.gradients(weighted_sum(sources, weights), saved, grad)
-        return found[: len(sources)], found[len(sources) :], None
     exact = grad if ctx.kernel else grad.to(weights.dtype)
     *of_sources, of_weights = sum_gradients([exact], sources, [weights], [], ctx.are_shared, ctx.kernel)
     weighted = weights * of_weights

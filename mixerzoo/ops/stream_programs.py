@@ -141,7 +141,7 @@ def _divided(matrix, inside, AXIS: tl.constexpr):
 @triton.jit
 def _started(x, inside, FLOOR: tl.constexpr):
     """exp of logits less the largest, none below the floor; what is no number stays none."""
-    start = tl.exp(x - _largest(tl.where(inside, x, -1e30)))
+    start = tl.exp(x - _largest(x))
     return tl.where(inside, tl.maximum(start, FLOOR, propagate_nan=tl.PropagateNan.ALL), 0.0)
 
 

@@ -118,7 +118,7 @@ def _keep_read(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) ->
 def _backward_read(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     streams, weights = ctx.saved_tensors
     if torch.is_grad_enabled():
-        of_streams, of_weights = forms.gradients(_naive_read(streams, weights), [streams, weights], grad)
+        of_streams, of_weights = forms.gradients(_naive_read, [streams, weights], grad)
     else:
         of_streams, of_weights = _read_backward_op(grad, streams, weights, ctx.kernel)
     return of_streams, of_weights, None
@@ -177,7 +177,11 @@ def _backward_write(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | Non
     streams, post, y, *mixes = ctx.saved_tensors
     mix = mixes[0] if mixes else None
     if torch.is_grad_enabled():
-        found = forms.gradients(_naive_write(streams, mix, post, y), [streams, post, y, *mixes], grad)
+
+        def again(streams: Tensor, post: Tensor, y: Tensor, *mixes: Tensor) -> Tensor:
+            return _naive_write(streams, mixes[0] if mixes else None, post, y)
+
+        found = forms.gradients(again, [streams, post, y, *mixes], grad)
     else:
         found = _write_backward_op(grad, streams, mix, post, y, ctx.kernel)
     return found[0], found[3] if mixes else None, found[1], found[2], None

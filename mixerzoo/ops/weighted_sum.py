@@ -59,19 +59,12 @@ def weighted_sums(
         raise ValueError(f"weights of shapes {_shapes(*weights)} are of several kinds")
     if channels is not None and len(channels) != len(weights):
         raise ValueError(f"{len(weights)} sums cannot have {len(channels)} weights of channels")
+    for way in _ways(weights, channels or []):
+        _check(sources, *way)
     if channels is not None and weights[0].ndim <= 2:
         weights = [w.reshape(len(sources), -1) + c for w, c in zip(weights, channels, strict=True)]
         channels = None
     added = list(channels or ())
-    for way, weight in enumerate(weights):
-        of_channels = added[way] if added else None
-        given = weight.size(0 if weight.ndim <= 2 else -1)
-        per_channel = of_channels if weight.ndim > 2 else weight if weight.ndim == 2 else None
-        fits = per_channel is None or per_channel.shape == (given, sources[0].size(-1))
-        if given != len(sources) or not fits:
-            width = sources[0].size(-1)
-            shapes = _shapes(weight, of_channels)
-            raise ValueError(f"{len(sources)} sources of width {width} cannot have weights of shape {shapes}")
     form = forms.choose(sources, POLICY, [*weights, *added])
     if form == "naive":
         if forms.stacks(sources, POLICY):
@@ -79,6 +72,16 @@ def weighted_sums(
             return tuple(stack_sum(stack, *way) for way in _ways(weights, added))
         return tuple(_naive(sources, weights, added))
     return tuple(sums_op(list(sources), list(weights), added, form == "kernel"))
+
+
+def _check(sources: Sequence[Tensor], weight: Tensor, channels: Tensor | None = None) -> None:
+    """Refuse weights that are not those of the sources: a kernel would read beyond their end."""
+    given = weight.size(0 if weight.ndim <= 2 else -1)
+    per_channel = [each for each in (weight if weight.ndim == 2 else None, channels) if each is not None]
+    width = sources[0].size(-1)
+    if given != len(sources) or any(each.shape != (given, width) for each in per_channel):
+        shapes = _shapes(weight, channels)
+        raise ValueError(f"{len(sources)} sources cannot have weights of shape {shapes}; their width is {width}")
 
 
 def _shapes(*weights: Tensor | None) -> str:
@@ -246,9 +249,13 @@ def _backward(
     weights, channels = [weights[way] for way in read], [channels[way] for way in read if channels]
     if torch.is_grad_enabled():
         # Gradients of gradients are wanted: those of the equation have their own.
-        totals = torch.cat([total.flatten() for total in _naive(sources, weights, channels)])
-        inputs = [*sources, *weights, *channels]
-        found = forms.gradients(totals, inputs, torch.cat([grad.flatten() for grad in given]))
+        counts = [len(sources), len(weights), len(channels)]
+
+        def again(*inputs: Tensor) -> Tensor:
+            return torch.cat([total.flatten() for total in _naive(*_split(inputs, counts))])
+
+        grad = torch.cat([grad.flatten() for grad in given])
+        found = forms.gradients(again, [*sources, *weights, *channels], grad)
     else:
         if any(ctx.are_shared):
             # An optimizer may step before the backward has come to the sources.

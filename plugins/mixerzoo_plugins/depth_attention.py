@@ -60,6 +60,11 @@ class Config(MixerConfig):
         return self
 
 
+#: Of a step, from which on the gradients of sources are worth adding up together. Until then each reader's query and
+#: gradient are held, two vectors of every reader in place of two of every source.
+MANY_SOURCES = 7
+
+
 class KeyValue(NamedTuple):
     """What a source step gives, [B, G, T, d] each; None where no mix asks for it.
 
@@ -160,8 +165,10 @@ class DepthAttention(AttentionMixer[Config]):
                 "set it to 'value'"
             )
         readers = Counter(step for read in self.source_steps for step in read)
-        #: Steps whose keys and values several later ones read, by an operation that adds up their gradients together.
-        self.shared = {step for step, count in readers.items() if count > 1 and self.is_one_operation}
+        of_many = {step for read in self.source_steps if len(read) >= MANY_SOURCES for step in read}
+        #: Steps whose keys and values several later ones read, of which one reads many, by an operation that adds up
+        #: their gradients together.
+        self.shared = {step for step in of_many if readers[step] > 1 and self.is_one_operation}
         #: step → the steps whose keys and values are held once its own are known, ascending.
         self.held = held_sources(self.source_steps)
 

@@ -72,11 +72,24 @@ def ones(*shape: int) -> Tensor:
         lambda: ops.weighted_sum([ones(2, 3, 8)] * 6, ones(2, 3, 6), ones(6, 1)),
         lambda: ops.stream_write(ones(2, 3, 4, 8), None, ones(2, 3, 4), ones(1, 3, 8)),
         lambda: ops.stream_write(ones(2, 3, 4, 8), None, ones(2, 3, 4), ones(2, 3, 1)),
+        lambda: ops.weighted_sum([ones(2, 3, 8)] * 6, ones(6), ones(6, 1)),
+        lambda: ops.depth_softmax(ones(1, 4, 5, 8), [ones(3, 2, 5, 8)], [ones(3, 2, 5, 8)]),
+        lambda: ops.depth_softmax(ones(3, 4, 5, 4), [ones(3, 2, 5, 8)], [ones(3, 2, 5, 8)]),
+        lambda: ops.sinkhorn(ones(2, 3, 4), 3),
     ],
-    ids=["weights of channels", "channels beside tokens", "output of one row", "output of one channel"],
+    ids=[
+        "weights of channels",
+        "channels beside tokens",
+        "output of one row",
+        "output of one channel",
+        "channels beside sites",
+        "queries of one row",
+        "narrow queries",
+        "matrices",
+    ],
 )
 def test_what_would_be_read_beyond_its_end_is_refused(refused: Callable[[], Tensor], form: Any) -> None:
-    with forms.forced(form), pytest.raises(ValueError, match=r"cannot (have|take)"):
+    with forms.forced(form), pytest.raises(ValueError, match=r"cannot (have|take|score)|must be square"):
         refused()
 
 
@@ -229,6 +242,40 @@ def test_gradients_of_gradients(name: str, num_sources: int) -> None:
     with forms.forced("fused"):
         assert torch.autograd.gradcheck(function, leaves, atol=1e-6)
         assert torch.autograd.gradgradcheck(function, leaves, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["per token", "source_softmax", "depth_softmax", "stream_write", "joint"])
+def test_gradients_of_inputs_that_are_made_of_each_other(name: str) -> None:
+    function, leaves = operation(name, 3, 2, 3, [torch.float64] * 2)
+
+    def chained(*leaves: Tensor) -> Tensor:
+        # Every input is made of the one before of its shape, and the last two are one.
+        made: dict[torch.Size, Tensor] = {}
+        inputs = []
+        for x in leaves:
+            made[x.shape] = x.sin() if x.shape not in made else x + made[x.shape].cos()
+            inputs.append(made[x.shape])
+        if inputs[-1].shape == inputs[-2].shape:
+            inputs[-1] = inputs[-2]
+        return function(*inputs)
+
+    with forms.forced("naive"):
+        expected = torch.autograd.grad(chained(*leaves).square().sum(), leaves, allow_unused=True)
+    with forms.forced("fused"):
+        found = torch.autograd.grad(chained(*leaves).square().sum(), leaves, create_graph=True, allow_unused=True)
+        assert torch.autograd.gradgradcheck(chained, leaves, atol=1e-6)
+    for got, like in zip(found, expected, strict=True):
+        assert (got is None) == (like is None)
+        assert got is None or zoo.assert_close(got, like, 1e-12) is None
+
+
+def test_a_hook_of_an_input_is_called_once_where_gradients_have_gradients() -> None:
+    x, weights = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True), torch.ones(1, dtype=torch.float64)
+    source = x * 1
+    source.register_hook(lambda grad: 2 * grad)
+    with forms.forced("fused"):
+        (found,) = torch.autograd.grad(ops.weighted_sum([source], weights).sum(), x, create_graph=True)
+    zoo.assert_close(found, torch.full_like(x, 2.0), 0)
 
 
 @every_operation

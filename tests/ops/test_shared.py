@@ -236,8 +236,6 @@ def test_a_compiler_is_told_how_gradients_lie_in_memory(kind: str) -> None:
         (ZooCase("mudd"), [13, 13, 9, 5, 1]),
         (ZooCase("dca"), [9, 9, 6, 3]),
         (ZooCase("dca", {"num_recent": 1}), [9, 6, 6, 3]),
-        # Keys and values of the first two layers; the second one reads its keys itself, too.
-        (ZooCase("depth_attention", {"stride": 1}), [3, 3, 3, 2]),
         (ZooCase("laurel", {"variant": "pa", "num_previous": 3}), [3, 3, 3, 3, 3, 3, 2, 1]),
     ],
     ids=str,
@@ -245,3 +243,26 @@ def test_a_compiler_is_told_how_gradients_lie_in_memory(kind: str) -> None:
 def test_mixers_share_the_sources_that_many_sites_read(case: ZooCase, num_reads: list[int], sums: list[int]) -> None:
     zoo.make(case, num_layers=4)(zoo.some_tokens(1, 4)).sum().backward()
     assert sorted(sums, reverse=True) == num_reads
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "num_reads"),
+    [
+        (7, []),  # of few sources
+        # Keys and values of all layers but the last two; a layer but the first reads its keys itself, too.
+        (8, [7, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2]),
+    ],
+)
+def test_depth_attention_shares_what_is_read_beside_many(
+    num_layers: int, num_reads: list[int], sums: list[int]
+) -> None:
+    decoder = zoo.make(ZooCase("depth_attention", {"stride": 1}), num_layers=num_layers)
+    decoder(zoo.some_tokens(1, 4)).sum().backward()
+    assert sorted(sums, reverse=True) == num_reads
+    found = [x.grad for x in decoder.parameters()]
+    decoder.zero_grad()
+    with forms.forced("naive"):
+        decoder(zoo.some_tokens(1, 4)).sum().backward()
+    for got, parameter in zip(found, decoder.parameters(), strict=True):
+        assert (got is None) == (parameter.grad is None)
+        assert got is None or zoo.assert_close(got, parameter.grad, 1e-12) is None

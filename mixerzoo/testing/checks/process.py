@@ -96,7 +96,8 @@ class _Kept:
                     continue
                 if isinstance(value, functools._lru_cache_wrapper):
                     self._caches[f"{module.__name__}.{name}"] = value
-                elif hasattr(value, "__len__") and hasattr(value, "clear") and hasattr(value, "copy"):
+                # Of its type: a container's class has these methods, too, and so has a name for one.
+                elif all(hasattr(type(value), method) for method in ("__len__", "clear", "copy")):
                     self._containers[f"{module.__name__}.{name}"] = value
         self._before = {name: value.copy() for name, value in self._containers.items()}
 
