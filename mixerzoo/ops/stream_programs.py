@@ -141,7 +141,8 @@ def _divided(matrix, inside, AXIS: tl.constexpr):
 @triton.jit
 def _started(x, inside, FLOOR: tl.constexpr):
     """exp of logits less the largest, none below the floor; what is no number stays none."""
-    start = tl.exp(x - _largest(x))
+    largest = _largest(x)
+    start = tl.exp(tl.where(inside, x, 0.0) - tl.where(inside, largest, 0.0))
     return tl.where(inside, tl.maximum(start, FLOOR, propagate_nan=tl.PropagateNan.ALL), 0.0)
 
 

@@ -105,10 +105,12 @@ def test_a_kernel_refuses_sources_that_are_not_alike(last: Tensor) -> None:
 
 @pytest.mark.parametrize("form", ["naive", "fused", pytest.param("kernel", marks=[interpreted, pytest.mark.slow])])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's NumPy
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_matrix_of_logits_that_are_no_numbers_is_none(bad: float, form: Any) -> None:
+@pytest.mark.parametrize(
+    ("bad", "where"), [(float("nan"), (0, 1, 2)), (float("inf"), (0, 1, 2)), (-float("inf"), 0)], ids=str
+)
+def test_a_matrix_of_logits_that_are_no_numbers_is_none(bad: float, where: Any, form: Any) -> None:
     logits = torch.zeros(2, 3, 3)
-    logits[0, 1, 2] = bad
+    logits[where] = bad
     logits.requires_grad_()
     with forms.forced(form):
         matrix = ops.sinkhorn(logits, 20)
